@@ -1,0 +1,1 @@
+//! lvmsync: moving, replicating and keeping the history of block devices.

@@ -1,0 +1,2 @@
+//! The `lvmsync` command.
+fn main() {}

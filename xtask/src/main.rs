@@ -1,0 +1,3 @@
+//! `cargo xtask`: the project's own commands (test, lab, demo, bench).
+
+fn main() {}
