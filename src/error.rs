@@ -1,0 +1,184 @@
+//! What can go wrong, as one type with one exit code for each way.
+//!
+//! Guarantees: every error says what was being done, to what, what was found and what was expected;
+//! `Display` never repeats its source (the chain is printed by `main` alone); the exit codes are part of
+//! the command line's contract and are listed in [`ExitCode`].
+
+use std::io;
+
+use crate::changes::cow::StoreError;
+use crate::delta::FormatError;
+
+/// Shorthand used by everything that can end a run.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The documented exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// Everything asked for was done, and is durable.
+    Done = 0,
+    /// Something failed that has no code of its own.
+    Failed = 1,
+    /// The command line was wrong.
+    Usage = 2,
+    /// `compare`: the volumes differ.
+    Differ = 3,
+    /// The change source cannot prove its list: a full compare is needed.
+    TrackingLost = 4,
+    /// Refused because it is not safe; nothing was written.
+    Refused = 5,
+    /// A delta is damaged or truncated.
+    Damaged = 6,
+    /// The remote end or the way to it failed.
+    Remote = 7,
+    /// Stopped by a signal.
+    Interrupted = 130,
+}
+
+impl ExitCode {
+    /// The code with this number, for what a remote end reports.
+    pub fn from_number(number: u8) -> Option<Self> {
+        use ExitCode::*;
+        [Done, Failed, Usage, Differ, TrackingLost, Refused, Damaged, Remote, Interrupted]
+            .into_iter()
+            .find(|code| *code as u8 == number)
+    }
+}
+
+/// Any way in which a run ends without success.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line asks for something that cannot be meant.
+    #[error("{0}")]
+    Usage(String),
+
+    /// The list of changes cannot be proved complete. `recover` is a command that gets the user out.
+    #[error("{volume}: {reason}\nThe list of changes would be incomplete. To recover: {recover}")]
+    TrackingLost {
+        /// The volume as the user named it.
+        volume: String,
+        /// What was found.
+        reason: String,
+        /// The command that makes both sides equal again.
+        recover: String,
+    },
+
+    /// An exception store that cannot be trusted.
+    #[error("{store}: cannot use this exception store")]
+    Store {
+        /// Path or device of the store.
+        store: String,
+        /// What is wrong with it.
+        source: StoreError,
+    },
+
+    /// A safety rule says no. `way_out` names the override or the repair.
+    #[error("{what}: {reason}{}", way_out_line(.way_out))]
+    Refused {
+        /// What is protected: the destination, mostly.
+        what: String,
+        /// What was found and what was expected.
+        reason: String,
+        /// What to do about it; empty where nothing can be done.
+        way_out: String,
+    },
+
+    /// A delta that is damaged, truncated or not a delta.
+    #[error("{what}: damaged or truncated delta")]
+    Damaged {
+        /// File name, `standard input` or the peer.
+        what: String,
+        /// Where and how.
+        source: FormatError,
+    },
+
+    /// The remote end, or the way to it.
+    #[error("{host}: {reason}")]
+    Remote {
+        /// Host as the user wrote it.
+        host: String,
+        /// What happened, with the remote's own words.
+        reason: String,
+    },
+
+    /// The remote end stopped with an error of its own; its code is ours.
+    #[error("{host}: {message}")]
+    RemoteFailed {
+        /// Host as the user wrote it.
+        host: String,
+        /// The remote's whole message.
+        message: String,
+        /// The remote's exit code.
+        code: ExitCode,
+    },
+
+    /// An operating system call failed.
+    #[error("{action}")]
+    Io {
+        /// What was being done to what: "cannot open /dev/vg/lv".
+        action: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+
+    /// LVM or device-mapper could not answer, or answered that there is no such thing.
+    #[error("{what}: {reason}")]
+    Lvm {
+        /// Volume or command.
+        what: String,
+        /// What LVM or the kernel said, or what is missing.
+        reason: String,
+    },
+
+    /// SIGINT, SIGTERM or SIGHUP.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+fn way_out_line(way_out: &str) -> String {
+    if way_out.is_empty() { String::new() } else { format!("\n{way_out}") }
+}
+
+impl Error {
+    /// An I/O error with what was being done.
+    pub fn io(action: impl Into<String>, source: io::Error) -> Self {
+        Error::Io { action: action.into(), source }
+    }
+
+    /// A refusal.
+    pub fn refused(
+        what: impl Into<String>,
+        reason: impl Into<String>,
+        way_out: impl Into<String>,
+    ) -> Self {
+        Error::Refused { what: what.into(), reason: reason.into(), way_out: way_out.into() }
+    }
+
+    /// The code that the process ends with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Error::Usage(_) => ExitCode::Usage,
+            Error::TrackingLost { .. } => ExitCode::TrackingLost,
+            Error::Store { source, .. } => source.exit_code(),
+            Error::Refused { .. } => ExitCode::Refused,
+            Error::Damaged { source, .. } => source.exit_code(),
+            Error::Remote { .. } => ExitCode::Remote,
+            Error::RemoteFailed { code, .. } => *code,
+            Error::Io { .. } | Error::Lvm { .. } => ExitCode::Failed,
+            Error::Interrupted => ExitCode::Interrupted,
+        }
+    }
+
+    /// The whole chain on one string, outermost first: what `main` prints and what a session relays.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            source = error.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,78 @@
+//! Volumes: block devices and regular files, and their twins in memory for tests.
+//!
+//! Guarantees: I/O is positional and whole (a short read or write is an error); [`WriteAt::sync`] returns
+//! only when everything written is on stable storage; nothing here decides *what* to write.
+
+pub mod aligned;
+pub mod block;
+pub mod faulty;
+pub mod in_use;
+pub mod memory;
+
+use std::io;
+
+use crate::extent::Extent;
+
+/// Something with a size that can be read at any place.
+pub trait ReadAt: Send + Sync {
+    /// Size in bytes, fixed while it is open.
+    fn size_bytes(&self) -> u64;
+
+    /// Fills all of `buffer` from `offset`, or fails: past the end is `UnexpectedEof`.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The next extent at or after `offset` that may hold anything but zeroes; `None` when only
+    /// zeroes follow. What cannot tell calls everything data.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
+        Ok(Extent::from_range(offset, self.size_bytes()))
+    }
+}
+
+/// A volume that can be written.
+pub trait WriteAt: ReadAt {
+    /// Writes all of `buffer` at `offset`, or fails.
+    fn write_all_at(&self, buffer: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes `extent` read as zeroes, as a hole or discard where the volume guarantees zeroes for it.
+    fn zero_at(&self, extent: Extent) -> io::Result<()>;
+
+    /// Makes a regular file longer. Volumes of fixed size answer `Unsupported`.
+    fn grow_to(&self, size_bytes: u64) -> io::Result<()> {
+        let _ = size_bytes;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Returns when all that was written is durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
+macro_rules! forward {
+    ($($pointer:ty),*) => {$(
+        impl<V: ReadAt + ?Sized> ReadAt for $pointer {
+            fn size_bytes(&self) -> u64 {
+                (**self).size_bytes()
+            }
+            fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+                (**self).read_exact_at(buffer, offset)
+            }
+            fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
+                (**self).next_data(offset)
+            }
+        }
+        impl<V: WriteAt + ?Sized> WriteAt for $pointer {
+            fn write_all_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+                (**self).write_all_at(buffer, offset)
+            }
+            fn zero_at(&self, extent: Extent) -> io::Result<()> {
+                (**self).zero_at(extent)
+            }
+            fn grow_to(&self, size_bytes: u64) -> io::Result<()> {
+                (**self).grow_to(size_bytes)
+            }
+            fn sync(&self) -> io::Result<()> {
+                (**self).sync()
+            }
+        }
+    )*};
+}
+forward!(&V, Box<V>, std::sync::Arc<V>);
