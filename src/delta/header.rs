@@ -1,0 +1,206 @@
+//! The header: what a delta is about, as JSON.
+//!
+//! Pure. Guarantees: a parsed header has a usable size and asks for no feature that is not known.
+
+use serde::{Deserialize, Serialize};
+
+use super::FormatError;
+use super::record::MAX_CONTROL_BYTES;
+use crate::extent::MAX_OFFSET;
+
+/// Features that this version can honour when a delta requires them.
+const KNOWN_FEATURES: [&str; 0] = [];
+
+/// A state of a volume: the id is compared, the name is for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// `lvm:` and the LV's UUID, or `file:` and an identity.
+    pub id: String,
+    /// As the user named it.
+    #[serde(default)]
+    pub name: String,
+}
+
+/// What told which extents differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Classic snapshot's exception table.
+    Cow,
+    /// Thin pool's mappings.
+    Thin,
+    /// dm-era's written-since record.
+    Era,
+    /// Comparing both sides.
+    Compare,
+    /// None: everything.
+    Full,
+    /// The reverse of another delta.
+    Undo,
+}
+
+impl Source {
+    /// The word in the header and in listings.
+    pub fn word(self) -> &'static str {
+        match self {
+            Source::Cow => "cow",
+            Source::Thin => "thin",
+            Source::Era => "era",
+            Source::Compare => "compare",
+            Source::Full => "full",
+            Source::Undo => "undo",
+        }
+    }
+}
+
+/// What the writer set out to send; for progress only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planned {
+    /// Extents in the change list.
+    pub extents: u64,
+    /// Bytes to be read and sent.
+    pub data_bytes: u64,
+    /// Bytes known to be zero.
+    pub zero_bytes: u64,
+}
+
+/// The `H` record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Size of the target state in bytes.
+    pub volume_size: u64,
+    /// Size of the base state in bytes; `None` in a full copy.
+    #[serde(default)]
+    pub base_size: Option<u64>,
+    /// The base state; `None` in a full copy or where it has no identity.
+    #[serde(default)]
+    pub base: Option<State>,
+    /// The target state; `None` where it has no identity.
+    #[serde(default)]
+    pub target: Option<State>,
+    /// What found the changes.
+    pub source: Source,
+    /// Bytes that the source calls changed at once.
+    #[serde(default = "one")]
+    pub granularity: u64,
+    /// Seconds since 1970 UTC.
+    #[serde(default)]
+    pub created: i64,
+    /// Compression that was asked for.
+    #[serde(default)]
+    pub codec: String,
+    /// Writer's name and version.
+    #[serde(default)]
+    pub program: String,
+    /// The writer's plan.
+    #[serde(default)]
+    pub planned: Planned,
+    /// Features without which the delta cannot be understood.
+    #[serde(default)]
+    pub required_features: Vec<String>,
+    /// Features that may be ignored.
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl Header {
+    /// True when this delta stands on no base.
+    pub fn is_full_copy(&self) -> bool {
+        self.source == Source::Full
+    }
+
+    /// The payload of the record.
+    pub fn encode(&self) -> Vec<u8> {
+        // Numbers, strings and lists only: this cannot fail, and an empty payload is refused by readers.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads the payload of an `H` record at delta offset `at`.
+    pub fn decode(payload: &[u8], at: u64) -> Result<Self, FormatError> {
+        let field = |field, found: String, expected: &str| FormatError::Field {
+            at,
+            field,
+            found,
+            expected: expected.to_owned(),
+        };
+        let header: Header = serde_json::from_slice(payload)
+            .map_err(|error| field("header", error.to_string(), "the JSON object of the format"))?;
+        if let Some(name) = header
+            .required_features
+            .iter()
+            .find(|name| !KNOWN_FEATURES.contains(&name.as_str()))
+        {
+            return Err(FormatError::UnknownFeature { name: name.clone() });
+        }
+        let sizes = [Some(header.volume_size), header.base_size];
+        if let Some(size) = sizes.into_iter().flatten().find(|size| *size > MAX_OFFSET) {
+            return Err(field("volume_size", size.to_string(), "a size below 2^63"));
+        }
+        if header.base.is_some() && header.is_full_copy() {
+            return Err(field("base", "a state".to_owned(), "none in a full copy"));
+        }
+        Ok(header)
+    }
+
+    /// True if the payload keeps the format's limit.
+    pub fn fits(&self) -> bool {
+        self.encode().len() <= MAX_CONTROL_BYTES as usize
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn header(volume_size: u64) -> Header {
+        Header {
+            volume_size,
+            base_size: Some(volume_size),
+            base: Some(State { id: "lvm:base".into(), name: "vg/s1".into() }),
+            target: Some(State { id: "lvm:target".into(), name: "vg/s2".into() }),
+            source: Source::Cow,
+            granularity: 4096,
+            created: 1_700_000_000,
+            codec: "none".into(),
+            program: "lvmsync test".into(),
+            planned: Planned { extents: 1, data_bytes: 4096, zero_bytes: 0 },
+            required_features: vec![],
+            features: vec![],
+        }
+    }
+
+    #[test]
+    fn a_header_comes_back() {
+        let header = header(1 << 40);
+        assert_eq!(Header::decode(&header.encode(), 0).unwrap(), header);
+    }
+
+    #[test]
+    fn unknown_keys_are_ignored_and_unknown_required_features_are_named() {
+        let minimal = br#"{"volume_size": 512, "source": "full", "colour": [1, {"x": null}]}"#;
+        assert_eq!(Header::decode(minimal, 0).unwrap().volume_size, 512);
+        let asking = br#"{"volume_size": 512, "source": "full", "required_features": ["time-travel"]}"#;
+        let error = Header::decode(asking, 0).unwrap_err();
+        assert!(error.to_string().contains("time-travel"), "{error}");
+        assert_eq!(error.exit_code(), crate::error::ExitCode::Refused);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in [
+            "",
+            "{}",
+            "[]",
+            r#"{"volume_size": -1, "source": "full"}"#,
+            r#"{"volume_size": 9223372036854775808, "source": "full"}"#,
+            r#"{"volume_size": 1, "source": "guess"}"#,
+            r#"{"volume_size": 1, "source": "full", "base": {"id": "x"}}"#,
+        ] {
+            assert!(Header::decode(text.as_bytes(), 0).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Samples: digests of blocks that a delta leaves alone, by which a receiver knows its base.
+//!
+//! Pure but for the volume that blocks are read from. Guarantees: every sampled block lies wholly in the
+//! base and outside the change list, so it is equal in base and target whatever the delta holds.
+
+use std::io;
+
+use super::FormatError;
+use super::record::{u32_at, u64_at};
+use crate::extent::{ChangeList, Extent};
+use crate::volume::ReadAt;
+
+/// Bytes of a sampled block.
+pub const BLOCK_BYTES: u64 = 4096;
+/// Most samples that a reader accepts.
+const MAX_SAMPLES: usize = 2048;
+/// Samples that a writer takes where there are enough unchanged blocks.
+const SAMPLES: usize = 128;
+/// Blocks that a writer looks at to find ones that are not zero.
+const CANDIDATES: usize = 2 * SAMPLES;
+const ENTRY_BYTES: usize = 24;
+
+/// One sampled block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sample {
+    /// Volume offset in bytes, a multiple of nothing in particular.
+    pub offset: u64,
+    /// First half of the block's BLAKE3.
+    pub digest: [u8; 16],
+}
+
+/// The `S` record: sorted by offset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Samples(Vec<Sample>);
+
+impl Samples {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True when nothing could be sampled.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The payload of the record.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(8 + self.0.len() * ENTRY_BYTES);
+        bytes.extend_from_slice(&4096u32.to_le_bytes());
+        bytes.extend_from_slice(&u32::try_from(self.0.len()).unwrap_or(u32::MAX).to_le_bytes());
+        for sample in &self.0 {
+            bytes.extend_from_slice(&sample.offset.to_le_bytes());
+            bytes.extend_from_slice(&sample.digest);
+        }
+        bytes
+    }
+
+    /// Reads the payload of an `S` record at delta offset `at`.
+    pub fn decode(payload: &[u8], at: u64) -> Result<Self, FormatError> {
+        let field = |field, found: String, expected: String| FormatError::Field {
+            at,
+            field,
+            found,
+            expected,
+        };
+        let block_bytes = u64::from(u32_at(payload, 0));
+        if block_bytes != BLOCK_BYTES {
+            return Err(field("block_bytes", block_bytes.to_string(), BLOCK_BYTES.to_string()));
+        }
+        let count = u32_at(payload, 4) as usize;
+        if count > MAX_SAMPLES || payload.len() != 8 + count * ENTRY_BYTES {
+            let expected = format!("at most {MAX_SAMPLES} and as many as the record holds");
+            return Err(field("count", count.to_string(), expected));
+        }
+        let mut samples = Vec::with_capacity(count);
+        for entry in payload[8..].chunks_exact(ENTRY_BYTES) {
+            let mut digest = [0; 16];
+            digest.copy_from_slice(&entry[8..]);
+            samples.push(Sample { offset: u64_at(entry, 0), digest });
+        }
+        if let Some(pair) = samples.windows(2).find(|pair| pair[0].offset >= pair[1].offset) {
+            let expected = format!("more than {}", pair[0].offset);
+            return Err(field("sample offset", pair[1].offset.to_string(), expected));
+        }
+        Ok(Self(samples))
+    }
+
+    /// Chooses and reads samples from `base`, which must hold the base state.
+    pub fn take(base: &dyn ReadAt, changes: &ChangeList) -> io::Result<Self> {
+        let mut block = [0; BLOCK_BYTES as usize];
+        let mut full = Vec::new();
+        let mut zero = Vec::new();
+        for offset in candidates(changes, base.size_bytes()) {
+            base.read_exact_at(&mut block, offset)?;
+            let sample = Sample { offset, digest: digest(&block) };
+            let bucket = if block.iter().all(|byte| *byte == 0) { &mut zero } else { &mut full };
+            bucket.push(sample);
+            if full.len() == SAMPLES {
+                break;
+            }
+        }
+        // Zero blocks say little, but a volume that is zero where the delta says so is still some proof.
+        full.extend(zero.into_iter().take(SAMPLES - full.len()));
+        full.sort_unstable();
+        full.dedup_by_key(|sample| sample.offset);
+        Ok(Self(full))
+    }
+
+    /// The offset of the first sample that `volume` does not hold; `None` when all match. A sample past
+    /// the end of `volume` counts as different.
+    pub fn first_mismatch(&self, volume: &dyn ReadAt) -> io::Result<Option<u64>> {
+        let mut block = [0; BLOCK_BYTES as usize];
+        for sample in &self.0 {
+            let end = sample.offset.checked_add(BLOCK_BYTES);
+            if end.is_none_or(|end| end > volume.size_bytes()) {
+                return Ok(Some(sample.offset));
+            }
+            volume.read_exact_at(&mut block, sample.offset)?;
+            if digest(&block) != sample.digest {
+                return Ok(Some(sample.offset));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn digest(block: &[u8]) -> [u8; 16] {
+    let mut short = [0; 16];
+    short.copy_from_slice(&blake3::hash(block).as_bytes()[..16]);
+    short
+}
+
+/// Offsets of unchanged blocks in the order in which they are worth reading: by turns one beside a changed
+/// extent and one from the rest, each kind spread over the whole volume.
+fn candidates(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
+    let neighbours = beside_changes(changes, size_bytes);
+    let spread = spread_over_unchanged(changes, size_bytes);
+    let mut both = Vec::with_capacity(neighbours.len() + spread.len());
+    let longest = neighbours.len().max(spread.len());
+    for turn in 0..longest {
+        both.extend(neighbours.get(turn));
+        both.extend(spread.get(turn));
+    }
+    let mut seen = std::collections::HashSet::new();
+    // Blocks from the two lists may overlap without being equal; the same whole block is enough to avoid.
+    both.retain(|offset| seen.insert(*offset));
+    both
+}
+
+/// The block before and the block after some of the changed extents, where these are unchanged.
+fn beside_changes(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
+    let step = changes.len().div_ceil(CANDIDATES / 2).max(1);
+    let mut found = Vec::new();
+    for change in changes.iter().step_by(step) {
+        let after = change.extent.end().next_multiple_of(BLOCK_BYTES);
+        let before = (change.extent.offset() / BLOCK_BYTES).checked_sub(1).map(|b| b * BLOCK_BYTES);
+        found.extend([Some(after), before].into_iter().flatten().filter(|offset| {
+            Extent::new(*offset, BLOCK_BYTES)
+                .is_some_and(|block| block.end() <= size_bytes && !changes.touches(block))
+        }));
+    }
+    scatter(found)
+}
+
+/// Blocks at even distances in the unchanged part, counted as if it were one piece.
+fn spread_over_unchanged(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
+    let blocks_in = |gap: Extent| {
+        let start = gap.offset().next_multiple_of(BLOCK_BYTES);
+        (start, gap.end().saturating_sub(start) / BLOCK_BYTES)
+    };
+    let total: u64 = changes.unchanged(size_bytes).map(|gap| blocks_in(gap).1).sum();
+    let step = total.div_ceil(CANDIDATES as u64).max(1);
+    let mut found = Vec::new();
+    let mut skip = step / 2;
+    for gap in changes.unchanged(size_bytes) {
+        let (start, blocks) = blocks_in(gap);
+        while skip < blocks {
+            found.push(start + skip * BLOCK_BYTES);
+            skip += step;
+        }
+        skip -= blocks;
+    }
+    scatter(found)
+}
+
+/// The same offsets in an order of which every beginning is spread over the whole.
+fn scatter(mut offsets: Vec<u64>) -> Vec<u64> {
+    offsets.sort_by_key(|offset| blake3::hash(&offset.to_le_bytes()).as_bytes()[..8].to_vec());
+    offsets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extent::{Change, Kind};
+    use crate::volume::memory::MemoryVolume;
+    use proptest::prelude::*;
+
+    fn changes(extents: &[(u64, u64)]) -> ChangeList {
+        let change = |(offset, length): &(u64, u64)| Change {
+            extent: Extent::new(*offset, *length).unwrap(),
+            kind: Kind::Data,
+        };
+        extents.iter().map(change).collect()
+    }
+
+    fn noise(length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        blake3::Hasher::new().update(b"noise").finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn samples_never_touch_what_changes(
+            extents in prop::collection::vec((0u64..1_000_000, 1u64..60_000), 0..12), size in 0u64..1_000_000,
+        ) {
+            let list = changes(&extents);
+            let volume = MemoryVolume::new(noise(usize::try_from(size).unwrap()));
+            let samples = Samples::take(&volume, &list).unwrap();
+            for sample in &samples.0 {
+                let block = Extent::new(sample.offset, BLOCK_BYTES).unwrap();
+                prop_assert!(block.end() <= size && !list.touches(block));
+            }
+            prop_assert!(samples.len() <= SAMPLES);
+            prop_assert_eq!(samples.first_mismatch(&volume).unwrap(), None);
+            prop_assert_eq!(Samples::decode(&samples.encode(), 0).unwrap(), samples);
+        }
+    }
+
+    #[test]
+    fn a_different_base_is_found_and_a_shorter_one_too() {
+        let bytes = noise(4 << 20);
+        let list = changes(&[(40_960, 8192)]);
+        let samples = Samples::take(&MemoryVolume::new(bytes.clone()), &list).unwrap();
+        assert_eq!(samples.len(), SAMPLES);
+        let mut other = bytes.clone();
+        other[40_959] ^= 1; // the block just before the change is always among the samples
+        assert!(samples.first_mismatch(&MemoryVolume::new(other)).unwrap().is_some());
+        let short = bytes[..1 << 20].to_vec();
+        assert!(samples.first_mismatch(&MemoryVolume::new(short)).unwrap().is_some());
+    }
+
+    #[test]
+    fn blocks_with_content_are_preferred() {
+        let mut bytes = vec![0; 64 << 20];
+        for block in bytes.chunks_mut(4096).step_by(64) {
+            block[7] = 1;
+        }
+        let samples = Samples::take(&MemoryVolume::new(bytes), &ChangeList::default()).unwrap();
+        assert_eq!(samples.len(), SAMPLES);
+    }
+
+    #[test]
+    fn damaged_samples_are_refused() {
+        assert!(Samples::decode(&[], 0).is_err());
+        let sample = |offset| Sample { offset, digest: [1; 16] };
+        let good = Samples(vec![sample(0), sample(4096)]).encode();
+        assert!(Samples::decode(&good[..good.len() - 1], 0).is_err());
+        assert!(Samples::decode(&Samples(vec![sample(4096), sample(0)]).encode(), 0).is_err());
+        assert!(Samples::decode(&Samples(vec![sample(0); 2049]).encode(), 0).is_err());
+    }
+}
