@@ -40,9 +40,19 @@ impl ExitCode {
     /// The code with this number, for what a remote end reports.
     pub fn from_number(number: u8) -> Option<Self> {
         use ExitCode::*;
-        [Done, Failed, Usage, Differ, TrackingLost, Refused, Damaged, Remote, Interrupted]
-            .into_iter()
-            .find(|code| *code as u8 == number)
+        [
+            Done,
+            Failed,
+            Usage,
+            Differ,
+            TrackingLost,
+            Refused,
+            Damaged,
+            Remote,
+            Interrupted,
+        ]
+        .into_iter()
+        .find(|code| *code as u8 == number)
     }
 }
 
@@ -137,13 +147,20 @@ pub enum Error {
 }
 
 fn way_out_line(way_out: &str) -> String {
-    if way_out.is_empty() { String::new() } else { format!("\n{way_out}") }
+    if way_out.is_empty() {
+        String::new()
+    } else {
+        format!("\n{way_out}")
+    }
 }
 
 impl Error {
     /// An I/O error with what was being done.
     pub fn io(action: impl Into<String>, source: io::Error) -> Self {
-        Error::Io { action: action.into(), source }
+        Error::Io {
+            action: action.into(),
+            source,
+        }
     }
 
     /// A refusal.
@@ -152,7 +169,11 @@ impl Error {
         reason: impl Into<String>,
         way_out: impl Into<String>,
     ) -> Self {
-        Error::Refused { what: what.into(), reason: reason.into(), way_out: way_out.into() }
+        Error::Refused {
+            what: what.into(),
+            reason: reason.into(),
+            way_out: way_out.into(),
+        }
     }
 
     /// The code that the process ends with.

@@ -95,11 +95,18 @@ const ZERO_BIT: u64 = 1 << 63;
 impl Packed {
     fn new(extent: Extent, kind: Kind) -> Self {
         let flag = if kind == Kind::Zero { ZERO_BIT } else { 0 };
-        Self { offset: extent.offset, length_and_kind: extent.length | flag }
+        Self {
+            offset: extent.offset,
+            length_and_kind: extent.length | flag,
+        }
     }
 
     fn kind(self) -> Kind {
-        if self.length_and_kind & ZERO_BIT == 0 { Kind::Data } else { Kind::Zero }
+        if self.length_and_kind & ZERO_BIT == 0 {
+            Kind::Data
+        } else {
+            Kind::Zero
+        }
     }
 
     fn length(self) -> u64 {
@@ -112,7 +119,10 @@ impl Packed {
 
     fn change(self) -> Change {
         Change {
-            extent: Extent { offset: self.offset, length: self.length() },
+            extent: Extent {
+                offset: self.offset,
+                length: self.length(),
+            },
             kind: self.kind(),
         }
     }
@@ -162,7 +172,11 @@ impl ChangeList {
 
     /// Total bytes of one kind.
     pub fn bytes(&self, kind: Kind) -> u64 {
-        self.packed.iter().filter(|p| p.kind() == kind).map(|p| p.length()).sum()
+        self.packed
+            .iter()
+            .filter(|p| p.kind() == kind)
+            .map(|p| p.length())
+            .sum()
     }
 
     /// Total bytes of both kinds.
@@ -175,7 +189,9 @@ impl ChangeList {
         if other.is_empty() {
             return self;
         }
-        let mut builder = ChangeListBuilder { packed: std::mem::take(&mut self.packed) };
+        let mut builder = ChangeListBuilder {
+            packed: std::mem::take(&mut self.packed),
+        };
         for change in other.iter() {
             builder.push(change.extent, change.kind);
         }
@@ -190,7 +206,10 @@ impl ChangeList {
                 continue;
             }
             if last.end() > size_bytes {
-                let clipped = Extent { offset: last.offset, length: size_bytes - last.offset };
+                let clipped = Extent {
+                    offset: last.offset,
+                    length: size_bytes - last.offset,
+                };
                 *last = Packed::new(clipped, last.kind());
             }
             break;
@@ -213,7 +232,9 @@ impl ChangeList {
     /// True when any byte of `extent` is in the list.
     pub fn touches(&self, extent: Extent) -> bool {
         let next = self.packed.partition_point(|p| p.end() <= extent.offset);
-        self.packed.get(next).is_some_and(|p| p.offset < extent.end())
+        self.packed
+            .get(next)
+            .is_some_and(|p| p.offset < extent.end())
     }
 }
 
@@ -247,7 +268,10 @@ impl ChangeListBuilder {
             && last.end() == new.offset
             && last.kind() == kind
         {
-            let joined = Extent { offset: last.offset, length: last.length() + extent.length };
+            let joined = Extent {
+                offset: last.offset,
+                length: last.length() + extent.length,
+            };
             *last = Packed::new(joined, kind);
             return;
         }
@@ -264,14 +288,20 @@ impl ChangeListBuilder {
     /// Sorts, resolves overlaps, joins neighbours.
     pub fn finish(mut self) -> ChangeList {
         self.compact();
-        ChangeList { packed: self.packed }
+        ChangeList {
+            packed: self.packed,
+        }
     }
 
     fn compact(&mut self) {
         if !self.packed.is_sorted_by_key(|p| p.offset) {
             self.packed.sort_unstable_by_key(|p| p.offset);
         }
-        if self.packed.windows(2).any(|pair| pair[1].offset < pair[0].end()) {
+        if self
+            .packed
+            .windows(2)
+            .any(|pair| pair[1].offset < pair[0].end())
+        {
             self.packed = resolve_overlaps(&self.packed);
         } else {
             join_neighbours(&mut self.packed);
@@ -284,7 +314,10 @@ fn join_neighbours(packed: &mut Vec<Packed>) {
     packed.dedup_by(|next, last| {
         let touching = last.end() == next.offset && last.kind() == next.kind();
         if touching {
-            let joined = Extent { offset: last.offset, length: last.length() + next.length() };
+            let joined = Extent {
+                offset: last.offset,
+                length: last.length() + next.length(),
+            };
             *last = Packed::new(joined, last.kind());
         }
         touching
@@ -299,7 +332,13 @@ fn resolve_overlaps(sorted: &[Packed]) -> Vec<Packed> {
             match runs.last_mut() {
                 Some(last) if p.offset <= last.end() => {
                     let length = last.end().max(p.end()) - last.offset;
-                    *last = Packed::new(Extent { offset: last.offset, length }, kind);
+                    *last = Packed::new(
+                        Extent {
+                            offset: last.offset,
+                            length,
+                        },
+                        kind,
+                    );
                 }
                 _ => runs.push(*p),
             }
@@ -363,7 +402,13 @@ mod tests {
 
     fn build(pushes: &[(u64, u64, bool)]) -> ChangeList {
         let kind = |is_data| if is_data { Kind::Data } else { Kind::Zero };
-        pushes.iter().map(|&(o, l, d)| Change { extent: extent(o, l), kind: kind(d) }).collect()
+        pushes
+            .iter()
+            .map(|&(o, l, d)| Change {
+                extent: extent(o, l),
+                kind: kind(d),
+            })
+            .collect()
     }
 
     fn cells_of(list: &ChangeList, size: usize) -> Vec<u8> {
@@ -427,7 +472,11 @@ mod tests {
                 builder.push(extent(scattered * 8192, 4096), Kind::Data);
             }
         }
-        assert!(builder.packed.capacity() <= 2 * COMPACT_FROM, "{}", builder.packed.capacity());
+        assert!(
+            builder.packed.capacity() <= 2 * COMPACT_FROM,
+            "{}",
+            builder.packed.capacity()
+        );
         assert_eq!(builder.finish().len(), 10_000);
     }
 }

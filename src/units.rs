@@ -45,7 +45,9 @@ pub fn sectors_to_bytes(sectors: u64) -> Option<u64> {
 /// bytes. Returns the number of bytes, or a sentence that says what was wrong.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || {
-        format!("`{text}` is not a size: write a number and a unit, such as 512, 64k, 10M or 1.5GiB")
+        format!(
+            "`{text}` is not a size: write a number and a unit, such as 512, 64k, 10M or 1.5GiB"
+        )
     };
     let text_trimmed = text.trim();
     let split = text_trimmed
@@ -67,7 +69,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
     let whole: u128 = whole.parse().map_err(|_| wrong())?;
     let scale = 10u128.pow(u32::try_from(fraction.len()).unwrap_or(0));
-    let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| wrong())? };
+    let fraction: u128 = if fraction.is_empty() {
+        0
+    } else {
+        fraction.parse().map_err(|_| wrong())?
+    };
     let bytes = whole
         .checked_mul(scale)
         .and_then(|n| n.checked_add(fraction))

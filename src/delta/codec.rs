@@ -21,7 +21,9 @@ pub enum Codec {
 impl Codec {
     /// The codec with this number in a record.
     pub fn from_number(number: u8) -> Option<Self> {
-        [Codec::None, Codec::Lz4, Codec::Zstd].into_iter().find(|codec| *codec as u8 == number)
+        [Codec::None, Codec::Lz4, Codec::Zstd]
+            .into_iter()
+            .find(|codec| *codec as u8 == number)
     }
 
     /// Its name on the command line and in listings.
@@ -59,9 +61,13 @@ impl FromStr for Compression {
             ("zstd", "") if !text.ends_with(':') => Ok(Compression::Zstd(ZSTD_LEVEL_DEFAULT)),
             ("zstd", level) => match level.parse() {
                 Ok(level) if (1..=ZSTD_LEVEL_MAX).contains(&level) => Ok(Compression::Zstd(level)),
-                _ => Err(format!("zstd levels are 1 to {ZSTD_LEVEL_MAX}, not `{level}`")),
+                _ => Err(format!(
+                    "zstd levels are 1 to {ZSTD_LEVEL_MAX}, not `{level}`"
+                )),
             },
-            _ => Err(format!("`{text}` is not a compression: use none, lz4, zstd or zstd:LEVEL")),
+            _ => Err(format!(
+                "`{text}` is not a compression: use none, lz4, zstd or zstd:LEVEL"
+            )),
         }
     }
 }
@@ -104,9 +110,10 @@ impl Compressor {
                 out.resize(lz4_flex::block::get_maximum_output_size(data.len()), 0);
                 (Codec::Lz4, lz4_flex::block::compress_into(data, out).ok()?)
             }
-            (Compression::Zstd(_), Some(zstd)) => {
-                (Codec::Zstd, zstd.compress_to_buffer(data, out.as_mut_slice()).ok()?)
-            }
+            (Compression::Zstd(_), Some(zstd)) => (
+                Codec::Zstd,
+                zstd.compress_to_buffer(data, out.as_mut_slice()).ok()?,
+            ),
             _ => return None,
         };
         out.truncate(written);
@@ -131,7 +138,11 @@ pub fn decompress(codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<(), Str
             zstd::bulk::decompress_to_buffer(stored, out).map_err(|error| error.to_string())?
         }
     };
-    if written == expected { Ok(()) } else { Err(format!("it gave {written} bytes")) }
+    if written == expected {
+        Ok(())
+    } else {
+        Err(format!("it gave {written} bytes"))
+    }
 }
 
 #[cfg(test)]
@@ -145,7 +156,9 @@ mod tests {
             assert_eq!(text.parse::<Compression>().unwrap().to_string(), text);
         }
         assert_eq!("zstd".parse(), Ok(Compression::Zstd(3)));
-        for text in ["", "gzip", "zstd:", "zstd:0", "zstd:20", "zstd:x", "lz4:3", "none:1"] {
+        for text in [
+            "", "gzip", "zstd:", "zstd:0", "zstd:20", "zstd:x", "lz4:3", "none:1",
+        ] {
             assert!(text.parse::<Compression>().is_err(), "{text}");
         }
     }

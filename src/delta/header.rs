@@ -160,14 +160,24 @@ pub(crate) mod tests {
         Header {
             volume_size,
             base_size: Some(volume_size),
-            base: Some(State { id: "lvm:base".into(), name: "vg/s1".into() }),
-            target: Some(State { id: "lvm:target".into(), name: "vg/s2".into() }),
+            base: Some(State {
+                id: "lvm:base".into(),
+                name: "vg/s1".into(),
+            }),
+            target: Some(State {
+                id: "lvm:target".into(),
+                name: "vg/s2".into(),
+            }),
             source: Source::Cow,
             granularity: 4096,
             created: 1_700_000_000,
             codec: "none".into(),
             program: "lvmsync test".into(),
-            planned: Planned { extents: 1, data_bytes: 4096, zero_bytes: 0 },
+            planned: Planned {
+                extents: 1,
+                data_bytes: 4096,
+                zero_bytes: 0,
+            },
             required_features: vec![],
             features: vec![],
         }
@@ -183,7 +193,8 @@ pub(crate) mod tests {
     fn unknown_keys_are_ignored_and_unknown_required_features_are_named() {
         let minimal = br#"{"volume_size": 512, "source": "full", "colour": [1, {"x": null}]}"#;
         assert_eq!(Header::decode(minimal, 0).unwrap().volume_size, 512);
-        let asking = br#"{"volume_size": 512, "source": "full", "required_features": ["time-travel"]}"#;
+        let asking =
+            br#"{"volume_size": 512, "source": "full", "required_features": ["time-travel"]}"#;
         let error = Header::decode(asking, 0).unwrap_err();
         assert!(error.to_string().contains("time-travel"), "{error}");
         assert_eq!(error.exit_code(), crate::error::ExitCode::Refused);

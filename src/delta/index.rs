@@ -31,7 +31,11 @@ pub struct IndexBuilder {
 
 impl Default for IndexBuilder {
     fn default() -> Self {
-        Self { entries: Vec::new(), spacing: FIRST_SPACING, capacity: MAX_ENTRIES }
+        Self {
+            entries: Vec::new(),
+            spacing: FIRST_SPACING,
+            capacity: MAX_ENTRIES,
+        }
     }
 }
 
@@ -67,7 +71,10 @@ impl IndexBuilder {
             }
             bytes
         };
-        (self.entries.chunks(per_record).map(payload).collect(), self.entries.len() as u64)
+        (
+            self.entries.chunks(per_record).map(payload).collect(),
+            self.entries.len() as u64,
+        )
     }
 }
 
@@ -131,33 +138,59 @@ mod tests {
 
     #[test]
     fn a_full_index_halves_itself_and_keeps_the_first_frame() {
-        let mut builder = IndexBuilder { capacity: 8, ..IndexBuilder::default() };
+        let mut builder = IndexBuilder {
+            capacity: 8,
+            ..IndexBuilder::default()
+        };
         for frame in 0..1000u64 {
-            builder.frame(Entry { volume_offset: frame * 4096, delta_offset: 100 + frame * 70_000 });
+            builder.frame(Entry {
+                volume_offset: frame * 4096,
+                delta_offset: 100 + frame * 70_000,
+            });
             assert!(builder.entries.len() <= 8);
         }
         let (payloads, count) = builder.finish();
         let found: Vec<Entry> = entries(&payloads[0]).collect();
         assert_eq!(found.len() as u64, count);
         assert!(count >= 4);
-        let first = Entry { volume_offset: 0, delta_offset: 100 };
+        let first = Entry {
+            volume_offset: 0,
+            delta_offset: 100,
+        };
         assert_eq!(found[0], first);
         let mut checker = IndexChecker::default();
-        checker.payload(&payloads[0], 0, first, 100 + 1000 * 70_000).unwrap();
+        checker
+            .payload(&payloads[0], 0, first, 100 + 1000 * 70_000)
+            .unwrap();
         assert_eq!(checker.entries(), count);
     }
 
     #[test]
     fn a_wrong_entry_is_found() {
-        let first = Entry { volume_offset: 4096, delta_offset: 60 };
+        let first = Entry {
+            volume_offset: 4096,
+            delta_offset: 60,
+        };
         let mut builder = IndexBuilder::default();
         builder.frame(first);
-        builder.frame(Entry { volume_offset: 9 << 20, delta_offset: 90_000 });
+        builder.frame(Entry {
+            volume_offset: 9 << 20,
+            delta_offset: 90_000,
+        });
         let (payloads, _) = builder.finish();
-        let check = |payload: &[u8], first, end| IndexChecker::default().payload(payload, 0, first, end);
+        let check =
+            |payload: &[u8], first, end| IndexChecker::default().payload(payload, 0, first, end);
         check(&payloads[0], first, 100_000).unwrap();
         check(&payloads[0], first, 90_000).unwrap_err();
-        check(&payloads[0], Entry { delta_offset: 61, ..first }, 100_000).unwrap_err();
+        check(
+            &payloads[0],
+            Entry {
+                delta_offset: 61,
+                ..first
+            },
+            100_000,
+        )
+        .unwrap_err();
         let swapped = [&payloads[0][..16], &payloads[0][..16]].concat();
         check(&swapped, first, 100_000).unwrap_err();
     }

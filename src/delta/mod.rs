@@ -44,7 +44,9 @@ pub enum FormatError {
     },
 
     /// The header asks for what this program does not know.
-    #[error("this delta needs {name:?}, which this version of lvmsync does not know: use a newer one")]
+    #[error(
+        "this delta needs {name:?}, which this version of lvmsync does not know: use a newer one"
+    )]
     UnknownFeature {
         /// The feature's name.
         name: String,
@@ -60,7 +62,9 @@ pub enum FormatError {
     },
 
     /// A checksum does not match.
-    #[error("the checksum of {what} at byte {at} is {found}, expected {expected}: bytes were changed")]
+    #[error(
+        "the checksum of {what} at byte {at} is {found}, expected {expected}: bytes were changed"
+    )]
     Checksum {
         /// Delta offset.
         at: u64,

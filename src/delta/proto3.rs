@@ -33,7 +33,11 @@ pub fn read_first_line<R: Read>(input: &mut BufReader<R>) -> Result<FirstLine, F
             Err(FormatError::Truncated { .. }) => break,
             Err(error) => return Err(error),
         }
-        let looks_right = line.iter().zip(MAGIC_LINE.iter()).take(14).all(|(a, b)| a == b);
+        let looks_right = line
+            .iter()
+            .zip(MAGIC_LINE.iter())
+            .take(14)
+            .all(|(a, b)| a == b);
         if !looks_right && line.len() > 40 {
             break; // enough to show
         }
@@ -48,15 +52,23 @@ pub fn read_first_line<R: Read>(input: &mut BufReader<R>) -> Result<FirstLine, F
             line: text.to_owned(),
             reason: "the unit of its offsets cannot be told from the stream; make it again with a newer lvmsync",
         }),
-        _ if line.is_empty() => Err(FormatError::Truncated { at: 0, inside: "the first line" }),
+        _ if line.is_empty() => Err(FormatError::Truncated {
+            at: 0,
+            inside: "the first line",
+        }),
         _ if MAGIC_LINE.starts_with(&line) || MAGIC_LINE_3.starts_with(&line) => {
-            Err(FormatError::Truncated { at: line.len() as u64, inside: "the first line" })
+            Err(FormatError::Truncated {
+                at: line.len() as u64,
+                inside: "the first line",
+            })
         }
         _ if text.starts_with("lvmsync PROTO[") => Err(FormatError::UnsupportedVersion {
             line: text.chars().take(40).collect(),
             reason: "this version of lvmsync does not know it; use a newer one",
         }),
-        _ => Err(FormatError::NotADelta { found: text.chars().take(40).collect() }),
+        _ => Err(FormatError::NotADelta {
+            found: text.chars().take(40).collect(),
+        }),
     }
 }
 
@@ -72,7 +84,12 @@ pub struct Proto3Reader<R: Read> {
 impl<R: Read> Proto3Reader<R> {
     /// Reads a stream whose first line was already read.
     pub fn after_first_line(input: BufReader<R>) -> Self {
-        Self { input, position: MAGIC_LINE_3.len() as u64, open: None, records: 0 }
+        Self {
+            input,
+            position: MAGIC_LINE_3.len() as u64,
+            open: None,
+            records: 0,
+        }
     }
 
     /// Bytes of the stream read so far.
@@ -121,7 +138,10 @@ impl<R: Read> Proto3Reader<R> {
         let (offset, length) = bytes.split_at(8);
         let offset = u64::from_be_bytes(offset.try_into().unwrap_or([0xff; 8]));
         let length = u64::from(u32::from_be_bytes(length.try_into().unwrap_or([0xff; 4])));
-        if offset.checked_add(length).is_none_or(|end| end > MAX_OFFSET) {
+        if offset
+            .checked_add(length)
+            .is_none_or(|end| end > MAX_OFFSET)
+        {
             return Err(FormatError::Field {
                 at,
                 field: "offset",
@@ -211,7 +231,9 @@ mod tests {
     #[test]
     fn a_long_record_comes_in_pieces_cut_at_mebibytes() {
         let mut writer = Proto3Writer::new(Vec::new()).unwrap();
-        writer.record((1 << 20) - 100, &vec![3; (2 << 20) + 200]).unwrap();
+        writer
+            .record((1 << 20) - 100, &vec![3; (2 << 20) + 200])
+            .unwrap();
         let pieces = all(&writer.finish().unwrap()).unwrap();
         let lengths: Vec<usize> = pieces.iter().map(|(_, data)| data.len()).collect();
         assert_eq!(lengths, [100, 1 << 20, 1 << 20, 100]);
@@ -230,14 +252,23 @@ mod tests {
     #[test]
     fn first_lines() {
         let first = |bytes: &[u8]| read_first_line(&mut BufReader::new(bytes));
-        assert_eq!(first(b"lvmsync PROTO[4]\nrest").unwrap(), FirstLine::Version4);
-        assert_eq!(first(b"lvmsync PROTO[3]\r\nrest").unwrap(), FirstLine::Version3);
+        assert_eq!(
+            first(b"lvmsync PROTO[4]\nrest").unwrap(),
+            FirstLine::Version4
+        );
+        assert_eq!(
+            first(b"lvmsync PROTO[3]\r\nrest").unwrap(),
+            FirstLine::Version3
+        );
         for (bytes, words) in [
             (&b"lvmsync PROTO[2]\n"[..], "unit"),
             (b"lvmsync PROTO[5]\n", "newer"),
             (b"", "ends at byte 0"),
             (b"lvmsync PRO", "ends at byte 11"),
-            (b"\x1f\x8b\x08 something else entirely, and long enough", "not a delta"),
+            (
+                b"\x1f\x8b\x08 something else entirely, and long enough",
+                "not a delta",
+            ),
         ] {
             let error = first(bytes).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");

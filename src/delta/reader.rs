@@ -68,7 +68,11 @@ impl<R: Read> DeltaReader<R> {
         let at = input.position;
         let record = read_record(&mut input)?;
         if record.kind != RecordType::Header {
-            return Err(out_of_order(at, record.kind.name().to_owned(), "the header"));
+            return Err(out_of_order(
+                at,
+                record.kind.name().to_owned(),
+                "the header",
+            ));
         }
         let mut payload = vec![0; record.stored_length as usize];
         input.read_exact(&mut payload, "the header")?;
@@ -142,7 +146,11 @@ impl<R: Read> DeltaReader<R> {
         };
         if extent.offset() < self.frames_end_volume {
             let expected = format!("a frame at or after {}", self.frames_end_volume);
-            return Err(out_of_order(at, format!("a frame at {}", extent.offset()), &expected));
+            return Err(out_of_order(
+                at,
+                format!("a frame at {}", extent.offset()),
+                &expected,
+            ));
         }
         if extent.end() > self.header.volume_size {
             return Err(FormatError::Field {
@@ -153,19 +161,31 @@ impl<R: Read> DeltaReader<R> {
             });
         }
         self.frames_end_volume = extent.end();
-        self.first_frame.get_or_insert(Entry { volume_offset: extent.offset(), delta_offset: at });
+        self.first_frame.get_or_insert(Entry {
+            volume_offset: extent.offset(),
+            delta_offset: at,
+        });
         self.counts.frame(&record);
         if kind == Kind::Data {
             self.open_payload = Some((record, at));
         }
-        Ok(Some(FrameHeader { extent, kind, record, at }))
+        Ok(Some(FrameHeader {
+            extent,
+            kind,
+            record,
+            at,
+        }))
     }
 
     /// Reads, checks and decompresses the payload of the data frame that [`Self::next_frame`] gave last
     /// into `out`, which has the frame's length.
     pub fn payload(&mut self, out: &mut [u8]) -> Result<(), FormatError> {
         let Some((record, at)) = self.open_payload.take() else {
-            return Err(out_of_order(self.input.position, "no payload".to_owned(), "a data frame"));
+            return Err(out_of_order(
+                self.input.position,
+                "no payload".to_owned(),
+                "a data frame",
+            ));
         };
         if record.codec == super::codec::Codec::None && out.len() == record.stored_length as usize {
             self.input.read_exact(out, "a data frame")?;
@@ -191,24 +211,37 @@ impl<R: Read> DeltaReader<R> {
                 self.counts.index_at = at;
             }
             self.take_payload(&record, at, "the index")?;
-            self.index.payload(&self.stored, at, first, self.frames_end_delta)?;
+            self.index
+                .payload(&self.stored, at, first, self.frames_end_delta)?;
             at = self.input.position;
             record = self.read_record_or_trailer()?;
         }
         if record.kind != RecordType::Trailer {
-            return Err(out_of_order(at, record.kind.name().to_owned(), "the trailer"));
+            return Err(out_of_order(
+                at,
+                record.kind.name().to_owned(),
+                "the trailer",
+            ));
         }
         if self.first_frame.is_some() && self.counts.index_at == 0 {
-            return Err(out_of_order(at, "a trailer".to_owned(), "the index before it"));
+            return Err(out_of_order(
+                at,
+                "a trailer".to_owned(),
+                "the index before it",
+            ));
         }
         self.counts.index_entries = self.index.entries();
         self.counts.trailer_at = at;
         let mut payload = [0; super::trailer::TRAILER_BYTES];
-        let hasher = self.input.read_exact_unhashed(&mut payload, "the trailer")?;
+        let hasher = self
+            .input
+            .read_exact_unhashed(&mut payload, "the trailer")?;
         check_payload(&record, &payload, at)?;
         Trailer::decode(&payload).check(&self.counts, hasher, at)?;
         if !self.input.is_at_end()? {
-            return Err(FormatError::Trailing { at: self.input.position });
+            return Err(FormatError::Trailing {
+                at: self.input.position,
+            });
         }
         self.finished = true;
         Ok(())
@@ -244,7 +277,11 @@ fn read_record<R: Read>(input: &mut HashedInput<R>) -> Result<RecordHeader, Form
 }
 
 fn out_of_order(at: u64, found: String, expected: &str) -> FormatError {
-    FormatError::OutOfOrder { at, found, expected: expected.to_owned() }
+    FormatError::OutOfOrder {
+        at,
+        found,
+        expected: expected.to_owned(),
+    }
 }
 
 /// Input that counts and hashes what goes by.
@@ -259,7 +296,11 @@ impl<R: Read> HashedInput<R> {
     fn new(input: BufReader<R>) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(MAGIC_LINE);
-        Self { input, hasher, position: MAGIC_LINE.len() as u64 }
+        Self {
+            input,
+            hasher,
+            position: MAGIC_LINE.len() as u64,
+        }
     }
 
     fn read_exact(&mut self, out: &mut [u8], inside: &'static str) -> Result<(), FormatError> {
@@ -269,7 +310,11 @@ impl<R: Read> HashedInput<R> {
     }
 
     /// Reads without hashing: the caller hashes when it knows whether it should.
-    fn read_exact_later(&mut self, out: &mut [u8], inside: &'static str) -> Result<(), FormatError> {
+    fn read_exact_later(
+        &mut self,
+        out: &mut [u8],
+        inside: &'static str,
+    ) -> Result<(), FormatError> {
         read_whole(&mut self.input, out, self.position, inside)?;
         self.position += out.len() as u64;
         Ok(())
@@ -307,7 +352,12 @@ pub(super) fn read_whole(
     let mut filled = 0;
     while filled < out.len() {
         match input.read(&mut out[filled..]) {
-            Ok(0) => return Err(FormatError::Truncated { at: at + filled as u64, inside }),
+            Ok(0) => {
+                return Err(FormatError::Truncated {
+                    at: at + filled as u64,
+                    inside,
+                });
+            }
             Ok(read) => filled += read,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(FormatError::Io(error)),

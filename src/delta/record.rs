@@ -42,11 +42,17 @@ impl RecordType {
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
-        Self::ALL.iter().find(|(b, _)| *b == byte).map(|(_, kind)| *kind)
+        Self::ALL
+            .iter()
+            .find(|(b, _)| *b == byte)
+            .map(|(_, kind)| *kind)
     }
 
     fn byte(self) -> u8 {
-        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or(0, |(b, _)| *b)
+        Self::ALL
+            .iter()
+            .find(|(_, kind)| *kind == self)
+            .map_or(0, |(b, _)| *b)
     }
 
     /// For messages.
@@ -162,7 +168,13 @@ impl RecordHeader {
             .ok_or_else(|| field("type", bytes[0].to_string(), "one of H, S, D, Z, I, T"))?;
         let codec = Codec::from_number(bytes[1])
             .filter(|codec| *codec == Codec::None || kind == RecordType::Data)
-            .ok_or_else(|| field("codec", bytes[1].to_string(), "0, or 1 or 2 in a data frame"))?;
+            .ok_or_else(|| {
+                field(
+                    "codec",
+                    bytes[1].to_string(),
+                    "0, or 1 or 2 in a data frame",
+                )
+            })?;
         let flags = u16::from_le_bytes([bytes[2], bytes[3]]);
         if flags != 0 {
             return Err(field("flags", flags.to_string(), "0"));
@@ -182,7 +194,11 @@ impl RecordHeader {
         }
         if !stored.contains(&u64::from(header.stored_length)) {
             let expected = format!("{} to {}", stored.start(), stored.end());
-            return Err(field("stored_length", header.stored_length.to_string(), &expected));
+            return Err(field(
+                "stored_length",
+                header.stored_length.to_string(),
+                &expected,
+            ));
         }
         if kind == RecordType::Index && !header.stored_length.is_multiple_of(16) {
             let found = header.stored_length.to_string();
@@ -191,7 +207,11 @@ impl RecordHeader {
         match kind {
             RecordType::Data | RecordType::Zero => {
                 if Extent::new(header.offset, header.length).is_none() {
-                    return Err(field("offset", header.offset.to_string(), "a frame below 2^63"));
+                    return Err(field(
+                        "offset",
+                        header.offset.to_string(),
+                        "a frame below 2^63",
+                    ));
                 }
             }
             _ if header.offset != 0 => {
@@ -214,7 +234,10 @@ impl RecordHeader {
             RecordType::Data => (1..=MAX_FRAME_BYTES, 1..=self.length),
             RecordType::Zero => (1..=crate::extent::MAX_OFFSET, 0..=0),
             RecordType::Index => (0..=0, 16..=u64::from(MAX_INDEX_BYTES)),
-            RecordType::Trailer => (0..=0, trailer::TRAILER_BYTES as u64..=trailer::TRAILER_BYTES as u64),
+            RecordType::Trailer => (
+                0..=0,
+                trailer::TRAILER_BYTES as u64..=trailer::TRAILER_BYTES as u64,
+            ),
         }
     }
 }
@@ -235,12 +258,18 @@ pub fn check_payload(header: &RecordHeader, payload: &[u8], at: u64) -> Result<(
 
 /// The little-endian integer at `at`; the caller has checked the length, a short slice reads as 0.
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+    bytes
+        .get(at..at + 8)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u64::from_le_bytes)
 }
 
 /// As [`u64_at`].
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+    bytes
+        .get(at..at + 4)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u32::from_le_bytes)
 }
 
 #[cfg(test)]
@@ -248,14 +277,22 @@ mod tests {
     use super::*;
 
     fn sample() -> RecordHeader {
-        RecordHeader::data(Extent::new(20480, 4096).unwrap(), Codec::Lz4, 77, 0xdead_beef)
+        RecordHeader::data(
+            Extent::new(20480, 4096).unwrap(),
+            Codec::Lz4,
+            77,
+            0xdead_beef,
+        )
     }
 
     #[test]
     fn bytes_are_those_of_the_format() {
         let bytes = sample().encode();
         assert_eq!(&bytes[..8], &[b'D', 1, 0, 0, 77, 0, 0, 0]);
-        assert_eq!(&bytes[8..24], &[0, 0x50, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            &bytes[8..24],
+            &[0, 0x50, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0]
+        );
         assert_eq!(&bytes[24..28], &[0xef, 0xbe, 0xad, 0xde]);
         assert_eq!(RecordHeader::decode(&bytes, 0).unwrap(), sample());
     }
@@ -273,21 +310,54 @@ mod tests {
     fn limits_hold_even_with_a_right_checksum() {
         let base = sample();
         let wrong = [
-            RecordHeader { length: MAX_FRAME_BYTES + 1, ..base },
+            RecordHeader {
+                length: MAX_FRAME_BYTES + 1,
+                ..base
+            },
             RecordHeader { length: 0, ..base },
-            RecordHeader { stored_length: 4097, ..base },
-            RecordHeader { stored_length: 0, ..base },
-            RecordHeader { offset: u64::MAX, ..base },
-            RecordHeader { codec: Codec::None, stored_length: 4095, ..base },
-            RecordHeader { kind: RecordType::Zero, ..base },
-            RecordHeader { kind: RecordType::Header, ..base },
-            RecordHeader { kind: RecordType::Header, length: 0, codec: Codec::None, ..base },
-            RecordHeader { kind: RecordType::Index, ..RecordHeader::control(RecordType::Index, &[0; 17]) },
+            RecordHeader {
+                stored_length: 4097,
+                ..base
+            },
+            RecordHeader {
+                stored_length: 0,
+                ..base
+            },
+            RecordHeader {
+                offset: u64::MAX,
+                ..base
+            },
+            RecordHeader {
+                codec: Codec::None,
+                stored_length: 4095,
+                ..base
+            },
+            RecordHeader {
+                kind: RecordType::Zero,
+                ..base
+            },
+            RecordHeader {
+                kind: RecordType::Header,
+                ..base
+            },
+            RecordHeader {
+                kind: RecordType::Header,
+                length: 0,
+                codec: Codec::None,
+                ..base
+            },
+            RecordHeader {
+                kind: RecordType::Index,
+                ..RecordHeader::control(RecordType::Index, &[0; 17])
+            },
             RecordHeader::control(RecordType::Trailer, &[0; 95]),
             RecordHeader::control(RecordType::Header, &vec![0; 65537]),
         ];
         for header in wrong {
-            assert!(RecordHeader::decode(&header.encode(), 0).is_err(), "{header:?}");
+            assert!(
+                RecordHeader::decode(&header.encode(), 0).is_err(),
+                "{header:?}"
+            );
         }
     }
 }

@@ -48,7 +48,11 @@ impl Samples {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(8 + self.0.len() * ENTRY_BYTES);
         bytes.extend_from_slice(&4096u32.to_le_bytes());
-        bytes.extend_from_slice(&u32::try_from(self.0.len()).unwrap_or(u32::MAX).to_le_bytes());
+        bytes.extend_from_slice(
+            &u32::try_from(self.0.len())
+                .unwrap_or(u32::MAX)
+                .to_le_bytes(),
+        );
         for sample in &self.0 {
             bytes.extend_from_slice(&sample.offset.to_le_bytes());
             bytes.extend_from_slice(&sample.digest);
@@ -66,7 +70,11 @@ impl Samples {
         };
         let block_bytes = u64::from(u32_at(payload, 0));
         if block_bytes != BLOCK_BYTES {
-            return Err(field("block_bytes", block_bytes.to_string(), BLOCK_BYTES.to_string()));
+            return Err(field(
+                "block_bytes",
+                block_bytes.to_string(),
+                BLOCK_BYTES.to_string(),
+            ));
         }
         let count = u32_at(payload, 4) as usize;
         if count > MAX_SAMPLES || payload.len() != 8 + count * ENTRY_BYTES {
@@ -77,9 +85,15 @@ impl Samples {
         for entry in payload[8..].chunks_exact(ENTRY_BYTES) {
             let mut digest = [0; 16];
             digest.copy_from_slice(&entry[8..]);
-            samples.push(Sample { offset: u64_at(entry, 0), digest });
+            samples.push(Sample {
+                offset: u64_at(entry, 0),
+                digest,
+            });
         }
-        if let Some(pair) = samples.windows(2).find(|pair| pair[0].offset >= pair[1].offset) {
+        if let Some(pair) = samples
+            .windows(2)
+            .find(|pair| pair[0].offset >= pair[1].offset)
+        {
             let expected = format!("more than {}", pair[0].offset);
             return Err(field("sample offset", pair[1].offset.to_string(), expected));
         }
@@ -93,8 +107,15 @@ impl Samples {
         let mut zero = Vec::new();
         for offset in candidates(changes, base.size_bytes()) {
             base.read_exact_at(&mut block, offset)?;
-            let sample = Sample { offset, digest: digest(&block) };
-            let bucket = if block.iter().all(|byte| *byte == 0) { &mut zero } else { &mut full };
+            let sample = Sample {
+                offset,
+                digest: digest(&block),
+            };
+            let bucket = if block.iter().all(|byte| *byte == 0) {
+                &mut zero
+            } else {
+                &mut full
+            };
             bucket.push(sample);
             if full.len() == SAMPLES {
                 break;
@@ -154,11 +175,18 @@ fn beside_changes(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
     let mut found = Vec::new();
     for change in changes.iter().step_by(step) {
         let after = change.extent.end().next_multiple_of(BLOCK_BYTES);
-        let before = (change.extent.offset() / BLOCK_BYTES).checked_sub(1).map(|b| b * BLOCK_BYTES);
-        found.extend([Some(after), before].into_iter().flatten().filter(|offset| {
-            Extent::new(*offset, BLOCK_BYTES)
-                .is_some_and(|block| block.end() <= size_bytes && !changes.touches(block))
-        }));
+        let before = (change.extent.offset() / BLOCK_BYTES)
+            .checked_sub(1)
+            .map(|b| b * BLOCK_BYTES);
+        found.extend(
+            [Some(after), before]
+                .into_iter()
+                .flatten()
+                .filter(|offset| {
+                    Extent::new(*offset, BLOCK_BYTES)
+                        .is_some_and(|block| block.end() <= size_bytes && !changes.touches(block))
+                }),
+        );
     }
     scatter(found)
 }
@@ -169,7 +197,10 @@ fn spread_over_unchanged(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
         let start = gap.offset().next_multiple_of(BLOCK_BYTES);
         (start, gap.end().saturating_sub(start) / BLOCK_BYTES)
     };
-    let total: u64 = changes.unchanged(size_bytes).map(|gap| blocks_in(gap).1).sum();
+    let total: u64 = changes
+        .unchanged(size_bytes)
+        .map(|gap| blocks_in(gap).1)
+        .sum();
     let step = total.div_ceil(CANDIDATES as u64).max(1);
     let mut found = Vec::new();
     let mut skip = step / 2;
@@ -207,7 +238,10 @@ mod tests {
 
     fn noise(length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        blake3::Hasher::new().update(b"noise").finalize_xof().fill(&mut bytes);
+        blake3::Hasher::new()
+            .update(b"noise")
+            .finalize_xof()
+            .fill(&mut bytes);
         bytes
     }
 
@@ -237,9 +271,19 @@ mod tests {
         assert_eq!(samples.len(), SAMPLES);
         let mut other = bytes.clone();
         other[40_959] ^= 1; // the block just before the change is always among the samples
-        assert!(samples.first_mismatch(&MemoryVolume::new(other)).unwrap().is_some());
+        assert!(
+            samples
+                .first_mismatch(&MemoryVolume::new(other))
+                .unwrap()
+                .is_some()
+        );
         let short = bytes[..1 << 20].to_vec();
-        assert!(samples.first_mismatch(&MemoryVolume::new(short)).unwrap().is_some());
+        assert!(
+            samples
+                .first_mismatch(&MemoryVolume::new(short))
+                .unwrap()
+                .is_some()
+        );
     }
 
     #[test]
@@ -255,7 +299,10 @@ mod tests {
     #[test]
     fn damaged_samples_are_refused() {
         assert!(Samples::decode(&[], 0).is_err());
-        let sample = |offset| Sample { offset, digest: [1; 16] };
+        let sample = |offset| Sample {
+            offset,
+            digest: [1; 16],
+        };
         let good = Samples(vec![sample(0), sample(4096)]).encode();
         assert!(Samples::decode(&good[..good.len() - 1], 0).is_err());
         assert!(Samples::decode(&Samples(vec![sample(4096), sample(0)]).encode(), 0).is_err());

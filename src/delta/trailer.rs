@@ -40,7 +40,9 @@ impl Counts {
             Some((_, Kind::Data)) => {
                 self.data_frames += 1;
                 self.data_bytes = self.data_bytes.saturating_add(header.length);
-                self.stored_bytes = self.stored_bytes.saturating_add(header.stored_length.into());
+                self.stored_bytes = self
+                    .stored_bytes
+                    .saturating_add(header.stored_length.into());
             }
             Some((_, Kind::Zero)) => {
                 self.zero_frames += 1;
@@ -77,7 +79,10 @@ impl Trailer {
     /// Closes a delta: `hasher` has seen every byte before the trailer's record.
     pub fn new(counts: Counts, mut hasher: blake3::Hasher) -> Self {
         hasher.update(&counted(&counts));
-        Self { counts, digest: hasher.finalize() }
+        Self {
+            counts,
+            digest: hasher.finalize(),
+        }
     }
 
     /// The payload.
@@ -103,11 +108,19 @@ impl Trailer {
             index_entries: u64_at(payload, 48),
             trailer_at: u64_at(payload, 56),
         };
-        Self { counts, digest: blake3::Hash::from_bytes(digest) }
+        Self {
+            counts,
+            digest: blake3::Hash::from_bytes(digest),
+        }
     }
 
     /// Compares with what a reader counted and hashed by itself; `at` is the record's delta offset.
-    pub fn check(&self, counted_here: &Counts, hasher: blake3::Hasher, at: u64) -> Result<(), FormatError> {
+    pub fn check(
+        &self,
+        counted_here: &Counts,
+        hasher: blake3::Hasher,
+        at: u64,
+    ) -> Result<(), FormatError> {
         let pairs = self.counts.fields().into_iter().zip(counted_here.fields());
         for ((field, found), (_, expected)) in pairs {
             if found != expected {
@@ -146,15 +159,24 @@ mod tests {
 
     #[test]
     fn every_field_is_checked() {
-        let counts = Counts { data_frames: 1, data_bytes: 4096, trailer_at: 5000, ..Counts::default() };
+        let counts = Counts {
+            data_frames: 1,
+            data_bytes: 4096,
+            trailer_at: 5000,
+            ..Counts::default()
+        };
         let hasher = blake3::Hasher::new();
         let payload = Trailer::new(counts, hasher.clone()).encode();
         assert_eq!(payload.len(), TRAILER_BYTES);
-        Trailer::decode(&payload).check(&counts, hasher.clone(), 0).unwrap();
+        Trailer::decode(&payload)
+            .check(&counts, hasher.clone(), 0)
+            .unwrap();
         for byte in 0..TRAILER_BYTES {
             let mut damaged = payload.clone();
             damaged[byte] ^= 0x10;
-            Trailer::decode(&damaged).check(&counts, hasher.clone(), 0).unwrap_err();
+            Trailer::decode(&damaged)
+                .check(&counts, hasher.clone(), 0)
+                .unwrap_err();
         }
     }
 }

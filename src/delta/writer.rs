@@ -70,10 +70,16 @@ impl<W: Write> DeltaWriter<W> {
     ) -> io::Result<()> {
         let fits = extent.length() <= MAX_FRAME_BYTES && stored.len() as u64 <= extent.length();
         if !fits || (codec == Codec::None && stored.len() as u64 != extent.length()) {
-            return Err(invalid(format!("a frame of {extent} with {} bytes", stored.len())));
+            return Err(invalid(format!(
+                "a frame of {extent} with {} bytes",
+                stored.len()
+            )));
         }
         let stored_length = u32::try_from(stored.len()).unwrap_or(u32::MAX);
-        self.frame(RecordHeader::data(extent, codec, stored_length, payload_crc), extent)?;
+        self.frame(
+            RecordHeader::data(extent, codec, stored_length, payload_crc),
+            extent,
+        )?;
         self.put(stored)
     }
 
@@ -94,7 +100,8 @@ impl<W: Write> DeltaWriter<W> {
         self.pass_on()?;
         self.counts.trailer_at = self.position;
         let payload = Trailer::new(self.counts, self.hasher).encode();
-        self.out.write_all(&RecordHeader::control(RecordType::Trailer, &payload).encode())?;
+        self.out
+            .write_all(&RecordHeader::control(RecordType::Trailer, &payload).encode())?;
         self.out.write_all(&payload)?;
         self.out.flush()?;
         Ok((self.counts, self.out))
@@ -129,7 +136,10 @@ impl<W: Write> DeltaWriter<W> {
             )));
         }
         self.frames_end = extent.end();
-        self.index.frame(Entry { volume_offset: extent.offset(), delta_offset: self.position });
+        self.index.frame(Entry {
+            volume_offset: extent.offset(),
+            delta_offset: self.position,
+        });
         self.counts.frame(&header);
         self.put(&header.encode())
     }

@@ -12,7 +12,12 @@ use crate::volume::memory::MemoryVolume;
 /// Frames as `(extent, None for zero)`.
 type Frames = Vec<(Extent, Option<Vec<u8>>)>;
 
-fn write(volume_size: u64, samples: &Samples, frames: &Frames, compression: Compression) -> Vec<u8> {
+fn write(
+    volume_size: u64,
+    samples: &Samples,
+    frames: &Frames,
+    compression: Compression,
+) -> Vec<u8> {
     let mut compressor = Compressor::new(compression).unwrap();
     let mut stored = Vec::new();
     let mut writer = DeltaWriter::new(Vec::new(), &header(volume_size), samples).unwrap();
@@ -62,7 +67,10 @@ fn small() -> (Vec<u8>, Frames) {
     ];
     let changes: ChangeList = frames
         .iter()
-        .map(|(extent, _)| crate::extent::Change { extent: *extent, kind: Kind::Data })
+        .map(|(extent, _)| crate::extent::Change {
+            extent: *extent,
+            kind: Kind::Data,
+        })
         .collect();
     let base = MemoryVolume::new((0..65536u32).map(|n| (n / 7) as u8).collect());
     let samples = Samples::take(&base, &changes).unwrap();
@@ -93,7 +101,10 @@ fn every_truncation_and_every_extra_byte_is_refused() {
     let (bytes, _) = small();
     for length in 0..bytes.len() {
         let error = read(&bytes[..length]).unwrap_err();
-        assert!(matches!(error, FormatError::Truncated { .. }), "{length}: {error}");
+        assert!(
+            matches!(error, FormatError::Truncated { .. }),
+            "{length}: {error}"
+        );
     }
     let error = read(&[&bytes[..], b"x"].concat()).unwrap_err();
     assert!(matches!(error, FormatError::Trailing { .. }), "{error}");
@@ -104,7 +115,9 @@ fn every_truncation_and_every_extra_byte_is_refused() {
 fn exchanged_repeated_and_missing_frames_are_refused() {
     // Whole records with right checksums in wrong places: only order, counts and digest can tell.
     let extent = |n: u64| Extent::new(n * 4096, 4096).unwrap();
-    let frames: Frames = (0..4).map(|n| (extent(n), Some(vec![n as u8 + 1; 4096]))).collect();
+    let frames: Frames = (0..4)
+        .map(|n| (extent(n), Some(vec![n as u8 + 1; 4096])))
+        .collect();
     let bytes = write(1 << 20, &Samples::default(), &frames, Compression::None);
     let mut reader = DeltaReader::new(&bytes[..]).unwrap();
     let mut places = Vec::new();
@@ -120,7 +133,14 @@ fn exchanged_repeated_and_missing_frames_are_refused() {
         all
     };
     assert!(read(&arrange(&[0, 1, 2, 3])).is_ok());
-    for order in [&[0, 2, 1, 3][..], &[0, 1, 3], &[0, 1, 1, 2, 3], &[1, 2, 3], &[3, 2, 1, 0], &[]] {
+    for order in [
+        &[0, 2, 1, 3][..],
+        &[0, 1, 3],
+        &[0, 1, 1, 2, 3],
+        &[1, 2, 3],
+        &[3, 2, 1, 0],
+        &[],
+    ] {
         assert!(read(&arrange(order)).is_err(), "{order:?}");
     }
 }
@@ -133,32 +153,57 @@ fn a_frame_past_the_end_of_the_volume_is_refused_by_both_ends() {
     let (bytes, _) = small();
     // The same frames under a header that says the volume is smaller.
     let old = header(65536).encode();
-    let new = String::from_utf8(old.clone()).unwrap().replace("65536", "20001");
+    let new = String::from_utf8(old.clone())
+        .unwrap()
+        .replace("65536", "20001");
     let at = MAGIC_LINE.len();
     let record = RecordHeader::control(RecordType::Header, new.as_bytes());
-    let damaged =
-        [&bytes[..at], &record.encode(), new.as_bytes(), &bytes[at + 32 + old.len()..]].concat();
+    let damaged = [
+        &bytes[..at],
+        &record.encode(),
+        new.as_bytes(),
+        &bytes[at + 32 + old.len()..],
+    ]
+    .concat();
     let error = read(&damaged).unwrap_err();
     assert!(error.to_string().contains("20001"), "{error}");
 }
 
 fn frames_in(volume_size: u64) -> impl Strategy<Value = Frames> {
-    prop::collection::vec((1u64..300_000, 1u64..300_000, any::<bool>(), any::<u8>(), any::<bool>()), 0..30)
-        .prop_map(move |steps| {
-            let mut frames = Vec::new();
-            let mut position = 0;
-            for (gap, length, zero, byte, even) in steps {
-                position += if even { 0 } else { gap };
-                let Some(extent) = Extent::from_range(position, (position + length).min(volume_size))
-                else {
-                    break;
-                };
-                position = extent.end();
-                let noise = |n: u64| if even { byte } else { (n as u8).wrapping_mul(byte) };
-                frames.push((extent, (!zero).then(|| (0..extent.length()).map(noise).collect())));
-            }
-            frames
-        })
+    prop::collection::vec(
+        (
+            1u64..300_000,
+            1u64..300_000,
+            any::<bool>(),
+            any::<u8>(),
+            any::<bool>(),
+        ),
+        0..30,
+    )
+    .prop_map(move |steps| {
+        let mut frames = Vec::new();
+        let mut position = 0;
+        for (gap, length, zero, byte, even) in steps {
+            position += if even { 0 } else { gap };
+            let Some(extent) = Extent::from_range(position, (position + length).min(volume_size))
+            else {
+                break;
+            };
+            position = extent.end();
+            let noise = |n: u64| {
+                if even {
+                    byte
+                } else {
+                    (n as u8).wrapping_mul(byte)
+                }
+            };
+            frames.push((
+                extent,
+                (!zero).then(|| (0..extent.length()).map(noise).collect()),
+            ));
+        }
+        frames
+    })
 }
 
 proptest! {
