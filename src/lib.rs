@@ -13,9 +13,13 @@
 //! | [`delta`] | the delta format, `docs/format.md` (pure but for Read and Write) |
 //! | [`volume`] | block devices, files, and their twins for tests |
 
+pub mod cancel;
 pub mod changes;
 pub mod delta;
 pub mod error;
 pub mod extent;
+pub mod monitor;
+pub mod partial_file;
+pub mod sys;
 pub mod units;
 pub mod volume;

@@ -1,0 +1,182 @@
+//! Stopping on SIGINT, SIGTERM and SIGHUP without leaving anything behind.
+//!
+//! Guarantees: after a signal every loop that asks [`Cancel::check`] and every read through
+//! [`CancelableReader`] ends with an error, so that destructors run: temporary files go, children end. A
+//! run that is stuck in the kernel all the same is ended after [`GRACE`], its registered files removed.
+//! A signal that was ignored when we were started (`nohup`) stays ignored.
+
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::error::{Error, ExitCode, Result};
+
+/// How long a cancelled run may take to end by itself.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+/// Whether the run was told to stop; cheap to clone and to ask.
+#[derive(Clone, Debug)]
+pub struct Cancel {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    flag: AtomicBool,
+    /// Reads as "hung up" once the write end is dropped: what blocked reads wait for beside their input.
+    wake: Option<io::PipeReader>,
+    hold: Mutex<Option<io::PipeWriter>>,
+}
+
+impl Cancel {
+    /// One that only [`Self::cancel`] sets.
+    pub fn new() -> Self {
+        let (wake, hold) = io::pipe().map_or((None, None), |(r, w)| (Some(r), Some(w)));
+        let inner = Inner {
+            flag: AtomicBool::new(false),
+            wake,
+            hold: Mutex::new(hold),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// One that is set by the signals that ask a program to stop.
+    pub fn on_signals() -> io::Result<Self> {
+        let cancel = Self::new();
+        let ignored = ignored_signals();
+        let wanted = [SIGINT, SIGTERM, SIGHUP]
+            .into_iter()
+            .filter(|signal| ignored & (1 << (signal - 1)) == 0);
+        let mut signals = Signals::new(wanted)?;
+        let to_set = cancel.clone();
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                if signals.forever().next().is_some() {
+                    to_set.cancel();
+                    std::thread::sleep(GRACE);
+                    crate::partial_file::remove_unfinished();
+                    #[expect(
+                        clippy::exit,
+                        reason = "the run did not end by itself within its grace"
+                    )]
+                    std::process::exit(ExitCode::Interrupted as i32);
+                }
+            })?;
+        Ok(cancel)
+    }
+
+    /// Tells the run to stop.
+    pub fn cancel(&self) {
+        self.inner.flag.store(true, Ordering::SeqCst);
+        self.inner
+            .hold
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+
+    /// True once the run was told to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.inner.flag.load(Ordering::SeqCst)
+    }
+
+    /// An error once the run was told to stop.
+    pub fn check(&self) -> Result<()> {
+        if self.is_cancelled() {
+            Err(Error::Interrupted)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Sleeps, but not past a cancel.
+    pub fn sleep(&self, duration: Duration) {
+        const STEP: Duration = Duration::from_millis(50);
+        let mut left = duration;
+        while !left.is_zero() && !self.is_cancelled() {
+            let step = left.min(STEP);
+            std::thread::sleep(step);
+            left -= step;
+        }
+    }
+}
+
+impl Default for Cancel {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The mask of ignored signals that we inherited: bit n-1 for signal n.
+fn ignored_signals() -> u64 {
+    std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .as_deref()
+        .and_then(|status| status.lines().find_map(|line| line.strip_prefix("SigIgn:")))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+/// A pipe, socket or terminal whose reads end when the run is cancelled.
+#[derive(Debug)]
+pub struct CancelableReader<R> {
+    input: R,
+    cancel: Cancel,
+}
+
+impl<R: Read + AsFd> CancelableReader<R> {
+    /// Wraps `input`.
+    pub fn new(input: R, cancel: Cancel) -> Self {
+        Self { input, cancel }
+    }
+}
+
+impl<R: Read + AsFd> Read for CancelableReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(wake) = &self.cancel.inner.wake {
+            let mut waited = [
+                PollFd::new(&self.input, PollFlags::IN),
+                PollFd::new(wake, PollFlags::IN),
+            ];
+            loop {
+                match poll(&mut waited, None) {
+                    Ok(_) => break,
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        if self.cancel.is_cancelled() {
+            // Not `ErrorKind::Interrupted`, which std retries.
+            return Err(io::Error::other("interrupted"));
+        }
+        self.input.read(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blocked_read_ends_when_cancelled() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let cancel = Cancel::new();
+        let mut input = CancelableReader::new(reader, cancel.clone());
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            cancel.cancel();
+        });
+        let error = input.read(&mut [0; 8]).unwrap_err();
+        assert_ne!(error.kind(), io::ErrorKind::Interrupted);
+    }
+}

@@ -1,0 +1,165 @@
+//! Files that appear under their name only when they are whole and durable.
+//!
+//! Guarantees: a reader of the name never sees half a file, power cut or not; what is not finished is
+//! removed on every way out, and what SIGKILL leaves under `NAME.partial` is taken over by the next run.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// Files to remove should the run have to be ended by force.
+fn registered() -> &'static Mutex<BTreeSet<PathBuf>> {
+    static FILES: OnceLock<Mutex<BTreeSet<PathBuf>>> = OnceLock::new();
+    FILES.get_or_init(Mutex::default)
+}
+
+/// Removes what is not finished: for the way out that runs no destructors.
+pub(crate) fn remove_unfinished() {
+    let files = registered().lock().unwrap_or_else(PoisonError::into_inner);
+    for file in files.iter() {
+        let _ = std::fs::remove_file(file);
+    }
+}
+
+/// A file that is not finished: it is written beside its name and takes the name when it is durable.
+///
+/// Dropped before [`PartialFile::persist`], it is removed.
+#[derive(Debug)]
+pub struct PartialFile {
+    file: Option<File>,
+    partial: PathBuf,
+    name: PathBuf,
+}
+
+impl PartialFile {
+    /// Begins to write `name` as `name.partial`. An older `name.partial`, which only a killed run leaves, is
+    /// taken over; one that another run is writing now is an error. Unless `overwrite`, an existing `name`
+    /// is an error, too.
+    pub fn create(name: &Path, overwrite: bool) -> Result<Self> {
+        let shown = name.display();
+        if !overwrite && name.symlink_metadata().is_ok() {
+            return Err(Error::refused(
+                shown.to_string(),
+                "this file exists",
+                "Choose another name, or replace it with --overwrite.",
+            ));
+        }
+        let mut partial = name.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let action = || format!("cannot create {}", partial.display());
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&partial)
+            .map_err(|error| Error::io(action(), error))?;
+        if file.try_lock().is_err() {
+            return Err(Error::refused(
+                partial.display().to_string(),
+                "another run is writing this file",
+                "",
+            ));
+        }
+        file.set_len(0)
+            .map_err(|error| Error::io(action(), error))?;
+        registered()
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(partial.clone());
+        Ok(Self {
+            file: Some(file),
+            partial,
+            name: name.to_owned(),
+        })
+    }
+
+    /// The file under its partial name.
+    pub fn file(&self) -> io::Result<&File> {
+        self.file
+            .as_ref()
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The name that it takes in the end.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
+    /// Makes the content durable, gives the file its name, and makes that durable, too.
+    pub fn persist(mut self) -> Result<()> {
+        let action = || format!("cannot finish {}", self.name.display());
+        let Some(file) = self.file.take() else {
+            return Ok(());
+        };
+        let result = file
+            .sync_all()
+            .and_then(|()| std::fs::rename(&self.partial, &self.name))
+            .and_then(|()| sync_directory_of(&self.name));
+        if result.is_err() {
+            self.file = Some(file);
+        }
+        result.map_err(|error| Error::io(action(), error))
+    }
+}
+
+impl Drop for PartialFile {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            let _ = std::fs::remove_file(&self.partial);
+        }
+        registered()
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.partial);
+    }
+}
+
+/// Makes the names in the directory of `path` durable.
+pub fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    File::open(parent)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ExitCode;
+
+    #[test]
+    fn a_partial_file_takes_its_name_only_when_finished() {
+        use std::io::Write;
+        let directory = tempfile::tempdir().unwrap();
+        let name = directory.path().join("delta");
+        let partial = directory.path().join("delta.partial");
+
+        let file = PartialFile::create(&name, false).unwrap();
+        assert!(partial.exists());
+        assert!(
+            PartialFile::create(&name, false).is_err(),
+            "locked by the first"
+        );
+        drop(file);
+        assert!(!partial.exists() && !name.exists());
+
+        std::fs::write(&partial, "left by a killed run").unwrap();
+        let file = PartialFile::create(&name, false).unwrap();
+        file.file().unwrap().write_all(b"whole").unwrap();
+        file.persist().unwrap();
+        assert_eq!(std::fs::read(&name).unwrap(), b"whole");
+        assert!(!partial.exists());
+
+        let error = PartialFile::create(&name, false).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Refused);
+        assert!(PartialFile::create(&name, true).is_ok());
+        assert_eq!(std::fs::read(&name).unwrap(), b"whole");
+    }
+}
