@@ -16,6 +16,7 @@
 pub mod cancel;
 pub mod changes;
 pub mod delta;
+pub mod engine;
 pub mod error;
 pub mod extent;
 pub mod monitor;
@@ -23,3 +24,6 @@ pub mod partial_file;
 pub mod sys;
 pub mod units;
 pub mod volume;
+
+/// Name and version, as written into deltas and said in handshakes.
+pub const PROGRAM: &str = concat!("lvmsync ", env!("CARGO_PKG_VERSION"));

@@ -128,6 +128,17 @@ impl Samples {
         Ok(Self(full))
     }
 
+    /// The samples of blocks that end at or before `size_bytes`.
+    pub fn below(&self, size_bytes: u64) -> Self {
+        let fits = |sample: &&Sample| {
+            sample
+                .offset
+                .checked_add(BLOCK_BYTES)
+                .is_some_and(|end| end <= size_bytes)
+        };
+        Self(self.0.iter().filter(fits).copied().collect())
+    }
+
     /// The offset of the first sample that `volume` does not hold; `None` when all match. A sample past
     /// the end of `volume` counts as different.
     pub fn first_mismatch(&self, volume: &dyn ReadAt) -> io::Result<Option<u64>> {

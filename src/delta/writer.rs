@@ -123,9 +123,9 @@ impl<W: Write> DeltaWriter<W> {
         self.out.flush()
     }
 
-    /// The writer below.
-    pub fn get_ref(&self) -> &W {
-        &self.out
+    /// The writer below; what is gathered has not reached it before [`Self::flush`].
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
     }
 
     fn frame(&mut self, header: RecordHeader, extent: Extent) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! A volume in memory: the model's twin of a block device, for tests and for callers that have bytes.
 //!
-//! Guarantees: same rules as a device of fixed size; growing is allowed, as for a file.
+//! Guarantees: same rules as a device of fixed size; its size may be set, as a file's.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -17,7 +17,9 @@ pub struct MemoryVolume {
 impl MemoryVolume {
     /// A volume that holds these bytes.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes: Mutex::new(bytes) }
+        Self {
+            bytes: Mutex::new(bytes),
+        }
     }
 
     /// A copy of what it holds now.
@@ -30,9 +32,17 @@ impl MemoryVolume {
     }
 }
 
-fn range(offset: u64, length: usize, size: usize, past: io::ErrorKind) -> io::Result<std::ops::Range<usize>> {
+fn range(
+    offset: u64,
+    length: usize,
+    size: usize,
+    past: io::ErrorKind,
+) -> io::Result<std::ops::Range<usize>> {
     let start = usize::try_from(offset).map_err(|_| past)?;
-    let end = start.checked_add(length).filter(|end| *end <= size).ok_or(past)?;
+    let end = start
+        .checked_add(length)
+        .filter(|end| *end <= size)
+        .ok_or(past)?;
     Ok(start..end)
 }
 
@@ -43,7 +53,12 @@ impl ReadAt for MemoryVolume {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let bytes = self.lock();
-        let range = range(offset, buffer.len(), bytes.len(), io::ErrorKind::UnexpectedEof)?;
+        let range = range(
+            offset,
+            buffer.len(),
+            bytes.len(),
+            io::ErrorKind::UnexpectedEof,
+        )?;
         buffer.copy_from_slice(&bytes[range]);
         Ok(())
     }
@@ -52,7 +67,12 @@ impl ReadAt for MemoryVolume {
 impl WriteAt for MemoryVolume {
     fn write_all_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
         let mut bytes = self.lock();
-        let range = range(offset, buffer.len(), bytes.len(), io::ErrorKind::StorageFull)?;
+        let range = range(
+            offset,
+            buffer.len(),
+            bytes.len(),
+            io::ErrorKind::StorageFull,
+        )?;
         bytes[range].copy_from_slice(buffer);
         Ok(())
     }
@@ -60,17 +80,19 @@ impl WriteAt for MemoryVolume {
     fn zero_at(&self, extent: Extent) -> io::Result<()> {
         let mut bytes = self.lock();
         let length = usize::try_from(extent.length()).map_err(|_| io::ErrorKind::StorageFull)?;
-        let range = range(extent.offset(), length, bytes.len(), io::ErrorKind::StorageFull)?;
+        let range = range(
+            extent.offset(),
+            length,
+            bytes.len(),
+            io::ErrorKind::StorageFull,
+        )?;
         bytes[range].fill(0);
         Ok(())
     }
 
-    fn grow_to(&self, size_bytes: u64) -> io::Result<()> {
+    fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         let size = usize::try_from(size_bytes).map_err(|_| io::ErrorKind::StorageFull)?;
-        let mut bytes = self.lock();
-        if size > bytes.len() {
-            bytes.resize(size, 0);
-        }
+        self.lock().resize(size, 0);
         Ok(())
     }
 

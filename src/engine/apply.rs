@@ -1,0 +1,215 @@
+//! Puts frames onto a volume.
+//!
+//! Guarantees: with an undo, the old content of a region is durable before the region is overwritten; data
+//! is made durable every [`SYNC_EVERY_BYTES`] and the caller told up to where; [`Applier::finish`] returns
+//! only after a last sync. Order is the caller's: frames are applied as they come.
+
+use super::FrameSink;
+use super::undo::{DurableWrite, UndoRecorder};
+use crate::cancel::Cancel;
+use crate::delta::codec::Codec;
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::volume::WriteAt;
+
+/// Volume data between two syncs.
+pub const SYNC_EVERY_BYTES: u64 = 64 << 20;
+/// With an undo: volume data that is held until its old content is saved. Each time costs a sync of the
+/// undo file.
+const HOLD_BYTES: u64 = 16 << 20;
+
+/// What was done to a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Data frames.
+    pub data_frames: u64,
+    /// Zero frames.
+    pub zero_frames: u64,
+    /// Bytes written as data.
+    pub data_bytes: u64,
+    /// Bytes made zero.
+    pub zero_bytes: u64,
+    /// Bytes past the end of a smaller destination, left out as asked.
+    pub skipped_bytes: u64,
+}
+
+/// Hears up to which volume offset everything is durable.
+pub type OnDurable<'a> = &'a mut dyn FnMut(u64, &Applied) -> Result<()>;
+
+/// Applies frames to one volume.
+pub struct Applier<'a, W: DurableWrite> {
+    target: &'a dyn WriteAt,
+    name: &'a str,
+    undo: Option<UndoRecorder<W>>,
+    held: Vec<(Extent, Option<Vec<u8>>)>,
+    held_bytes: u64,
+    unsynced_bytes: u64,
+    applied: Applied,
+    cancel: &'a Cancel,
+    on_durable: OnDurable<'a>,
+}
+
+impl<'a, W: DurableWrite> Applier<'a, W> {
+    /// Applies to `target`, called `name` in messages; what is past its end is left out and counted.
+    pub fn new(
+        target: &'a dyn WriteAt,
+        name: &'a str,
+        undo: Option<UndoRecorder<W>>,
+        cancel: &'a Cancel,
+        on_durable: OnDurable<'a>,
+    ) -> Self {
+        Self {
+            target,
+            name,
+            undo,
+            held: Vec::new(),
+            held_bytes: 0,
+            unsynced_bytes: 0,
+            applied: Applied::default(),
+            cancel,
+            on_durable,
+        }
+    }
+
+    /// What was done so far.
+    pub fn applied(&self) -> &Applied {
+        &self.applied
+    }
+
+    /// Writes `data`, whose checksum the caller has seen match.
+    pub fn write(&mut self, extent: Extent, data: &[u8]) -> Result<()> {
+        let Some(inside) = self.inside(extent) else {
+            return Ok(());
+        };
+        let data = &data[..usize::try_from(inside.length()).unwrap_or(0)];
+        if self.undo.is_some() {
+            return self.hold(inside, Some(data.to_vec()));
+        }
+        self.put(inside, Some(data))
+    }
+
+    /// Makes `extent` zero.
+    pub fn write_zeroes(&mut self, extent: Extent) -> Result<()> {
+        let Some(inside) = self.inside(extent) else {
+            return Ok(());
+        };
+        if self.undo.is_none() {
+            return self.put(inside, None);
+        }
+        // Cut, so that the undo's sync and the hold's bound mean something for long runs, too.
+        let mut position = inside.offset();
+        while let Some(piece) =
+            Extent::from_range(position, inside.end().min(position + HOLD_BYTES))
+        {
+            self.hold(piece, None)?;
+            position = piece.end();
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable and closes the undo.
+    pub fn finish(mut self) -> Result<Applied> {
+        self.release_held()?;
+        self.sync()?;
+        if let Some(undo) = self.undo.take() {
+            undo.finish()?;
+        }
+        Ok(self.applied)
+    }
+
+    /// Ends an apply that failed: closes the undo, which then undoes what was written, and makes what was
+    /// written durable as far as that still works. Answers whether there is a usable undo.
+    pub fn abandon(mut self) -> bool {
+        let _ = self.target.sync();
+        self.undo.take().is_some_and(|undo| undo.finish().is_ok())
+    }
+
+    /// The part of `extent` that the target has; the rest is counted as skipped.
+    fn inside(&mut self, extent: Extent) -> Option<Extent> {
+        let inside =
+            Extent::from_range(extent.offset(), extent.end().min(self.target.size_bytes()));
+        self.applied.skipped_bytes += extent.length() - inside.map_or(0, Extent::length);
+        inside
+    }
+
+    fn hold(&mut self, extent: Extent, data: Option<Vec<u8>>) -> Result<()> {
+        self.held_bytes += extent.length();
+        self.held.push((extent, data));
+        if self.held_bytes >= HOLD_BYTES {
+            self.release_held()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Saves the old content of everything held, durably, and only then writes the new.
+    fn release_held(&mut self) -> Result<()> {
+        let held = std::mem::take(&mut self.held);
+        self.held_bytes = 0;
+        if held.is_empty() {
+            return Ok(());
+        }
+        if let Some(undo) = &mut self.undo {
+            let extents: Vec<Extent> = held.iter().map(|(extent, _)| *extent).collect();
+            undo.save(&self.target, &extents)?;
+        }
+        for (extent, data) in held {
+            self.put(extent, data.as_deref())?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, extent: Extent, data: Option<&[u8]>) -> Result<()> {
+        self.cancel.check()?;
+        match data {
+            Some(data) => {
+                self.target
+                    .write_all_at(data, extent.offset())
+                    .map_err(|error| {
+                        Error::io(format!("cannot write {extent} of {}", self.name), error)
+                    })?;
+                self.applied.data_frames += 1;
+                self.applied.data_bytes += extent.length();
+            }
+            None => {
+                self.target.zero_at(extent).map_err(|error| {
+                    Error::io(format!("cannot zero {extent} of {}", self.name), error)
+                })?;
+                self.applied.zero_frames += 1;
+                self.applied.zero_bytes += extent.length();
+            }
+        }
+        // Zeroes cost the disk little, however many there are.
+        self.unsynced_bytes += data.map_or(4096, |data| data.len() as u64);
+        if self.unsynced_bytes >= SYNC_EVERY_BYTES {
+            self.sync()?;
+            (self.on_durable)(extent.end(), &self.applied)?;
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.unsynced_bytes = 0;
+        self.target
+            .sync()
+            .map_err(|error| Error::io(format!("cannot make {} durable", self.name), error))
+    }
+}
+
+impl<W: DurableWrite> FrameSink for Applier<'_, W> {
+    fn data(&mut self, extent: Extent, codec: Codec, stored: &[u8], crc: u32) -> Result<()> {
+        // Computed in another thread right after the read: catches what happened to the buffer since.
+        if codec != Codec::None || crc32c::crc32c(stored) != crc {
+            let source = std::io::Error::other("the data changed in memory between read and write");
+            return Err(Error::io(
+                format!("cannot write {extent} of {}", self.name),
+                source,
+            ));
+        }
+        self.write(extent, stored)
+    }
+
+    fn zero(&mut self, extent: Extent) -> Result<()> {
+        self.write_zeroes(extent)
+    }
+}

@@ -1,0 +1,28 @@
+//! The data path under every verb: plan, read, compress, deliver; receive, check, save, write.
+//!
+//! Guarantees: order is kept; memory is bounded by a few buffers of 1 MiB a thread; success is reported
+//! only after sync. The engine knows volumes by their traits alone: no paths, no LVM.
+
+pub mod apply;
+pub mod copy_list;
+pub mod order;
+pub mod plan;
+pub mod pump;
+pub mod receive;
+pub mod throttle;
+pub mod undo;
+pub mod zeroes;
+
+use crate::delta::codec::Codec;
+use crate::error::Result;
+use crate::extent::Extent;
+
+/// Where frames go: into a delta, or onto a volume. Frames come in ascending order.
+pub trait FrameSink {
+    /// A data frame. `stored` is compressed by `codec` and has the checksum `crc` (crc32c), which was
+    /// computed where the data was read.
+    fn data(&mut self, extent: Extent, codec: Codec, stored: &[u8], crc: u32) -> Result<()>;
+
+    /// A zero frame, of any length.
+    fn zero(&mut self, extent: Extent) -> Result<()>;
+}

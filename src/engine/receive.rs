@@ -1,0 +1,424 @@
+//! The receiving end: a delta from any input onto a volume.
+//!
+//! Guarantees: the destination's size and the sampled blocks are checked before the first write; nothing is
+//! called done before trailer, counts and digest were seen to match and everything was synced.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+
+use super::apply::{Applied, Applier, OnDurable};
+use super::order::Ordered;
+use super::undo::{DurableWrite, UndoRecorder, undo_header};
+use crate::cancel::Cancel;
+use crate::delta::codec::Compression;
+use crate::delta::header::{Header, Planned, Source};
+use crate::delta::proto3::{FirstLine, Proto3Reader, read_first_line};
+use crate::delta::reader::DeltaReader;
+use crate::delta::samples::Samples;
+use crate::error::{Error, Result};
+use crate::extent::Kind;
+use crate::monitor::Monitor;
+use crate::sys::aligned::AlignedBuffer;
+use crate::units::Bytes;
+use crate::volume::WriteAt;
+
+/// A volume that is to be written.
+pub struct Target<'a> {
+    /// The volume.
+    pub volume: &'a dyn WriteAt,
+    /// Its name for messages.
+    pub name: &'a str,
+    /// A regular file: may be made longer, and shorter again by an undo.
+    pub is_file: bool,
+}
+
+/// What the caller allows, and who listens.
+pub struct ReceiveOptions<'a> {
+    /// Accept a destination that is not in the base state.
+    pub force: bool,
+    /// Accept a destination that is smaller, leaving out what is past its end.
+    pub allow_smaller: bool,
+    /// Compression of the undo.
+    pub undo_compression: Compression,
+    /// Stops the run.
+    pub cancel: &'a Cancel,
+    /// Hears of progress and warnings.
+    pub monitor: &'a dyn Monitor,
+}
+
+/// What was received.
+#[derive(Debug)]
+pub struct Received {
+    /// What was written.
+    pub applied: Applied,
+    /// Bytes of the delta itself.
+    pub delta_bytes: u64,
+    /// The delta's header; `None` for version 3.
+    pub header: Option<Header>,
+}
+
+/// An undo that is to be written, and room beside it for a version 3 stream that must be sorted first.
+pub struct UndoTo<'a> {
+    /// The undo file.
+    pub out: &'a mut dyn DurableWrite,
+    /// Its name for messages.
+    pub name: &'a str,
+    /// Makes an empty temporary file.
+    pub spool: &'a dyn Fn() -> std::io::Result<File>,
+}
+
+/// Checks a destination against the delta that is to be applied, and gives it its new size. Nothing but the
+/// size of a file is changed here, and that only to make it longer.
+pub fn prepare(
+    header: &Header,
+    samples: &Samples,
+    target: &Target<'_>,
+    options: &ReceiveOptions<'_>,
+) -> Result<()> {
+    let size = target.volume.size_bytes();
+    let needed = header.volume_size;
+    let may_grow = target.is_file && size >= header.base_size.unwrap_or(0);
+    if size < needed && !may_grow {
+        let found = format!(
+            "the destination has {size} bytes ({}), the delta needs {needed} ({})",
+            Bytes(size),
+            Bytes(needed)
+        );
+        if !options.allow_smaller {
+            let way_out = "Make it larger, or leave out what is past its end with --allow-smaller.";
+            return Err(Error::refused(target.name, found, way_out));
+        }
+        options.monitor.warn(&format!(
+            "{}: {found}; what is past its end is left out",
+            target.name
+        ));
+    }
+    check_samples(
+        header,
+        &samples.below(if options.allow_smaller {
+            size
+        } else {
+            u64::MAX
+        }),
+        target,
+        options,
+    )?;
+    if size < needed && may_grow {
+        target.volume.set_size(needed).map_err(|error| {
+            Error::io(
+                format!("cannot make {} {} long", target.name, Bytes(needed)),
+                error,
+            )
+        })?;
+    }
+    Ok(())
+}
+
+fn check_samples(
+    header: &Header,
+    samples: &Samples,
+    target: &Target<'_>,
+    options: &ReceiveOptions<'_>,
+) -> Result<()> {
+    if header.is_full_copy() || options.force {
+        return Ok(());
+    }
+    if samples.is_empty() {
+        options.monitor.warn(&format!(
+            "{}: this delta changes nearly everything, so there are no unchanged blocks by which to see that \
+             the destination is its base",
+            target.name
+        ));
+    }
+    let mismatch = samples.first_mismatch(&target.volume).map_err(|error| {
+        Error::io(
+            format!("cannot read the sampled blocks of {}", target.name),
+            error,
+        )
+    })?;
+    let Some(offset) = mismatch else {
+        return Ok(());
+    };
+    let base = header.base.as_ref().map_or_else(
+        || "its base".to_owned(),
+        |base| format!("its base {} ({})", base.name, base.id),
+    );
+    Err(Error::refused(
+        target.name,
+        format!(
+            "the destination is not in the state that this delta begins from: the block at {offset} is not what \
+             it is in {base}. Nothing was written"
+        ),
+        "Apply the deltas that are missing in between, or make both sides equal with `lvmsync sync`. \
+         --force applies it all the same, and the result is neither state.",
+    ))
+}
+
+/// Applies one delta, of version 4 or 3, read from `input`, which is called `what` in messages.
+pub fn receive(
+    input: impl Read,
+    what: &str,
+    target: &Target<'_>,
+    undo: Option<UndoTo<'_>>,
+    options: &ReceiveOptions<'_>,
+    on_durable: OnDurable<'_>,
+) -> Result<Received> {
+    let mut input = BufReader::with_capacity(256 << 10, input);
+    let damaged = |source| Error::Damaged {
+        what: what.to_owned(),
+        source,
+    };
+    match read_first_line(&mut input).map_err(damaged)? {
+        FirstLine::Version4 => {
+            let reader = DeltaReader::after_first_line(input).map_err(damaged)?;
+            receive_version_4(reader, what, target, undo, options, on_durable)
+        }
+        FirstLine::Version3 => {
+            let reader = Proto3Reader::after_first_line(input);
+            receive_version_3(reader, what, target, undo, options, on_durable)
+        }
+    }
+}
+
+fn receive_version_4<R: Read>(
+    mut reader: DeltaReader<R>,
+    what: &str,
+    target: &Target<'_>,
+    undo: Option<UndoTo<'_>>,
+    options: &ReceiveOptions<'_>,
+    on_durable: OnDurable<'_>,
+) -> Result<Received> {
+    let header = reader.header().clone();
+    let old_size = target.volume.size_bytes();
+    prepare(&header, reader.samples(), target, options)?;
+    options.monitor.plan(
+        header
+            .planned
+            .data_bytes
+            .saturating_add(header.planned.zero_bytes),
+    );
+    let undo = start_undo(
+        undo,
+        &undo_header(&header, old_size),
+        reader.samples(),
+        options,
+    )?;
+    let mut applier = Applier::new(target.volume, target.name, undo, options.cancel, on_durable);
+    let result = apply_frames(&mut reader, what, &mut applier, options);
+    let applied = conclude(applier, result, target, options.monitor)?;
+    shrink_after_undo(&header, target)?;
+    report_skipped(&applied, target, options);
+    Ok(Received {
+        applied,
+        delta_bytes: reader.position(),
+        header: Some(header),
+    })
+}
+
+fn apply_frames<R: Read, W: DurableWrite>(
+    reader: &mut DeltaReader<R>,
+    what: &str,
+    applier: &mut Applier<'_, W>,
+    options: &ReceiveOptions<'_>,
+) -> Result<()> {
+    let damaged = |source| Error::Damaged {
+        what: what.to_owned(),
+        source,
+    };
+    let mut buffer = AlignedBuffer::new(0);
+    loop {
+        options.cancel.check()?;
+        let Some(frame) = reader.next_frame().map_err(damaged)? else {
+            return Ok(());
+        };
+        match frame.kind {
+            Kind::Zero => applier.write_zeroes(frame.extent)?,
+            Kind::Data => {
+                let length = usize::try_from(frame.extent.length()).unwrap_or(0);
+                if buffer.len() < length {
+                    buffer = AlignedBuffer::new(length.next_power_of_two());
+                }
+                reader.payload(&mut buffer[..length]).map_err(damaged)?;
+                applier.write(frame.extent, &buffer[..length])?;
+            }
+        }
+        options.monitor.advance(frame.extent.length());
+    }
+}
+
+fn receive_version_3<R: Read>(
+    mut reader: Proto3Reader<R>,
+    what: &str,
+    target: &Target<'_>,
+    undo: Option<UndoTo<'_>>,
+    options: &ReceiveOptions<'_>,
+    on_durable: OnDurable<'_>,
+) -> Result<Received> {
+    options.monitor.warn(&format!(
+        "{what}: a PROTO[3] stream names no base and has no end mark: neither a wrong destination nor a \
+         stream that was cut between two records can be seen"
+    ));
+    let size = target.volume.size_bytes();
+    let check_end = |end: u64| {
+        if end <= size || options.allow_smaller {
+            return Ok(());
+        }
+        Err(Error::refused(
+            target.name,
+            format!("the stream writes up to byte {end}, and the destination has only {size}"),
+            "Make it larger, or leave out what is past its end with --allow-smaller.",
+        ))
+    };
+    let Some(undo) = undo else {
+        let mut applier =
+            Applier::<File>::new(target.volume, target.name, None, options.cancel, on_durable);
+        let result = apply_pieces(&mut reader, what, &mut applier, &check_end, options);
+        let applied = conclude(applier, result, target, options.monitor)?;
+        report_skipped(&applied, target, options);
+        return Ok(Received {
+            applied,
+            delta_bytes: reader.position(),
+            header: None,
+        });
+    };
+
+    let spool = (undo.spool)().map_err(|error| Error::io("cannot make a temporary file", error))?;
+    let ordered = Ordered::spool(reader, what, spool, options.cancel)?;
+    check_end(ordered.end())?;
+    let header = anonymous_header(size);
+    let undo = start_undo(
+        Some(undo),
+        &undo_header(&header, size),
+        &Samples::default(),
+        options,
+    )?;
+    let mut applier = Applier::new(target.volume, target.name, undo, options.cancel, on_durable);
+    let result = ordered.for_each(|extent, data| {
+        options.monitor.advance(extent.length());
+        applier.write(extent, data)
+    });
+    let applied = conclude(applier, result, target, options.monitor)?;
+    report_skipped(&applied, target, options);
+    Ok(Received {
+        applied,
+        delta_bytes: applied.data_bytes,
+        header: None,
+    })
+}
+
+fn apply_pieces<R: Read, W: DurableWrite>(
+    reader: &mut Proto3Reader<R>,
+    what: &str,
+    applier: &mut Applier<'_, W>,
+    check_end: &dyn Fn(u64) -> Result<()>,
+    options: &ReceiveOptions<'_>,
+) -> Result<()> {
+    let mut buffer = Vec::new();
+    loop {
+        options.cancel.check()?;
+        let piece = reader
+            .next_piece(&mut buffer)
+            .map_err(|source| Error::Damaged {
+                what: what.to_owned(),
+                source,
+            })?;
+        let Some(extent) = piece else { return Ok(()) };
+        check_end(extent.end())?;
+        applier.write(extent, &buffer)?;
+        options.monitor.advance(extent.length());
+    }
+}
+
+/// Version 3 says nothing of itself.
+fn anonymous_header(size_bytes: u64) -> Header {
+    Header {
+        volume_size: size_bytes,
+        base_size: Some(size_bytes),
+        base: None,
+        target: None,
+        source: Source::Cow,
+        granularity: 1,
+        created: 0,
+        codec: "none".to_owned(),
+        program: crate::PROGRAM.to_owned(),
+        planned: Planned::default(),
+        required_features: Vec::new(),
+        features: Vec::new(),
+    }
+}
+
+/// Begins the undo, if one was asked for.
+pub fn start_undo<'a>(
+    undo: Option<UndoTo<'a>>,
+    header: &Header,
+    samples: &Samples,
+    options: &ReceiveOptions<'_>,
+) -> Result<Option<UndoRecorder<&'a mut dyn DurableWrite>>> {
+    undo.map(|undo| {
+        UndoRecorder::new(
+            undo.out,
+            undo.name,
+            header,
+            samples,
+            options.undo_compression,
+        )
+    })
+    .transpose()
+}
+
+/// Ends an apply, well or badly. After a failure the error tells what state the destination is in.
+pub fn conclude<W: DurableWrite>(
+    applier: Applier<'_, W>,
+    result: Result<()>,
+    target: &Target<'_>,
+    monitor: &dyn Monitor,
+) -> Result<Applied> {
+    let Err(error) = result else {
+        return applier.finish();
+    };
+    let wrote = applier.applied().data_frames + applier.applied().zero_frames > 0;
+    let has_undo = applier.abandon();
+    if wrote {
+        let way_out = if has_undo {
+            "apply the undo, or run the same again"
+        } else {
+            "run the same again"
+        };
+        monitor.warn(&format!(
+            "{}: partly written, now neither in the old state nor in the new one: {way_out}",
+            target.name
+        ));
+    }
+    Err(error)
+}
+
+/// A file that the delta had made longer gets its old size back.
+fn shrink_after_undo(header: &Header, target: &Target<'_>) -> Result<()> {
+    let was_grown = header.source == Source::Undo
+        && target.is_file
+        && header.base_size == Some(target.volume.size_bytes())
+        && header.volume_size < target.volume.size_bytes();
+    if !was_grown {
+        return Ok(());
+    }
+    target
+        .volume
+        .set_size(header.volume_size)
+        .and_then(|()| target.volume.sync())
+        .map_err(|error| {
+            Error::io(
+                format!("cannot give {} its old size back", target.name),
+                error,
+            )
+        })
+}
+
+fn report_skipped(applied: &Applied, target: &Target<'_>, options: &ReceiveOptions<'_>) {
+    if applied.skipped_bytes > 0 {
+        options.monitor.warn(&format!(
+            "{}: {} past the end of the destination were left out",
+            target.name,
+            Bytes(applied.skipped_bytes)
+        ));
+    }
+}

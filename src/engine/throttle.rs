@@ -1,0 +1,75 @@
+//! `--bwlimit`: a rate that is kept on average, smooth over a fraction of a second.
+//!
+//! Guarantees: never sleeps past a cancel; no limit costs nothing.
+
+use std::time::{Duration, Instant};
+
+use crate::cancel::Cancel;
+
+/// Idle time that may be caught up with, so that a pause is not followed by a flood.
+const BURST: Duration = Duration::from_millis(100);
+
+/// Slows a sender down to a number of bytes a second.
+#[derive(Debug)]
+pub struct Throttle {
+    bytes_per_second: Option<u64>,
+    /// When the bytes so far should have gone out.
+    due: Instant,
+    cancel: Cancel,
+}
+
+impl Throttle {
+    /// `None` is no limit.
+    pub fn new(bytes_per_second: Option<u64>, cancel: &Cancel) -> Self {
+        let bytes_per_second = bytes_per_second.filter(|rate| *rate > 0);
+        Self {
+            bytes_per_second,
+            due: Instant::now(),
+            cancel: cancel.clone(),
+        }
+    }
+
+    /// Called after `bytes` went out; returns when the next may go.
+    pub fn spent(&mut self, bytes: u64) {
+        let Some(rate) = self.bytes_per_second else {
+            return;
+        };
+        let now = Instant::now();
+        let earliest = now.checked_sub(BURST).unwrap_or(now);
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a rate needs no more than 52 bits"
+        )]
+        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        self.due = self.due.max(earliest) + cost;
+        self.cancel.sleep(self.due.saturating_duration_since(now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_kept() {
+        let mut throttle = Throttle::new(Some(1 << 20), &Cancel::new());
+        let start = Instant::now();
+        for _ in 0..10 {
+            throttle.spent(32 << 10);
+        }
+        assert!(
+            start.elapsed() >= Duration::from_millis(180),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+
+    #[test]
+    fn a_cancel_ends_the_sleep() {
+        let cancel = Cancel::new();
+        cancel.cancel();
+        let start = Instant::now();
+        Throttle::new(Some(1), &cancel).spent(1 << 30);
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+}

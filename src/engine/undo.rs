@@ -1,0 +1,156 @@
+//! The undo: what a destination held, saved before it is overwritten.
+//!
+//! Guarantees: when [`UndoRecorder::save`] returns, the old content of these extents is durable in the undo
+//! file; an undo that ends early, because the apply did, is a whole delta for what was written so far.
+
+use std::fs::File;
+use std::io::{self, Write};
+
+use super::zeroes;
+use crate::delta::codec::{Compression, Compressor};
+use crate::delta::header::{Header, Source};
+use crate::delta::samples::Samples;
+use crate::delta::trailer::Counts;
+use crate::delta::writer::DeltaWriter;
+use crate::error::{Error, Result};
+use crate::extent::{Extent, Kind};
+use crate::volume::ReadAt;
+
+/// Where an undo is written: anything that can be made durable.
+pub trait DurableWrite: Write + Send {
+    /// Returns when everything written so far is on stable storage.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+impl DurableWrite for File {
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+impl DurableWrite for Vec<u8> {
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W: DurableWrite + ?Sized> DurableWrite for &mut W {
+    fn sync(&mut self) -> io::Result<()> {
+        (**self).sync()
+    }
+}
+
+/// The header of the undo of a delta with `header`, for a destination of `old_size_bytes`.
+pub fn undo_header(header: &Header, old_size_bytes: u64) -> Header {
+    // A file that the delta makes longer gets its old size back; of a larger device only the part that
+    // the delta knows is concerned.
+    let touched = header.volume_size.max(header.base_size.unwrap_or(0));
+    Header {
+        volume_size: old_size_bytes.min(touched),
+        base_size: Some(header.volume_size),
+        base: header.target.clone(),
+        target: header.base.clone(),
+        source: Source::Undo,
+        required_features: Vec::new(),
+        features: Vec::new(),
+        ..header.clone()
+    }
+}
+
+/// Saves old content as a delta.
+pub struct UndoRecorder<W: DurableWrite> {
+    writer: DeltaWriter<W>,
+    name: String,
+    compressor: Compressor,
+    /// Content beyond the old end cannot be saved: there was none.
+    old_size_bytes: u64,
+    old: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+impl<W: DurableWrite> UndoRecorder<W> {
+    /// Begins an undo with [`undo_header`] and the delta's own samples. `name` is for messages.
+    pub fn new(
+        out: W,
+        name: &str,
+        header: &Header,
+        samples: &Samples,
+        compression: Compression,
+    ) -> Result<Self> {
+        let failed = |error| Error::io(format!("cannot write the undo file {name}"), error);
+        Ok(Self {
+            writer: DeltaWriter::new(out, header, samples).map_err(failed)?,
+            name: name.to_owned(),
+            compressor: Compressor::new(compression).map_err(failed)?,
+            old_size_bytes: header.volume_size,
+            old: Vec::new(),
+            packed: Vec::new(),
+        })
+    }
+
+    /// Saves what `target` holds in `extents` (ascending, each at most 1 MiB of data or any length of
+    /// what will be zeroed), durably.
+    pub fn save(&mut self, target: &dyn ReadAt, extents: &[Extent]) -> Result<()> {
+        for extent in extents {
+            let end = extent.end().min(self.old_size_bytes);
+            let mut position = extent.offset();
+            while position < end {
+                let boundary = (position / crate::units::MIB + 1) * crate::units::MIB;
+                let Some(piece) = Extent::from_range(position, end.min(boundary)) else {
+                    break;
+                };
+                self.save_piece(target, piece)?;
+                position = piece.end();
+            }
+        }
+        self.writer
+            .flush()
+            .and_then(|()| self.writer.get_mut().sync())
+            .map_err(|e| self.failed(e))
+    }
+
+    fn save_piece(&mut self, target: &dyn ReadAt, piece: Extent) -> Result<()> {
+        self.old
+            .resize(usize::try_from(piece.length()).unwrap_or(0), 0);
+        target
+            .read_exact_at(&mut self.old, piece.offset())
+            .map_err(|error| {
+                Error::io(
+                    format!("cannot read the old content at {piece} for the undo"),
+                    error,
+                )
+            })?;
+        for (range, kind) in zeroes::split(&self.old) {
+            let at = piece.offset() + range.start as u64;
+            let Some(extent) = Extent::new(at, range.len() as u64) else {
+                continue;
+            };
+            let data = &self.old[range];
+            let written = match kind {
+                Kind::Zero => self.writer.zero(extent),
+                Kind::Data => match self.compressor.compress(data, &mut self.packed) {
+                    Some(codec) => self.writer.data(extent, codec, &self.packed),
+                    None => self
+                        .writer
+                        .data(extent, crate::delta::codec::Codec::None, data),
+                },
+            };
+            written
+                .map_err(|e| Error::io(format!("cannot write the undo file {}", self.name), e))?;
+        }
+        Ok(())
+    }
+
+    /// Closes the undo, durably.
+    pub fn finish(self) -> Result<Counts> {
+        let name = self.name;
+        let failed = |error| Error::io(format!("cannot write the undo file {name}"), error);
+        let (counts, mut out) = self.writer.finish().map_err(failed)?;
+        out.sync().map_err(failed)?;
+        Ok(counts)
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        Error::io(format!("cannot write the undo file {}", self.name), error)
+    }
+}
