@@ -8,10 +8,10 @@ use crate::machine::{Screen, guest_disk};
 use crate::setup::Setup;
 use crate::slots::{self, Slot};
 use console::Console;
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    own_group: bool,
+    /// While this is open, the guest lives. None for a guest on the terminal.
+    lifeline: Option<ChildStdin>,
     console: Option<Console>,
     status_file: PathBuf,
     log: PathBuf,
@@ -74,7 +75,7 @@ pub(crate) fn start(job: &Job, setup: &Setup, screen: Screen) -> Result<Running>
     let status_file = job.path("status");
     let _ = std::fs::remove_file(&status_file);
 
-    let mut command = command_line(job, setup, slot.cpu);
+    let mut command = command_line(job, setup, slot.cpu, screen != Screen::Terminal);
     let listener = if screen == Screen::Terminal {
         None
     } else {
@@ -82,16 +83,16 @@ pub(crate) fn start(job: &Job, setup: &Setup, screen: Screen) -> Result<Running>
         let errors = writer
             .try_clone()
             .during(|| "cannot copy a pipe".to_owned())?;
-        // A group of its own, so that all of a guest's processes can be killed at once and nothing else.
+        // A group of its own: Ctrl-C on the terminal is for us, and we end the guest.
         command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(writer)
             .stderr(errors)
             .process_group(0);
         Some(reader)
     };
     let started = Instant::now();
-    let child = command
+    let mut child = command
         .spawn()
         .during(|| "cannot start linux.uml".to_owned())?;
     // Our ends of the pipe are in there: while they are open, the console has no end.
@@ -101,8 +102,8 @@ pub(crate) fn start(job: &Job, setup: &Setup, screen: Screen) -> Result<Running>
         None => None,
     };
     Ok(Running {
+        lifeline: child.stdin.take(),
         child,
-        own_group: console.is_some(),
         console,
         status_file,
         log: job.log(),
@@ -113,12 +114,26 @@ pub(crate) fn start(job: &Job, setup: &Setup, screen: Screen) -> Result<Running>
     })
 }
 
-/// The guest dies with the thread that started it: a test runner that kills a test kills its guest.
-fn command_line(job: &Job, setup: &Setup, cpu: usize) -> Command {
+/// A guest is several processes in a session of their own, and those that a SIGKILL to the first leaves behind do not end
+/// by themselves. So a shell stands beside them and kills them all, by id, when the guest has halted or when the shell's
+/// stdin ends: because the power is to be cut, or because we died, in whatever way.
+const WATCH: &str = r#"exec 3<&0
+"$@" </dev/null 3<&- & guest=$!
+{ read -r _ <&3; kill -KILL "$guest" "-$guest"; } 2>/dev/null &
+wait "$guest"
+kill -KILL "-$guest" 2>/dev/null
+kill -KILL 0"#;
+
+fn command_line(job: &Job, setup: &Setup, cpu: usize, watched: bool) -> Command {
     let directory = job.directory().display();
-    let mut command = Command::new("taskset");
-    command.args(["--cpu-list", &cpu.to_string()]);
-    command.args(["setpriv", "--pdeathsig", "KILL", "linux.uml"]);
+    let mut command = if watched {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", WATCH, "sh", "taskset"]);
+        shell
+    } else {
+        Command::new("taskset")
+    };
+    command.args(["--cpu-list", &cpu.to_string(), "linux.uml"]);
     command.arg(format!("mem={}M", setup.memory_mib));
     command.args([
         "root=/dev/root",
@@ -223,15 +238,15 @@ impl Running {
         })
     }
 
-    /// By id, and before it is waited for, so that the id cannot be another's.
-    fn kill(&self) {
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            let _ = if self.own_group {
-                kill_process_group(pid, Signal::KILL)
-            } else {
-                kill_process(pid, Signal::KILL)
-            };
+    fn kill(&mut self) {
+        if self.lifeline.take().is_some() {
+            return;
         }
+        // No shell stands beside a guest on the terminal: the child is the guest, and leads its session.
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+        let _ = self.child.kill();
     }
 }
 

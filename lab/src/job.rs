@@ -108,7 +108,22 @@ fn new_directory(name: &str) -> Result<PathBuf> {
             base.display()
         )));
     }
+    sweep(&base);
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).during(|| format!("cannot create {}", directory.display()))?;
     Ok(directory)
+}
+
+/// Removes what a killed test process left: a directory that still has disks, of a process that is no more.
+fn sweep(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.rsplit('.').nth(1)) else {
+            continue;
+        };
+        let gone = !Path::new("/proc").join(pid).exists();
+        if gone && entry.path().join("disk0").exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
