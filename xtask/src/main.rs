@@ -1,3 +1,41 @@
-//! `cargo xtask`: the project's own commands (test, lab, demo, bench).
+//! `cargo xtask`: the commands that a developer of lvmsync needs and cargo does not have.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a developer's tool talks to a person"
+)]
 
-fn main() {}
+mod guests;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run a script, or a shell, in a throwaway machine with real LVM.
+    Lab {
+        #[command(subcommand)]
+        what: guests::Lab,
+    },
+}
+
+/// What a task says of itself: done, or not done although it has said why.
+type Done = lab::Result<ExitCode>;
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Lab { what } => guests::lab(&what),
+    };
+    done.unwrap_or_else(|e| {
+        eprintln!("cargo xtask: {e}");
+        ExitCode::FAILURE
+    })
+}
