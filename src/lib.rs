@@ -3,7 +3,7 @@
 //! The library is the binary's; its interface may change with any release. Dependencies point one way:
 //!
 //! ```text
-//! cli → engine → { changes, delta, session, volume, dm } → { extent, units, error }
+//! cli → { source, destination } → { engine, dm } → { changes, delta, session, volume } → { extent, units, error }
 //! ```
 //!
 //! | module | what it knows |
@@ -11,16 +11,23 @@
 //! | [`extent`], [`units`], [`error`] | the words: extents and change lists, sizes, what can go wrong |
 //! | [`changes`] | change sources: bytes of kernel metadata in, change lists out (pure) |
 //! | [`delta`] | the delta format, `docs/format.md` (pure but for Read and Write) |
-//! | [`volume`] | block devices, files, and their twins for tests |
+//! | [`volume`], [`sys`] | block devices, files, their twins for tests; the ioctls and buffers below them |
+//! | [`dm`] | device-mapper and LVM: names, UUIDs, tables, who is open |
+//! | [`engine`] | the data path: plan, pump, apply, undo |
+//! | [`source`], [`destination`] | from what the user typed to what the engine moves |
+//! | [`cancel`], [`monitor`], [`partial_file`] | stopping cleanly, telling, files that appear when whole |
 
 pub mod cancel;
 pub mod changes;
 pub mod delta;
+pub mod destination;
+pub mod dm;
 pub mod engine;
 pub mod error;
 pub mod extent;
 pub mod monitor;
 pub mod partial_file;
+pub mod source;
 pub mod sys;
 pub mod units;
 pub mod volume;

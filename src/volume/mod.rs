@@ -3,13 +3,18 @@
 //! Guarantees: I/O is positional and whole (a short read or write is an error); [`WriteAt::sync`] returns
 //! only when everything written is on stable storage; nothing here decides *what* to write.
 
-pub mod aligned;
 pub mod block;
 pub mod faulty;
+pub mod file;
+pub mod host;
 pub mod in_use;
 pub mod memory;
+pub mod open;
 
 use std::io;
+
+pub use host::VolumeIdentity;
+pub use open::{Volume, WriteOptions};
 
 use crate::extent::Extent;
 

@@ -1,0 +1,216 @@
+//! What only LVM's metadata knows: volumes that are inactive, absent, or something else than expected.
+//!
+//! Guarantees: one command, `lvs`, which changes nothing; its report is parsed by pure code; the names
+//! given to it were checked by [`LvName`]. It takes half a second and more, so only slow paths come here.
+
+use std::io;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::Deserialize;
+
+use super::name::LvName;
+use crate::error::{Error, Result};
+
+/// One row of `lvs -a`: values as LVM prints them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct LvRow {
+    /// Volume group.
+    pub vg_name: String,
+    /// Logical volume; in brackets if it is a hidden one.
+    pub lv_name: String,
+    /// Dashed UUID.
+    pub lv_uuid: String,
+    /// Size in bytes.
+    pub lv_size: String,
+    /// `active` or empty.
+    pub lv_active: String,
+    /// The attribute letters.
+    pub lv_attr: String,
+    /// Roles, separated by commas: `thicksnapshot`, `thickorigin`, …
+    pub lv_role: String,
+    /// Segment type: `linear`, `thin`, `thin-pool`, …
+    pub segtype: String,
+    /// Origin of a snapshot; in brackets if it is hidden.
+    pub origin: String,
+    /// Pool of a thin volume.
+    pub pool_lv: String,
+    /// `skip activation` or empty.
+    pub lv_skip_activation: String,
+}
+
+impl LvRow {
+    /// The name without the brackets of hidden volumes.
+    pub fn name(&self) -> &str {
+        unbracketed(&self.lv_name)
+    }
+
+    /// The origin without brackets; `None` for what is not a snapshot.
+    pub fn origin(&self) -> Option<&str> {
+        Some(unbracketed(&self.origin)).filter(|name| !name.is_empty())
+    }
+
+    /// True if the volume has a device.
+    pub fn is_active(&self) -> bool {
+        self.lv_active.starts_with("active")
+    }
+
+    /// True for a classic snapshot.
+    pub fn is_thick_snapshot(&self) -> bool {
+        self.lv_role.split(',').any(|role| role == "thicksnapshot")
+    }
+
+    /// True if only `lvchange -K` activates it.
+    pub fn skips_activation(&self) -> bool {
+        !self.lv_skip_activation.is_empty()
+    }
+}
+
+const COLUMNS: &str = "vg_name,lv_name,lv_uuid,lv_size,lv_active,lv_attr,lv_role,segtype,origin,\
+                       pool_lv,lv_skip_activation";
+
+#[derive(Deserialize)]
+struct Reports {
+    report: Vec<Report>,
+}
+
+#[derive(Deserialize)]
+struct Report {
+    #[serde(default)]
+    lv: Vec<LvRow>,
+}
+
+/// Reads the report of `lvs --reportformat json`.
+pub fn parse_report(json: &str) -> std::result::Result<Vec<LvRow>, serde_json::Error> {
+    let reports: Reports = serde_json::from_str(json)?;
+    Ok(reports
+        .report
+        .into_iter()
+        .flat_map(|report| report.lv)
+        .collect())
+}
+
+/// All volumes of a group, hidden ones included.
+pub fn volumes_of(vg: &str) -> Result<Vec<LvRow>> {
+    let failed = |reason: String| Error::Lvm {
+        what: format!("volume group {vg}"),
+        reason,
+    };
+    let output = lvs_command()
+        .args([
+            "-a",
+            "--reportformat",
+            "json",
+            "--units",
+            "b",
+            "--nosuffix",
+            "-o",
+            COLUMNS,
+        ])
+        .args(["--", vg])
+        .output()
+        .map_err(|error| failed(explain_spawn(&error)))?;
+    if !output.status.success() {
+        return Err(failed(explain_failure(
+            vg,
+            &String::from_utf8_lossy(&output.stderr),
+        )));
+    }
+    parse_report(&String::from_utf8_lossy(&output.stdout))
+        .map_err(|error| failed(format!("cannot understand the report of `lvs`: {error}")))
+}
+
+/// Why there is no device for this volume, with the way out. Asks `lvs`.
+pub fn explain_no_device(name: &LvName) -> Error {
+    match volumes_of(name.vg()) {
+        Ok(rows) => Error::Lvm {
+            what: name.to_string(),
+            reason: no_device_reason(name, &rows),
+        },
+        Err(error) => error,
+    }
+}
+
+/// The same, from the rows: pure.
+fn no_device_reason(name: &LvName, rows: &[LvRow]) -> String {
+    let vg = name.vg();
+    let Some(row) = rows.iter().find(|row| row.name() == name.lv()) else {
+        return format!(
+            "there is no logical volume {} in volume group {vg}",
+            name.lv()
+        );
+    };
+    if row.is_active() {
+        // Hidden while it is merged: the row says active, but there is nothing to open.
+        return "LVM calls it active, but it has no device of its own: it may be merging into its \
+                origin or be a hidden part of another volume"
+            .to_owned();
+    }
+    let flag = if row.skips_activation() { "-K " } else { "" };
+    let activate = match (row.is_thick_snapshot(), row.origin()) {
+        // A classic snapshot is activated together with its origin, and only so.
+        (true, Some(origin)) => format!("lvchange -ay {vg}/{origin}"),
+        _ => format!("lvchange -ay {flag}{name}"),
+    };
+    format!("the logical volume is not active, so it has no device; activate it: {activate}")
+}
+
+fn lvs_command() -> Command {
+    // The tools live in a directory that an ordinary user's PATH may lack.
+    let program = ["/usr/sbin/lvs", "/sbin/lvs"]
+        .into_iter()
+        .find(|p| Path::new(p).exists());
+    let mut command = Command::new(program.unwrap_or("lvs"));
+    command
+        .env("LC_ALL", "C")
+        .env("LVM_SUPPRESS_FD_WARNINGS", "1")
+        .stdin(Stdio::null());
+    command
+}
+
+fn explain_spawn(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "there is no active volume of that name, and LVM's tools, which know of inactive ones, \
+             are not installed (no `lvs`; install the package lvm2)"
+                .to_owned()
+        }
+        _ => format!("cannot run `lvs`: {error}"),
+    }
+}
+
+fn explain_failure(vg: &str, stderr: &str) -> String {
+    let words = stderr
+        .split('\n')
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    let words = words.collect::<Vec<_>>().join("; ");
+    if words.contains(&format!("Volume group \"{vg}\" not found")) {
+        return "there is no volume group of that name on this machine (`vgs` lists them)"
+            .to_owned();
+    }
+    if rustix::process::geteuid().is_root() {
+        format!("`lvs` failed: {words}")
+    } else {
+        format!("`lvs` failed, and may need root: {words}")
+    }
+}
+
+fn unbracketed(name: &str) -> &str {
+    name.strip_prefix('[')
+        .and_then(|name| name.strip_suffix(']'))
+        .unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What lvm2 2.03.16 printed for a group with an origin, a snapshot and a skipped thin snapshot.
+    const REPORT: &str = include_str!("../../testdata/lvs/volumes.json");
+
+    fn name(lv: &str) -> LvName {
+        LvName::new("my-vg", lv).unwrap()
+    }
+}

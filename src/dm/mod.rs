@@ -1,0 +1,20 @@
+//! Device-mapper and LVM: the only room that talks to them.
+//!
+//! Guarantees: looking at an active volume needs no LVM command, only sysfs and the control device;
+//! `lvs` is asked for what the kernel cannot know (inactive and absent volumes); everything that comes
+//! back is parsed by pure code. Nothing here changes a volume.
+
+pub mod device;
+pub mod lvm;
+pub mod name;
+pub mod openers;
+pub mod resolve;
+pub mod snapshot;
+pub mod table;
+pub mod uuid;
+pub mod wire;
+
+pub use openers::{Openers, writers_open};
+pub use resolve::{Resolved, resolve};
+pub use snapshot::{LogicalVolume, OriginVolume, Role, ThickSnapshot, recheck};
+pub use table::SnapshotStatus;

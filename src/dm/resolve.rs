@@ -1,0 +1,128 @@
+//! From what the user typed to a volume.
+//!
+//! Guarantees: only a name that means one thing is accepted; what cannot be found is explained, with
+//! the command that helps.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::device::{DeviceMapper, sysfs_name_and_uuid};
+use super::lvm;
+use super::name::LvName;
+use super::snapshot::{LogicalVolume, examine};
+use super::uuid::DmUuid;
+use super::wire::Selector;
+use crate::error::{Error, Result};
+use crate::sys::device::DeviceNumber;
+
+/// What a volume argument turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// An active logical volume.
+    LogicalVolume(Box<LogicalVolume>),
+    /// A block device that is not a logical volume.
+    BlockDevice(PathBuf),
+    /// A regular file.
+    File(PathBuf),
+}
+
+impl Resolved {
+    /// What to open.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::LogicalVolume(volume) => &volume.path,
+            Self::BlockDevice(path) | Self::File(path) => path,
+        }
+    }
+}
+
+/// Finds the volume that `arg` names.
+///
+/// - A path that begins with `/`, `./` or `../` is that path: a file, a block device, a logical volume's
+///   node. If there is nothing at `/dev/vg/lv` or `/dev/mapper/vg-lv`, LVM is asked why.
+/// - `vg/lv` is the logical volume. If a file exists at that relative path and there is no such active
+///   volume, it is the file; if both exist it is an error that says how to write each.
+/// - Any other text is a file in the current directory.
+pub fn resolve(arg: &str) -> Result<Resolved> {
+    let as_path = ["/", "./", "../"]
+        .iter()
+        .any(|start| arg.starts_with(start));
+    match LvName::parse(arg) {
+        Some(name) if !as_path => resolve_name(arg, &name),
+        _ => resolve_path(arg),
+    }
+}
+
+fn resolve_name(arg: &str, name: &LvName) -> Result<Resolved> {
+    let file_exists = fs::symlink_metadata(arg).is_ok();
+    let active = match find_active(name) {
+        // Without device-mapper or root only the file can be meant, if there is one.
+        Err(_) if file_exists => None,
+        found => found?,
+    };
+    match (active, file_exists) {
+        (Some(_), true) => Err(Error::Usage(format!(
+            "`{arg}` is both a logical volume and a path here: \
+             write /dev/{name} for the volume or ./{arg} for the path"
+        ))),
+        (Some(volume), false) => Ok(Resolved::LogicalVolume(Box::new(volume))),
+        (None, true) => resolve_path(arg),
+        (None, false) => Err(lvm::explain_no_device(name)),
+    }
+}
+
+fn find_active(name: &LvName) -> Result<Option<LogicalVolume>> {
+    let dm = DeviceMapper::open()?;
+    match dm.info(Selector::Name(&name.dm_name()))? {
+        Some(info) => examine(&dm, &info).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn resolve_path(path: &str) -> Result<Resolved> {
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(explain_absent(path)),
+        Err(error) => return Err(Error::io(format!("cannot look at {path}"), error)),
+    };
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        return Ok(Resolved::File(path.into()));
+    }
+    if !kind.is_block_device() {
+        let found = if kind.is_dir() {
+            "a directory"
+        } else {
+            "neither a file nor a block device"
+        };
+        return Err(Error::Usage(format!(
+            "{path} is {found}; a volume is a block device or a file"
+        )));
+    }
+    let device = DeviceNumber::from_stat(metadata.rdev());
+    let uuid = sysfs_name_and_uuid(device).and_then(|(_, uuid)| DmUuid::parse(&uuid));
+    // A hidden part of a volume (`-real`, `-cow`, `_tmeta`) is a block device like any other.
+    if uuid.is_none_or(|uuid| uuid.layer().is_some()) {
+        return Ok(Resolved::BlockDevice(path.into()));
+    }
+    let dm = DeviceMapper::open()?;
+    let info = dm
+        .info(Selector::Device(device))?
+        .ok_or_else(|| Error::Lvm {
+            what: path.to_owned(),
+            reason: format!("device {device} is not there any more"),
+        })?;
+    Ok(Resolved::LogicalVolume(Box::new(examine(&dm, &info)?)))
+}
+
+fn explain_absent(path: &str) -> Error {
+    match LvName::from_path(path) {
+        Some(name) => lvm::explain_no_device(&name),
+        None => Error::io(
+            format!("cannot find {path}"),
+            io::ErrorKind::NotFound.into(),
+        ),
+    }
+}

@@ -1,0 +1,434 @@
+//! An active logical volume and, for a classic snapshot, its origin and exception store.
+//!
+//! Guarantees: found by UUID and cross-checked against the table, never by name; an arrangement that
+//! does not add up is an error; the status says by itself whether the exception table can be trusted.
+
+use std::path::PathBuf;
+
+use super::device::{DeviceMapper, device_path, sysfs_holders, sysfs_name_and_uuid};
+use super::name::{LvName, split_dm_name};
+use super::table::{SnapshotStatus, SnapshotTarget, Target, parse_snapshot_status, parse_target};
+use super::uuid::DmUuid;
+use super::wire::{DeviceInfo, Selector};
+use crate::error::{Error, Result};
+use crate::sys::device::DeviceNumber;
+use crate::units::sectors_to_bytes;
+
+/// An active logical volume: its public device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogicalVolume {
+    /// Volume group and name.
+    pub name: LvName,
+    /// LVM's UUID of the logical volume, with dashes.
+    pub uuid: String,
+    /// What to open.
+    pub path: PathBuf,
+    /// Its number.
+    pub device: DeviceNumber,
+    /// Its size.
+    pub size_bytes: u64,
+    /// What it is.
+    pub role: Role,
+    /// How often it is open, by us too.
+    pub open_count: u32,
+    /// Refuses writes.
+    pub read_only: bool,
+    /// I/O is held back.
+    pub suspended: bool,
+}
+
+/// What a logical volume is to us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Linear, striped, mirrored: no record of changes.
+    Plain,
+    /// The origin of classic snapshots.
+    ThickOrigin {
+        /// The device with its data.
+        real: DeviceNumber,
+        /// True while a snapshot is merged into it.
+        merging: bool,
+    },
+    /// A classic snapshot.
+    ThickSnapshot(Box<ThickSnapshot>),
+    /// A thin volume.
+    Thin {
+        /// Its pool's device.
+        pool: DeviceNumber,
+        /// Its id there: reused after deletion, so never an identity.
+        device_id: u32,
+        /// The pool's block size.
+        block_bytes: u64,
+    },
+    /// A thin pool.
+    ThinPool,
+    /// A device that lvmsync cannot say anything about.
+    Other {
+        /// Its target type.
+        kind: String,
+    },
+}
+
+/// A classic snapshot with everything that is needed to read its exception table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThickSnapshot {
+    /// The origin's public device.
+    pub origin: OriginVolume,
+    /// The device with the origin's data, shared by all its snapshots.
+    pub real: DeviceNumber,
+    /// Size that the snapshot covers: smaller than the origin's if the origin was extended since.
+    pub origin_size_bytes: u64,
+    /// Device number of the exception store.
+    pub store_device: DeviceNumber,
+    /// What to open to read the exception store.
+    pub store: PathBuf,
+    /// Chunk size in the table; the store's own header overrides it.
+    pub chunk_bytes: u64,
+    /// The kernel's word on it when it was looked at.
+    pub status: SnapshotStatus,
+}
+
+/// The origin of a classic snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginVolume {
+    /// Volume group and name.
+    pub name: LvName,
+    /// LVM's UUID, with dashes.
+    pub uuid: String,
+    /// What to open.
+    pub path: PathBuf,
+    /// Its number.
+    pub device: DeviceNumber,
+    /// Its size now.
+    pub size_bytes: u64,
+}
+
+impl LogicalVolume {
+    /// The classic snapshot that this volume is, or an error that says what it is instead.
+    pub fn thick_snapshot(&self) -> Result<&ThickSnapshot> {
+        let reason = match &self.role {
+            Role::ThickSnapshot(snapshot) => return Ok(snapshot),
+            Role::ThickOrigin { merging: true, .. } => {
+                "it is an origin that a snapshot is being merged into, not a snapshot; wait for the \
+                 end of the merge"
+                    .to_owned()
+            }
+            Role::ThickOrigin { real, .. } => {
+                let names: Vec<_> = snapshots_on(*real, self.device);
+                let names = names.iter().map(LvName::to_string).collect::<Vec<_>>().join(", ");
+                format!("it is an origin, not a snapshot; its snapshots: {names}")
+            }
+            Role::Plain => {
+                format!(
+                    "it is a plain logical volume without snapshots; \
+                     make one: lvcreate -s -n NAME -L SIZE {}",
+                    self.name
+                )
+            }
+            Role::Thin { .. } => {
+                "it is a thin volume, not a classic snapshot: thin volumes have no exception store"
+                    .to_owned()
+            }
+            Role::ThinPool => "it is a thin pool, not a snapshot".to_owned(),
+            Role::Other { kind } => format!("it is a device of type `{kind}`, not a snapshot"),
+        };
+        Err(Error::Lvm {
+            what: self.name.to_string(),
+            reason,
+        })
+    }
+}
+
+/// The snapshots that share an origin's data.
+fn snapshots_on(real: DeviceNumber, origin: DeviceNumber) -> Vec<LvName> {
+    let public_name = |device: DeviceNumber| {
+        let (name, uuid) = sysfs_name_and_uuid(device)?;
+        DmUuid::parse(&uuid).filter(|uuid| uuid.layer().is_none())?;
+        Some(split_dm_name(&name)?.0)
+    };
+    let mut names: Vec<_> = sysfs_holders(real)
+        .into_iter()
+        .filter(|device| *device != origin)
+        .filter_map(public_name)
+        .collect();
+    names.sort();
+    names
+}
+
+/// Looks at an active logical volume's public device.
+pub fn examine(dm: &DeviceMapper, info: &DeviceInfo) -> Result<LogicalVolume> {
+    let unexpected = |reason: &str| Error::Lvm {
+        what: info.name.clone(),
+        reason: reason.to_owned(),
+    };
+    let uuid = DmUuid::parse(&info.uuid)
+        .filter(|uuid| uuid.layer().is_none() || uuid.layer() == Some("pool"))
+        .ok_or_else(|| unexpected("it is not a logical volume of LVM, or a hidden part of one"))?;
+    let (name, _) = split_dm_name(&info.name)
+        .ok_or_else(|| unexpected("its device-mapper name is not one that LVM makes"))?;
+    let (targets, size_bytes) = targets_of(dm, info)?;
+    let role = role_of(dm, &name, info, &uuid, &targets, size_bytes)?;
+    Ok(LogicalVolume {
+        uuid: uuid.lv_uuid(),
+        path: device_path(info.device, &info.name),
+        device: info.device,
+        size_bytes,
+        role,
+        open_count: info.open_count,
+        read_only: info.read_only,
+        suspended: info.suspended,
+        name,
+    })
+}
+
+/// The status words again, after the table was read: only if both looks are in order, and the device
+/// is still the same, was the table complete.
+pub fn recheck(volume: &LogicalVolume) -> Result<SnapshotStatus> {
+    let before = volume.thick_snapshot()?;
+    let dm = DeviceMapper::open()?;
+    let gone = |reason: &str| Error::Lvm {
+        what: volume.name.to_string(),
+        reason: reason.to_owned(),
+    };
+    let info = dm
+        .info(Selector::Device(volume.device))?
+        .ok_or_else(|| gone("the snapshot was removed while its exception table was read"))?;
+    let now = examine(&dm, &info)?;
+    if now.uuid != volume.uuid {
+        return Err(gone(
+            "another volume took its place while its exception table was read",
+        ));
+    }
+    let Role::ThickSnapshot(after) = now.role else {
+        return Err(gone(
+            "it stopped being a snapshot while its exception table was read",
+        ));
+    };
+    if after.real != before.real || after.store_device != before.store_device {
+        return Err(gone(
+            "its origin or exception store was replaced while its table was read",
+        ));
+    }
+    Ok(after.status)
+}
+
+fn targets_of(dm: &DeviceMapper, info: &DeviceInfo) -> Result<(Vec<Target>, u64)> {
+    let broken = |reason: String| Error::Lvm {
+        what: info.name.clone(),
+        reason,
+    };
+    let mut targets = Vec::new();
+    let mut sectors = 0u64;
+    for line in dm.table(info.device)? {
+        sectors = line
+            .start_sectors
+            .checked_add(line.length_sectors)
+            .ok_or_else(|| broken("its device-mapper table has an impossible size".into()))?;
+        let target = parse_target(&line.kind, &line.params);
+        targets.push(target.map_err(|error| broken(error.to_string()))?);
+    }
+    let size = sectors_to_bytes(sectors);
+    let size =
+        size.ok_or_else(|| broken("its device-mapper table has an impossible size".into()))?;
+    Ok((targets, size))
+}
+
+fn role_of(
+    dm: &DeviceMapper,
+    name: &LvName,
+    info: &DeviceInfo,
+    uuid: &DmUuid,
+    targets: &[Target],
+    size_bytes: u64,
+) -> Result<Role> {
+    Ok(match targets {
+        [Target::Snapshot(target)] => {
+            let status = status_of(dm, info.device, name)?;
+            let snapshot = thick_snapshot(dm, name, uuid, *target, size_bytes, status)?;
+            Role::ThickSnapshot(Box::new(snapshot))
+        }
+        [Target::SnapshotOrigin { real }] => Role::ThickOrigin {
+            real: *real,
+            merging: false,
+        },
+        [Target::SnapshotMerge(target)] => Role::ThickOrigin {
+            real: target.real,
+            merging: true,
+        },
+        // While a snapshot is merged LVM replaces its public device by `error`; its store lives on.
+        [Target::Error] => match merging_snapshot(dm, name, uuid, size_bytes)? {
+            Some(snapshot) => Role::ThickSnapshot(Box::new(snapshot)),
+            None => Role::Other {
+                kind: "error".into(),
+            },
+        },
+        [
+            Target::Thin {
+                pool, device_id, ..
+            },
+        ] => Role::Thin {
+            pool: *pool,
+            device_id: *device_id,
+            block_bytes: pool_block_bytes(dm, *pool, name)?,
+        },
+        [Target::ThinPool { .. }] => Role::ThinPool,
+        _ if uuid.layer() == Some("pool") => Role::ThinPool,
+        [Target::Linear { device, .. }] if is_pool(*device) => Role::ThinPool,
+        [Target::Era { .. }] => Role::Other { kind: "era".into() },
+        [Target::Other(kind), ..] if !is_plain(kind) => Role::Other { kind: kind.clone() },
+        [] => Role::Other {
+            kind: "without a table".into(),
+        },
+        _ => Role::Plain,
+    })
+}
+
+/// Target types under which a volume is just a volume.
+fn is_plain(kind: &str) -> bool {
+    [
+        "striped",
+        "raid",
+        "mirror",
+        "cache",
+        "writecache",
+        "integrity",
+        "vdo",
+    ]
+    .contains(&kind)
+}
+
+fn is_pool(device: DeviceNumber) -> bool {
+    let layer = |(_, uuid): (String, String)| DmUuid::parse(&uuid)?.layer().map(str::to_owned);
+    sysfs_name_and_uuid(device).and_then(layer).as_deref() == Some("tpool")
+}
+
+fn pool_block_bytes(dm: &DeviceMapper, pool: DeviceNumber, name: &LvName) -> Result<u64> {
+    let lines = dm.table(pool)?;
+    let block = lines
+        .first()
+        .and_then(|line| match parse_target(&line.kind, &line.params) {
+            Ok(Target::ThinPool { block_sectors, .. }) => sectors_to_bytes(block_sectors),
+            _ => None,
+        });
+    block.ok_or_else(|| Error::Lvm {
+        what: name.to_string(),
+        reason: format!("its pool, device {pool}, has no thin-pool table"),
+    })
+}
+
+fn status_of(dm: &DeviceMapper, device: DeviceNumber, name: &LvName) -> Result<SnapshotStatus> {
+    let lines = dm.status(device)?;
+    let words = lines.first().map_or("", |line| line.params.as_str());
+    parse_snapshot_status(words).map_err(|error| Error::Lvm {
+        what: name.to_string(),
+        reason: error.to_string(),
+    })
+}
+
+/// Puts a snapshot together from its table line, and checks by UUID that the parts belong to it.
+fn thick_snapshot(
+    dm: &DeviceMapper,
+    name: &LvName,
+    uuid: &DmUuid,
+    target: SnapshotTarget,
+    origin_size_bytes: u64,
+    status: SnapshotStatus,
+) -> Result<ThickSnapshot> {
+    let wrong = |reason: String| Error::Lvm {
+        what: name.to_string(),
+        reason,
+    };
+    let uuid_of = |device: DeviceNumber, what: &str| {
+        let info = dm.info(Selector::Device(device))?;
+        let info =
+            info.ok_or_else(|| wrong(format!("its {what}, device {device}, is not there")))?;
+        let uuid = DmUuid::parse(&info.uuid);
+        let uuid = uuid.ok_or_else(|| {
+            wrong(format!(
+                "its {what}, device {device} ({}), is not LVM's",
+                info.name
+            ))
+        })?;
+        Ok::<_, Error>((info, uuid))
+    };
+
+    let (store_info, store_uuid) = uuid_of(target.store, "exception store")?;
+    if store_uuid != uuid.with_layer(Some("cow")) {
+        let found = format!("device {} ({})", target.store, store_info.name);
+        return Err(wrong(format!(
+            "its table names {found} as exception store, which is not its own"
+        )));
+    }
+    let (real_info, real_uuid) = uuid_of(target.real, "origin")?;
+    if real_uuid.layer() != Some("real") {
+        let found = format!("device {} ({})", target.real, real_info.name);
+        return Err(wrong(format!(
+            "its table names {found} as origin, which is not an origin's data"
+        )));
+    }
+    if !target.persistent {
+        return Err(wrong(
+            "its exception store is not persistent, so there is nothing to read".into(),
+        ));
+    }
+    let public = dm.info(Selector::Uuid(&real_uuid.with_layer(None).to_string()))?;
+    let public = public.ok_or_else(|| {
+        wrong(format!(
+            "its origin has no device: activate {}",
+            real_info.name.trim_end_matches("-real")
+        ))
+    })?;
+    let (origin_name, _) = split_dm_name(&public.name).ok_or_else(|| {
+        wrong(format!(
+            "its origin's name `{}` is not one that LVM makes",
+            public.name
+        ))
+    })?;
+    let (origin_targets, origin_now_bytes) = targets_of(dm, &public)?;
+    let merging = matches!(origin_targets.as_slice(),
+        [Target::SnapshotMerge(merge)] if merge.store == target.store);
+    let chunk_bytes = sectors_to_bytes(target.chunk_sectors)
+        .ok_or_else(|| wrong("its table has an impossible chunk size".into()))?;
+    Ok(ThickSnapshot {
+        origin: OriginVolume {
+            name: origin_name,
+            uuid: real_uuid.lv_uuid(),
+            path: device_path(public.device, &public.name),
+            device: public.device,
+            size_bytes: origin_now_bytes,
+        },
+        real: target.real,
+        origin_size_bytes,
+        store_device: target.store,
+        store: device_path(target.store, &store_info.name),
+        chunk_bytes,
+        status: if merging {
+            SnapshotStatus::Merging
+        } else {
+            status
+        },
+    })
+}
+
+/// The snapshot behind a public device that was replaced by `error`: its store is under a merge.
+fn merging_snapshot(
+    dm: &DeviceMapper,
+    name: &LvName,
+    uuid: &DmUuid,
+    size_bytes: u64,
+) -> Result<Option<ThickSnapshot>> {
+    let Some(store) = dm.info(Selector::Uuid(&uuid.with_layer(Some("cow")).to_string()))? else {
+        return Ok(None);
+    };
+    for holder in sysfs_holders(store.device) {
+        let lines = dm.table(holder)?;
+        let target = lines
+            .first()
+            .map(|line| parse_target(&line.kind, &line.params));
+        if let Some(Ok(Target::SnapshotMerge(target))) = target {
+            let status = SnapshotStatus::Merging;
+            return thick_snapshot(dm, name, uuid, target, size_bytes, status).map(Some);
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,226 @@
+//! A regular file as a volume.
+//!
+//! Guarantees: holes stay holes (zeroing punches, reading tells where data is); the size changes only
+//! through `grow_to`; a file opened for writing is locked, so two runs cannot write it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
+
+use super::host::VolumeIdentity;
+use super::{ReadAt, WriteAt};
+use crate::extent::Extent;
+
+/// An open regular file.
+#[derive(Debug)]
+pub struct FileVolume {
+    file: File,
+    size_bytes: AtomicU64,
+    identity: VolumeIdentity,
+}
+
+/// Zeroes are written in pieces of this size where holes cannot be punched.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+impl FileVolume {
+    /// Takes an open file; its size is looked at once.
+    pub fn new(file: File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self {
+            size_bytes: AtomicU64::new(metadata.len()),
+            identity: VolumeIdentity::of(&metadata),
+            file,
+        })
+    }
+
+    /// What makes it the same volume as another path.
+    pub fn identity(&self) -> VolumeIdentity {
+        self.identity
+    }
+
+    fn check(&self, offset: u64, length: u64, past: io::ErrorKind) -> io::Result<()> {
+        let end = offset.checked_add(length).ok_or(past)?;
+        if end > self.size_bytes() {
+            Err(past.into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl ReadAt for FileVolume {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.check(offset, buffer.len() as u64, io::ErrorKind::UnexpectedEof)?;
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
+        let size = self.size_bytes();
+        if offset >= size {
+            return Ok(None);
+        }
+        // Moves the file's own position, which nothing else here uses.
+        let start = match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                return Ok(Extent::from_range(offset, size));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(&self.file, SeekFrom::Hole(start))?;
+        Ok(Extent::from_range(start.max(offset), end.min(size)))
+    }
+}
+
+impl WriteAt for FileVolume {
+    fn write_all_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        self.check(offset, buffer.len() as u64, io::ErrorKind::StorageFull)?;
+        self.file.write_all_at(buffer, offset)
+    }
+
+    fn zero_at(&self, extent: Extent) -> io::Result<()> {
+        self.check(extent.offset(), extent.length(), io::ErrorKind::StorageFull)?;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        loop {
+            match fallocate(&self.file, flags, extent.offset(), extent.length()) {
+                Ok(()) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        write_zeroes(extent, |piece, offset| {
+            self.file.write_all_at(piece, offset)
+        })
+    }
+
+    fn grow_to(&self, size_bytes: u64) -> io::Result<()> {
+        if size_bytes > self.size_bytes() {
+            self.file.set_len(size_bytes)?;
+            self.size_bytes.fetch_max(size_bytes, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// Calls `write` with zeroes until `extent` is covered.
+pub(super) fn write_zeroes(
+    extent: Extent,
+    mut write: impl FnMut(&[u8], u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut position = extent.offset();
+    while position < extent.end() {
+        let left = usize::try_from(extent.end() - position).unwrap_or(usize::MAX);
+        let piece = &ZEROES[..left.min(ZEROES.len())];
+        write(piece, position)?;
+        position += piece.len() as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(bytes: &[u8]) -> FileVolume {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        FileVolume::new(file).unwrap()
+    }
+
+    fn bytes(volume: &FileVolume) -> Vec<u8> {
+        let mut bytes = vec![0; volume.size_bytes() as usize];
+        volume.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn reads_and_writes_stay_inside() {
+        let volume = volume(b"0123456789");
+        volume.write_all_at(b"ab", 8).unwrap();
+        assert_eq!(bytes(&volume), b"01234567ab");
+        let past = volume.write_all_at(b"abc", 8).unwrap_err();
+        assert_eq!(past.kind(), io::ErrorKind::StorageFull);
+        let past = volume.read_exact_at(&mut [0; 3], 8).unwrap_err();
+        assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
+        assert!(volume.read_exact_at(&mut [0; 3], u64::MAX).is_err());
+        assert!(volume.zero_at(Extent::new(8, 3).unwrap()).is_err());
+        assert_eq!(
+            bytes(&volume),
+            b"01234567ab",
+            "nothing was written past the end"
+        );
+    }
+
+    #[test]
+    fn zeroing_leaves_the_rest_and_growing_never_shrinks() {
+        let volume = volume(&vec![7; 20_000]);
+        volume.zero_at(Extent::new(5, 19_990).unwrap()).unwrap();
+        let mut expected = vec![0; 20_000];
+        expected[..5].fill(7);
+        expected[19_995..].fill(7);
+        assert_eq!(bytes(&volume), expected);
+        volume.grow_to(100).unwrap();
+        assert_eq!(volume.size_bytes(), 20_000);
+        volume.grow_to(30_000).unwrap();
+        expected.resize(30_000, 0);
+        assert_eq!(bytes(&volume), expected);
+        volume.sync().unwrap();
+    }
+
+    #[test]
+    fn data_is_found_and_never_missed() {
+        let volume = volume(&[]);
+        volume.grow_to(1 << 20).unwrap();
+        volume.write_all_at(&[1; 100], 500_000).unwrap();
+        let mut covered = Vec::new();
+        let mut position = 0;
+        while let Some(data) = volume.next_data(position).unwrap() {
+            assert!(data.offset() >= position);
+            covered.push(data);
+            position = data.end();
+        }
+        let written = Extent::new(500_000, 100).unwrap();
+        assert!(
+            covered
+                .iter()
+                .any(|d| d.intersect(written) == Some(written)),
+            "{covered:?}"
+        );
+        assert_eq!(volume.next_data(1 << 20).unwrap(), None);
+        assert_eq!(volume.next_data(u64::MAX).unwrap(), None);
+    }
+
+    #[test]
+    fn zeroes_are_written_in_pieces() {
+        let mut seen = Vec::new();
+        let extent = Extent::new(3, 200_000).unwrap();
+        write_zeroes(extent, |piece, offset| {
+            seen.push((offset, piece.len()));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(
+            seen,
+            [
+                (3, 65_536),
+                (65_539, 65_536),
+                (131_075, 65_536),
+                (196_611, 3_392)
+            ]
+        );
+    }
+}

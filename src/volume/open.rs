@@ -1,0 +1,385 @@
+//! Opening a path as a volume, for reading or for writing.
+//!
+//! Guarantees: a volume opened for writing is ours alone (a claim on the device, a lock on it or on the
+//! file) unless the caller said otherwise; nothing but block devices and regular files is opened.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+
+use super::block::BlockVolume;
+use super::file::FileVolume;
+use super::host::VolumeIdentity;
+use super::in_use::holders_of;
+use super::{ReadAt, WriteAt};
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::sys::device::DeviceNumber;
+use crate::sys::ioctl;
+
+/// How to open a volume for writing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteOptions {
+    /// Write even if the volume is mounted or otherwise held.
+    pub allow_in_use: bool,
+    /// Make an empty file if there is nothing at the path. Never below `/dev`, where it would be a typo.
+    pub create: bool,
+    /// Whole blocks of this size read as zeroes once discarded: the pool's block size of a thin volume.
+    pub discard_unit: Option<u64>,
+}
+
+/// An open block device or file.
+#[derive(Debug)]
+pub struct Volume {
+    path: PathBuf,
+    inner: Inner,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Block(BlockVolume),
+    File(FileVolume),
+}
+
+impl Volume {
+    /// Opens for reading. Block devices are read past the page cache, see [`BlockVolume`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let inner = match kind_at(path)? {
+            Kind::File => Inner::File(file_volume(path, OFlags::RDONLY)?),
+            Kind::Block(device) => Inner::Block(open_block(path, OFlags::RDONLY, device)?),
+        };
+        Ok(Self {
+            path: path.into(),
+            inner,
+        })
+    }
+
+    /// Opens for reading and writing, alone.
+    pub fn open_writable(path: impl AsRef<Path>, options: &WriteOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let kind = match kind_at(path) {
+            Err(Error::Io { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && may_create(path, options) =>
+            {
+                Kind::File
+            }
+            kind => kind?,
+        };
+        let inner = match kind {
+            Kind::File => Inner::File(open_writable_file(path, options)?),
+            Kind::Block(device) => Inner::Block(open_writable_block(path, device, options)?),
+        };
+        Ok(Self {
+            path: path.into(),
+            inner,
+        })
+    }
+
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What makes it the same volume as another path.
+    pub fn identity(&self) -> VolumeIdentity {
+        match &self.inner {
+            Inner::Block(block) => block.identity(),
+            Inner::File(file) => file.identity(),
+        }
+    }
+
+    /// Its device number, for a block device.
+    pub fn device(&self) -> Option<DeviceNumber> {
+        match self.identity() {
+            VolumeIdentity::Block(device) => Some(device),
+            VolumeIdentity::File { .. } => None,
+        }
+    }
+}
+
+enum Kind {
+    Block(DeviceNumber),
+    File,
+}
+
+/// Looks before opening: opening a fifo would wait, and opening a tape or a terminal has effects.
+fn kind_at(path: &Path) -> Result<Kind> {
+    let shown = path.display();
+    let metadata =
+        fs::metadata(path).map_err(|error| Error::io(format!("cannot open {shown}"), error))?;
+    let kind = metadata.file_type();
+    let found = match () {
+        () if kind.is_file() => return Ok(Kind::File),
+        () if kind.is_block_device() => {
+            return Ok(Kind::Block(DeviceNumber::from_stat(metadata.rdev())));
+        }
+        () if kind.is_dir() => "a directory",
+        () if kind.is_char_device() => "a character device",
+        () => "a socket or a fifo",
+    };
+    Err(Error::Usage(format!(
+        "{shown} is {found}; a volume is a block device or a regular file"
+    )))
+}
+
+fn may_create(path: &Path, options: &WriteOptions) -> bool {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = fs::canonicalize(parent.unwrap_or(Path::new(".")));
+    options.create && parent.is_ok_and(|parent| !parent.starts_with("/dev"))
+}
+
+fn open_writable_file(path: &Path, options: &WriteOptions) -> Result<FileVolume> {
+    let create = if may_create(path, options) {
+        OFlags::CREATE
+    } else {
+        OFlags::empty()
+    };
+    let file = sys_open(path, OFlags::RDWR | create).map_err(|error| cannot_open(path, error))?;
+    lock(&file, path, Duration::ZERO)?;
+    let volume =
+        FileVolume::new(file).map_err(|error| Error::io(cannot("look at", path), error))?;
+    if !options.allow_in_use {
+        refuse_if_held(path, volume.identity())?;
+    }
+    Ok(volume)
+}
+
+fn open_writable_block(
+    path: &Path,
+    device: DeviceNumber,
+    options: &WriteOptions,
+) -> Result<BlockVolume> {
+    let mut flags = OFlags::RDWR;
+    if !options.allow_in_use {
+        // Says who holds it; O_EXCL then makes the claim, also against what cannot be seen from here.
+        refuse_if_held(path, VolumeIdentity::Block(device))?;
+        flags |= OFlags::EXCL;
+    }
+    let mut volume = open_block(path, flags, device)?;
+    if let Some(unit) = options.discard_unit {
+        volume.zero_by_discard(unit);
+    }
+    Ok(volume)
+}
+
+fn refuse_if_held(path: &Path, identity: VolumeIdentity) -> Result<()> {
+    let holders = holders_of(identity);
+    if holders.is_empty() {
+        return Ok(());
+    }
+    let reason = holders
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ");
+    Err(Error::refused(
+        path.display().to_string(),
+        format!("in use: {reason}"),
+        IN_USE_WAY_OUT,
+    ))
+}
+
+const IN_USE_WAY_OUT: &str = "Release it first: unmount it, or remove what stands on it.";
+
+fn open_block(path: &Path, flags: OFlags, device: DeviceNumber) -> Result<BlockVolume> {
+    let writing = flags.contains(OFlags::RDWR);
+    let (file, direct) = match sys_open(path, flags | OFlags::DIRECT) {
+        Ok(file) => (file, true),
+        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+            let file = sys_open(path, flags).map_err(|error| cannot_open(path, error))?;
+            (file, false)
+        }
+        Err(error) => return Err(cannot_open(path, error)),
+    };
+    let look = |error| Error::io(cannot("look at", path), error);
+    let now = file.metadata().map_err(look)?;
+    if VolumeIdentity::of(&now) != VolumeIdentity::Block(device) {
+        let changed = io::Error::other("another device took its place while it was opened");
+        return Err(cannot_open(path, changed));
+    }
+    if writing {
+        if ioctl::is_read_only(&file).map_err(look)? {
+            return Err(read_only(path));
+        }
+        // udev locks a device for the moment in which it probes it.
+        lock(&file, path, Duration::from_secs(2))?;
+    }
+    BlockVolume::new(file, device, direct).map_err(look)
+}
+
+fn file_volume(path: &Path, flags: OFlags) -> Result<FileVolume> {
+    let file = sys_open(path, flags).map_err(|error| cannot_open(path, error))?;
+    FileVolume::new(file).map_err(|error| Error::io(cannot("look at", path), error))
+}
+
+fn sys_open(path: &Path, flags: OFlags) -> io::Result<File> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    let descriptor =
+        rustix::io::retry_on_intr(|| rustix::fs::open(path, flags | OFlags::CLOEXEC, mode));
+    Ok(descriptor.map(File::from)?)
+}
+
+/// Takes the lock that every writer of volumes takes, so that two runs cannot write one volume.
+fn lock(file: &File, path: &Path, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            Err(Errno::WOULDBLOCK) => {
+                return Err(Error::refused(
+                    path.display().to_string(),
+                    "another process has locked it; another lvmsync may be writing to it",
+                    "Wait until that one is done, then run this again.",
+                ));
+            }
+            // Some network filesystems have no locks at all.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOLCK) => return Ok(()),
+            Err(error) => return Err(Error::io(cannot("lock", path), error.into())),
+        }
+    }
+}
+
+fn cannot(verb: &str, path: &Path) -> String {
+    format!("cannot {verb} {}", path.display())
+}
+
+fn cannot_open(path: &Path, error: io::Error) -> Error {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::BUSY) => Error::refused(
+            path.display().to_string(),
+            "in use: something has claimed it for itself, perhaps in another container",
+            IN_USE_WAY_OUT,
+        ),
+        Some(Errno::ROFS) => read_only(path),
+        _ if error.kind() == io::ErrorKind::PermissionDenied && is_read_only_at(path) => {
+            read_only(path)
+        }
+        _ => Error::io(cannot("open", path), error),
+    }
+}
+
+/// Newer kernels refuse to open a read-only device for writing, with the errno of a missing permission.
+fn is_read_only_at(path: &Path) -> bool {
+    let Ok(file) = sys_open(path, OFlags::RDONLY) else {
+        return false;
+    };
+    ioctl::is_read_only(&file).unwrap_or(false)
+}
+
+fn read_only(path: &Path) -> Error {
+    Error::refused(
+        path.display().to_string(),
+        "the device is read-only",
+        "For a logical volume: lvchange -p rw. For another device: blockdev --setrw.",
+    )
+}
+
+impl ReadAt for Volume {
+    fn size_bytes(&self) -> u64 {
+        match &self.inner {
+            Inner::Block(volume) => volume.size_bytes(),
+            Inner::File(volume) => volume.size_bytes(),
+        }
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        match &self.inner {
+            Inner::Block(volume) => volume.read_exact_at(buffer, offset),
+            Inner::File(volume) => volume.read_exact_at(buffer, offset),
+        }
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
+        match &self.inner {
+            Inner::Block(volume) => volume.next_data(offset),
+            Inner::File(volume) => volume.next_data(offset),
+        }
+    }
+}
+
+impl WriteAt for Volume {
+    fn write_all_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        match &self.inner {
+            Inner::Block(volume) => volume.write_all_at(buffer, offset),
+            Inner::File(volume) => volume.write_all_at(buffer, offset),
+        }
+    }
+
+    fn zero_at(&self, extent: Extent) -> io::Result<()> {
+        match &self.inner {
+            Inner::Block(volume) => volume.zero_at(extent),
+            Inner::File(volume) => volume.zero_at(extent),
+        }
+    }
+
+    fn grow_to(&self, size_bytes: u64) -> io::Result<()> {
+        match &self.inner {
+            Inner::Block(volume) => volume.grow_to(size_bytes),
+            Inner::File(volume) => volume.grow_to(size_bytes),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match &self.inner {
+            Inner::Block(volume) => volume.sync(),
+            Inner::File(volume) => volume.sync(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ExitCode;
+
+    #[test]
+    fn files_open_and_are_locked_for_writing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let options = WriteOptions {
+            create: true,
+            ..WriteOptions::default()
+        };
+        assert!(Volume::open(&path).is_err());
+        assert!(Volume::open_writable(&path, &WriteOptions::default()).is_err());
+        let first = Volume::open_writable(&path, &options).unwrap();
+        first.grow_to(4096).unwrap();
+        let refused = Volume::open_writable(&path, &options).unwrap_err();
+        assert_eq!(refused.exit_code(), ExitCode::Refused, "{refused}");
+        let reader = Volume::open(&path).unwrap();
+        assert_eq!(reader.identity(), first.identity());
+        assert_eq!((reader.size_bytes(), reader.device()), (4096, None));
+        drop(first);
+        Volume::open_writable(&path, &options).unwrap();
+    }
+
+    #[test]
+    fn other_things_are_no_volumes() {
+        for path in ["/", "/dev/null"] {
+            let error = Volume::open(path).unwrap_err();
+            assert_eq!(error.exit_code(), ExitCode::Usage, "{error}");
+        }
+        let options = WriteOptions {
+            create: true,
+            ..WriteOptions::default()
+        };
+        for path in ["/dev/lvmsync-no-such-volume", "/nonexistent-directory/x"] {
+            let error = Volume::open_writable(path, &options).unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{error}");
+        }
+        assert!(!Path::new("/dev/lvmsync-no-such-volume").exists());
+    }
+}
