@@ -261,6 +261,11 @@ pub struct ChangeListBuilder {
 const COMPACT_FROM: usize = 1 << 16;
 
 impl ChangeListBuilder {
+    /// A builder with room for so many extents, for a caller that has counted them.
+    pub fn with_capacity(extents: usize) -> Self {
+        Self { packed: Vec::with_capacity(extents) }
+    }
+
     /// Adds one extent.
     pub fn push(&mut self, extent: Extent, kind: Kind) {
         let new = Packed::new(extent, kind);

@@ -25,6 +25,8 @@ pub mod dm;
 pub mod engine;
 pub mod error;
 pub mod extent;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod monitor;
 pub mod partial_file;
 pub mod source;

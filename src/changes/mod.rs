@@ -1,0 +1,10 @@
+//! Change sources: what tells which extents differ between an old and a new state.
+//!
+//! Guarantees: each reader is pure over bytes or [`ReadAt`](crate::volume::ReadAt), so it works the same
+//! on a live device and on a copy in a file; each refuses rather than return a list that may be short.
+
+pub mod cow;
+pub mod cow_build;
+
+#[cfg(test)]
+mod cow_tests;
