@@ -150,6 +150,26 @@ impl ChangeList {
         builder.finish()
     }
 
+    /// A list from extents of one kind that mostly arrive in order, with room for `count` of them.
+    ///
+    /// For callers with millions: as long as each extent begins after the last one's end, nothing is
+    /// sorted or gone over again. Where that does not hold, the builder puts it right.
+    pub fn from_ascending(
+        extents: impl IntoIterator<Item = Extent>,
+        kind: Kind,
+        count: usize,
+    ) -> Self {
+        let mut packed: Vec<Packed> = Vec::with_capacity(count);
+        let mut last_end = 0;
+        let mut in_order = true;
+        for extent in extents {
+            in_order &= extent.offset > last_end || packed.is_empty();
+            last_end = extent.end();
+            packed.push(Packed::new(extent, kind));
+        }
+        if in_order { Self { packed } } else { ChangeListBuilder { packed }.finish() }
+    }
+
     /// Number of extents.
     pub fn len(&self) -> usize {
         self.packed.len()
@@ -261,11 +281,6 @@ pub struct ChangeListBuilder {
 const COMPACT_FROM: usize = 1 << 16;
 
 impl ChangeListBuilder {
-    /// A builder with room for so many extents, for a caller that has counted them.
-    pub fn with_capacity(extents: usize) -> Self {
-        Self { packed: Vec::with_capacity(extents) }
-    }
-
     /// Adds one extent.
     pub fn push(&mut self, extent: Extent, kind: Kind) {
         let new = Packed::new(extent, kind);

@@ -435,33 +435,66 @@ fn set_bit(bitmap: &mut [u64], chunk: u64) {
 }
 
 fn list_of_bits(bitmap: &[u64], chunk_bytes: u64) -> ChangeList {
-    let mut builder = ChangeListBuilder::with_capacity(count_runs(bitmap));
-    let mut run: Option<(u64, u64)> = None;
-    for (index, word) in bitmap.iter().enumerate() {
-        let mut rest = *word;
-        let first = index as u64 * 64;
-        let mut skipped = 0;
-        while rest != 0 {
-            let zeroes = rest.trailing_zeros();
-            let ones = (rest >> zeroes).trailing_ones();
-            let start = first + u64::from(skipped + zeroes);
-            let end = start + u64::from(ones);
-            run = match run {
-                Some((run_start, run_end)) if run_end == start => Some((run_start, end)),
-                Some((run_start, run_end)) => {
-                    push_chunks(&mut builder, run_start, run_end, chunk_bytes);
-                    Some((start, end))
-                }
-                None => Some((start, end)),
-            };
-            skipped += zeroes + ones;
-            rest = rest.checked_shr(zeroes + ones).unwrap_or(0);
+    let runs = Runs {
+        words: bitmap.iter(),
+        word: 0,
+        next_chunk: 0,
+    };
+    let extents = runs.filter_map(|(start, end)| extent_of_chunks(start, end, chunk_bytes));
+    ChangeList::from_ascending(extents, Kind::Data, count_runs(bitmap))
+}
+
+/// The runs of set bits, as (first, one past the last), in ascending order.
+struct Runs<'a> {
+    words: std::slice::Iter<'a, u64>,
+    /// What is left of the current word.
+    word: u64,
+    /// The number of the bit after the current word.
+    next_chunk: u64,
+}
+
+impl Runs<'_> {
+    #[inline]
+    fn next_word(&mut self) -> Option<()> {
+        self.word = *self.words.next()?;
+        self.next_chunk += 64;
+        Some(())
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = (u64, u64);
+
+    #[inline]
+    fn next(&mut self) -> Option<(u64, u64)> {
+        while self.word == 0 {
+            self.next_word()?;
+        }
+        let first = self.word.trailing_zeros();
+        let start = self.next_chunk - 64 + u64::from(first);
+        // Adding the lowest set bit carries through its run: what comes out set first is the run's end.
+        let (carried, past_the_word) = self.word.overflowing_add(1 << first);
+        if !past_the_word {
+            self.word &= carried;
+            return Some((
+                start,
+                self.next_chunk - 64 + u64::from(carried.trailing_zeros()),
+            ));
+        }
+        loop {
+            // The run reaches the end of its word, and goes on as long as the next ones begin with it.
+            let end_so_far = self.next_chunk;
+            self.word = 0;
+            if self.next_word().is_none() {
+                return Some((start, end_so_far));
+            }
+            let ones = self.word.trailing_ones();
+            if ones < 64 {
+                self.word &= self.word.wrapping_add(1);
+                return Some((start, end_so_far + u64::from(ones)));
+            }
         }
     }
-    if let Some((start, end)) = run {
-        push_chunks(&mut builder, start, end, chunk_bytes);
-    }
-    builder.finish()
 }
 
 /// Number of runs of set bits, so that the list is allocated once and at its size.
@@ -507,7 +540,9 @@ impl Batches {
             while let Some(next) = chunks.next_if(|next| *next <= end) {
                 end = next + 1;
             }
-            push_chunks(&mut self.builder, start, end, self.chunk_bytes);
+            if let Some(extent) = extent_of_chunks(start, end, self.chunk_bytes) {
+                self.builder.push(extent, Kind::Data);
+            }
         }
         self.batch.clear();
     }
@@ -521,12 +556,10 @@ impl Batches {
 
 /// The caller has checked `end` against the origin, whose size fits an extent; only the last chunk's
 /// round-up could pass the largest offset, and then the chunk is cut there.
-fn push_chunks(builder: &mut ChangeListBuilder, start: u64, end: u64, chunk_bytes: u64) {
-    let start = start.saturating_mul(chunk_bytes);
+#[inline]
+fn extent_of_chunks(start: u64, end: u64, chunk_bytes: u64) -> Option<Extent> {
     let end = end.saturating_mul(chunk_bytes).min(MAX_OFFSET);
-    if let Some(extent) = Extent::from_range(start, end) {
-        builder.push(extent, Kind::Data);
-    }
+    Extent::from_range(start.saturating_mul(chunk_bytes), end)
 }
 
 fn read(store: &dyn ReadAt, buffer: &mut [u8], offset: u64) -> Result<(), StoreError> {
