@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::device::{DeviceMapper, sysfs_name_and_uuid};
 use super::lvm;
-use super::name::LvName;
+use super::name::{LvName, split_dm_name};
 use super::snapshot::{LogicalVolume, examine};
 use super::uuid::DmUuid;
 use super::wire::Selector;
@@ -102,9 +102,12 @@ fn resolve_path(path: &str) -> Result<Resolved> {
         )));
     }
     let device = DeviceNumber::from_stat(metadata.rdev());
-    let uuid = sysfs_name_and_uuid(device).and_then(|(_, uuid)| DmUuid::parse(&uuid));
     // A hidden part of a volume (`-real`, `-cow`, `_tmeta`) is a block device like any other.
-    if uuid.is_none_or(|uuid| uuid.layer().is_some()) {
+    let is_volume = |(name, uuid): (String, String)| {
+        DmUuid::parse(&uuid).is_some_and(|uuid| uuid.is_public())
+            && split_dm_name(&name).is_some_and(|(_, layer)| layer.is_none())
+    };
+    if !sysfs_name_and_uuid(device).is_some_and(is_volume) {
         return Ok(Resolved::BlockDevice(path.into()));
     }
     let dm = DeviceMapper::open()?;

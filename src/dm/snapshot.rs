@@ -162,10 +162,13 @@ pub fn examine(dm: &DeviceMapper, info: &DeviceInfo) -> Result<LogicalVolume> {
         reason: reason.to_owned(),
     };
     let uuid = DmUuid::parse(&info.uuid)
-        .filter(|uuid| uuid.layer().is_none() || uuid.layer() == Some("pool"))
+        .filter(DmUuid::is_public)
         .ok_or_else(|| unexpected("it is not a logical volume of LVM, or a hidden part of one"))?;
-    let (name, _) = split_dm_name(&info.name)
-        .ok_or_else(|| unexpected("its device-mapper name is not one that LVM makes"))?;
+    let (name, None) = split_dm_name(&info.name)
+        .ok_or_else(|| unexpected("its device-mapper name is not one that LVM makes"))?
+    else {
+        return Err(unexpected("it is a hidden part of a logical volume"));
+    };
     let (targets, size_bytes) = targets_of(dm, info)?;
     let role = role_of(dm, &name, info, &uuid, &targets, size_bytes)?;
     Ok(LogicalVolume {
@@ -273,7 +276,6 @@ fn role_of(
         },
         [Target::ThinPool { .. }] => Role::ThinPool,
         _ if uuid.layer() == Some("pool") => Role::ThinPool,
-        [Target::Linear { device, .. }] if is_pool(*device) => Role::ThinPool,
         [Target::Era { .. }] => Role::Other { kind: "era".into() },
         [Target::Other(kind), ..] if !is_plain(kind) => Role::Other { kind: kind.clone() },
         [] => Role::Other {
@@ -295,11 +297,6 @@ fn is_plain(kind: &str) -> bool {
         "vdo",
     ]
     .contains(&kind)
-}
-
-fn is_pool(device: DeviceNumber) -> bool {
-    let layer = |(_, uuid): (String, String)| DmUuid::parse(&uuid)?.layer().map(str::to_owned);
-    sysfs_name_and_uuid(device).and_then(layer).as_deref() == Some("tpool")
 }
 
 fn pool_block_bytes(dm: &DeviceMapper, pool: DeviceNumber, name: &LvName) -> Result<u64> {
