@@ -9,9 +9,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::device::{DeviceMapper, sysfs_name_and_uuid};
+use super::examine::examine;
 use super::lvm;
 use super::name::{LvName, split_dm_name};
-use super::snapshot::{LogicalVolume, examine};
+use super::snapshot::LogicalVolume;
 use super::uuid::DmUuid;
 use super::wire::Selector;
 use crate::error::{Error, Result};
@@ -57,10 +58,10 @@ pub fn resolve(arg: &str) -> Result<Resolved> {
 
 fn resolve_name(arg: &str, name: &LvName) -> Result<Resolved> {
     let file_exists = fs::symlink_metadata(arg).is_ok();
-    let active = match find_active(name) {
+    let active = match DeviceMapper::open() {
         // Without device-mapper or root only the file can be meant, if there is one.
         Err(_) if file_exists => None,
-        found => found?,
+        dm => find_active(&dm?, name)?,
     };
     match (active, file_exists) {
         (Some(_), true) => Err(Error::Usage(format!(
@@ -73,10 +74,9 @@ fn resolve_name(arg: &str, name: &LvName) -> Result<Resolved> {
     }
 }
 
-fn find_active(name: &LvName) -> Result<Option<LogicalVolume>> {
-    let dm = DeviceMapper::open()?;
+fn find_active(dm: &DeviceMapper, name: &LvName) -> Result<Option<LogicalVolume>> {
     match dm.info(Selector::Name(&name.dm_name()))? {
-        Some(info) => examine(&dm, &info).map(Some),
+        Some(info) => examine(dm, &info).map(Some),
         None => Ok(None),
     }
 }

@@ -130,6 +130,7 @@ pub(super) fn write_zeroes(
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "small numbers of our own")]
 mod tests {
     use super::*;
 
