@@ -203,6 +203,7 @@ fn send(
         dry_run: false,
         cancel,
         monitor: terminal,
+        speaker: terminal.speaker(),
     };
     job.run()
 }

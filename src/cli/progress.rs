@@ -103,8 +103,24 @@ impl Terminal {
         }
     }
 
+    /// For threads that outlive a borrow: says a line without tearing the bar.
+    pub(super) fn speaker(&self) -> Speaker {
+        Speaker(self.bar.clone())
+    }
+
     fn say(&self, text: &str) {
-        match &self.bar {
+        self.speaker().say(text);
+    }
+}
+
+/// Says lines on stderr, beside the bar.
+#[derive(Clone)]
+pub(super) struct Speaker(Option<ProgressBar>);
+
+impl Speaker {
+    /// One line, or several.
+    pub(super) fn say(&self, text: &str) {
+        match &self.0 {
             Some(bar) => bar.suspend(|| message(text)),
             None => message(text),
         }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::Args;
 
 use super::apply::WriteArgs;
+use super::progress::Speaker;
 use super::summary::Summary;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
@@ -144,6 +145,7 @@ pub(super) struct Job<'a> {
     pub(super) dry_run: bool,
     pub(super) cancel: &'a Cancel,
     pub(super) monitor: &'a dyn Monitor,
+    pub(super) speaker: Speaker,
 }
 
 pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
@@ -164,6 +166,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
         dry_run: args.dry_run,
         cancel,
         monitor: &terminal,
+        speaker: terminal.speaker(),
     };
     let summary = job.run();
     terminal.finish();

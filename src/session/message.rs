@@ -176,8 +176,6 @@ pub struct ApplyOptions {
     pub overwrite: bool,
     /// Check everything, write nothing.
     pub dry_run: bool,
-    /// Read back what was written and compare.
-    pub verify: bool,
 }
 
 /// What the server found.

@@ -9,11 +9,15 @@ pub mod client;
 pub mod endpoint;
 pub mod handshake;
 pub mod message;
+mod relay;
 pub mod remote;
+mod remote_words;
 pub mod server;
 pub mod text;
 pub mod transport;
 
+#[cfg(test)]
+mod remote_tests;
 #[cfg(test)]
 mod session_tests;
 

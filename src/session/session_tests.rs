@@ -282,8 +282,8 @@ fn run_client(script: Vec<u8>) -> Result<Done, SessionError> {
     result
 }
 
-fn run_server(script: Vec<u8>) -> Result<Vec<u8>, SessionError> {
-    let mut server = Server::accept(&script[..], std::io::sink())?;
+fn run_server(script: &[u8]) -> Result<Vec<u8>, SessionError> {
+    let mut server = Server::accept(script, std::io::sink())?;
     server.request()?;
     server.ready(ready())?;
     let mut received = Vec::new();
@@ -303,9 +303,9 @@ fn a_peer_that_is_gone_at_any_byte_is_never_success() {
         }
     }
     let whole = client_script().concat();
-    assert_eq!(run_server(whole.clone()).unwrap(), [1; 100]);
+    assert_eq!(run_server(&whole).unwrap(), [1; 100]);
     for length in 0..whole.len() {
-        match run_server(whole[..length].to_vec()) {
+        match run_server(&whole[..length]) {
             Err(SessionError::Closed { .. }) => {}
             other => panic!("at {length}: {other:?}"),
         }
@@ -318,7 +318,7 @@ fn every_flipped_bit_is_an_error() {
     for bit in 0..whole.len() * 8 {
         let mut script = whole.clone();
         script[bit / 8] ^= 1 << (bit % 8);
-        let error = run_server(script).unwrap_err();
+        let error = run_server(&script).unwrap_err();
         assert!(
             matches!(
                 error,
@@ -339,8 +339,11 @@ fn a_message_out_of_order_is_an_error_that_names_both() {
         (vec![0, 3], "sent End where Open"),
         (vec![0, 1, 1], "sent Open where Data or End"),
     ] {
-        let bytes = order.iter().flat_map(|i| script[*i].clone()).collect();
-        let text = run_server(bytes).unwrap_err().to_string();
+        let bytes = order
+            .iter()
+            .flat_map(|i| script[*i].clone())
+            .collect::<Vec<u8>>();
+        let text = run_server(&bytes).unwrap_err().to_string();
         assert!(text.contains(expected), "{text}");
     }
     let script = server_script();

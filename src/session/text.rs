@@ -36,7 +36,11 @@ pub fn shorten(text: &str, bytes: usize) -> String {
     if text.len() <= bytes {
         return text.to_owned();
     }
-    let end = text.floor_char_boundary(bytes.saturating_sub(MARK.len()));
+    let most = bytes.saturating_sub(MARK.len());
+    let end = (0..=most)
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or(0);
     format!("{}{MARK}", &text[..end])
 }
 

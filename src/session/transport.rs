@@ -57,7 +57,7 @@ impl<R: Read> MessageReader<R> {
     }
 
     /// The next message, pings left out; `None` at the end of input.
-    pub fn next(&mut self) -> Result<Option<Message>, SessionError> {
+    pub fn next_message(&mut self) -> Result<Option<Message>, SessionError> {
         loop {
             if self.input.fill_buf().map_err(receiving)?.is_empty() {
                 return Ok(None);
@@ -77,7 +77,7 @@ impl<R: Read> MessageReader<R> {
     /// The next message, where the connection may not end. An error that the peer reports, or its
     /// farewell, is returned as one.
     pub fn expect(&mut self, expected: &'static str) -> Result<Message, SessionError> {
-        match self.next()? {
+        match self.next_message()? {
             None => Err(SessionError::Closed { expected }),
             Some(Message::Error(failure)) => Err(SessionError::Reported(failure)),
             Some(Message::Bye(bye)) => Err(SessionError::Stopped {
