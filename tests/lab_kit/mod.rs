@@ -232,7 +232,9 @@ pub(crate) fn lvmsync_processes() -> Vec<String> {
         let path = entry.unwrap().path();
         let mut name = String::new();
         let open = fs::File::open(path.join("comm"));
-        if open.and_then(|mut file| file.read_to_string(&mut name)).is_err()
+        if open
+            .and_then(|mut file| file.read_to_string(&mut name))
+            .is_err()
             || name.trim() != "lvmsync"
         {
             continue;
