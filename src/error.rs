@@ -95,7 +95,7 @@ pub enum Error {
     },
 
     /// A delta that is damaged, truncated or not a delta.
-    #[error("{what}: damaged or truncated delta")]
+    #[error("{what}: not a whole, sound delta")]
     Damaged {
         /// File name, `standard input` or the peer.
         what: String,

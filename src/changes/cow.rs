@@ -194,7 +194,7 @@ pub fn read_exceptions(
     let (counts, changes) = if words <= MAX_BITMAP_WORDS {
         let mut bitmap = vec![0u64; words];
         let counts = read_areas(store, layout, origin_chunks, |chunk| {
-            set_bit(&mut bitmap, chunk)
+            set_bit(&mut bitmap, chunk);
         })?;
         (counts, list_of_bits(&bitmap, layout.chunk_bytes()))
     } else {
