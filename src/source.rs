@@ -136,7 +136,10 @@ fn header(
 
 fn full_copy(request: &SourceRequest<'_>, new: &str) -> Result<SendSource> {
     let resolved = resolve(new)?;
+    let mut target = None;
     if let Resolved::LogicalVolume(volume) = &resolved {
+        target = state_of(volume);
+        refuse_suspended(volume)?;
         warn_if_written(volume, request.monitor)?;
         if let Role::ThickSnapshot(snapshot) = &volume.role {
             trusted(volume, snapshot, request)?;
@@ -145,7 +148,7 @@ fn full_copy(request: &SourceRequest<'_>, new: &str) -> Result<SendSource> {
     let data = Volume::open(resolved.path())?;
     let changes = whole_volume(&data, new, request.cancel)?;
     let header = Header {
-        target: state_of(&resolved),
+        target,
         ..header(request, Source::Full, data.size_bytes(), &changes)
     };
     Ok(SendSource {
@@ -190,6 +193,7 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
     };
     let snapshot = base.thick_snapshot()?;
     trusted(&base, snapshot, request)?;
+    refuse_suspended(&base)?;
     let new_volume = match new {
         Some(new) => resolve(new)?,
         None => resolve(&snapshot.origin.path.to_string_lossy())?,
@@ -198,6 +202,8 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
     let Resolved::LogicalVolume(target) = &new_volume else {
         return Err(not_related(&base, snapshot, &new_name));
     };
+
+    refuse_suspended(target)?;
 
     // NEW exists before OLD's table is read: what is written from here on does not concern NEW.
     let mut changes = table_of(&base, snapshot, request)?.changes;
@@ -242,8 +248,8 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
     })?;
     let header = Header {
         base_size: Some(base_size),
-        base: state_of(&Resolved::LogicalVolume(base.clone())),
-        target: state_of(&new_volume),
+        base: state_of(&base),
+        target: state_of(target),
         granularity: snapshot.chunk_bytes,
         ..header(request, Source::Cow, size, &changes)
     };
@@ -257,17 +263,27 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
     })
 }
 
-/// The identity of a state that stays what it is: a snapshot. What is live has none.
-fn state_of(resolved: &Resolved) -> Option<State> {
-    match resolved {
-        Resolved::LogicalVolume(volume) if matches!(volume.role, Role::ThickSnapshot(_)) => {
-            Some(State {
-                id: format!("lvm:{}", volume.uuid),
-                name: volume.name.to_string(),
-            })
-        }
-        _ => None,
+/// A read of a suspended device would wait until somebody resumes it.
+fn refuse_suspended(volume: &LogicalVolume) -> Result<()> {
+    if !volume.suspended {
+        return Ok(());
     }
+    Err(Error::Lvm {
+        what: volume.name.to_string(),
+        reason: format!(
+            "it is suspended, so reading it would wait; another LVM command may be at work. If none is: \
+             dmsetup resume {}",
+            volume.path.display()
+        ),
+    })
+}
+
+/// The identity of a state that stays what it is: a snapshot. What is live has none.
+fn state_of(volume: &LogicalVolume) -> Option<State> {
+    matches!(volume.role, Role::ThickSnapshot(_)).then(|| State {
+        id: format!("lvm:{}", volume.uuid),
+        name: volume.name.to_string(),
+    })
 }
 
 /// Reads a live snapshot's table and looks at its status once more.

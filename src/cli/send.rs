@@ -221,7 +221,7 @@ impl Job<'_> {
             None if self.dry_run => {}
             None => self.to_file_or_stdout(&source, &mut summary)?,
             Some(Endpoint::Local(path)) => {
-                self.to_local(&source, &path.to_string_lossy(), &mut summary)?
+                self.to_local(&source, &path.to_string_lossy(), &mut summary)?;
             }
             Some(Endpoint::Remote { host, path }) => {
                 super::remote::send(self, &source, &host, &path, &mut summary)?;

@@ -165,7 +165,7 @@ fn check_samples(
             "the destination is not in the state that this delta begins from: the block at {offset} is not what \
              it is in {base}. Nothing was written"
         ),
-        "Apply the deltas that are missing in between, or make both sides equal with `lvmsync sync`. \
+        "Apply the deltas that are missing in between, or send a full copy: lvmsync send NEW DEST. \
          --force applies it all the same, and the result is neither state.",
     ))
 }

@@ -6,6 +6,7 @@
 //! `docs/protocol.md` is the specification.
 
 pub mod client;
+mod contents;
 pub mod endpoint;
 pub mod handshake;
 pub mod message;
