@@ -45,6 +45,7 @@ pub struct Applier<'a, W: DurableWrite> {
     held_bytes: u64,
     unsynced_bytes: u64,
     applied: Applied,
+    touched: bool,
     cancel: &'a Cancel,
     on_durable: OnDurable<'a>,
 }
@@ -66,14 +67,15 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             held_bytes: 0,
             unsynced_bytes: 0,
             applied: Applied::default(),
+            touched: false,
             cancel,
             on_durable,
         }
     }
 
-    /// What was done so far.
-    pub fn applied(&self) -> &Applied {
-        &self.applied
+    /// Whether the target may have been changed: a write that failed may have written something.
+    pub fn has_touched_target(&self) -> bool {
+        self.touched
     }
 
     /// Writes `data`, whose checksum the caller has seen match.
@@ -107,8 +109,9 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         Ok(())
     }
 
-    /// Makes everything durable and closes the undo.
-    pub fn finish(mut self) -> Result<Applied> {
+    /// Makes everything durable and closes the undo. What is held is written only here, so this fails like any
+    /// write; then [`Self::abandon`] is what is left to do.
+    pub fn finish(&mut self) -> Result<Applied> {
         self.release_held()?;
         self.sync()?;
         if let Some(undo) = self.undo.take() {
@@ -118,12 +121,14 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     }
 
     /// Ends an apply that failed: closes the undo, which then undoes what was written, and makes what was
-    /// written durable as far as that still works. Answers whether there is a usable undo.
+    /// written durable as far as that still works. Answers whether there is a usable undo; one of a target that
+    /// was not touched is of no use and goes.
     pub fn abandon(mut self) -> bool {
         let _ = self.target.sync();
+        let touched = self.touched;
         self.undo
             .take()
-            .is_some_and(|undo| !undo.is_empty() && undo.finish().is_ok())
+            .is_some_and(|undo| touched && !undo.is_empty() && undo.finish().is_ok())
     }
 
     /// The part of `extent` that the target has; the rest is counted as skipped.
@@ -163,6 +168,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
 
     fn put(&mut self, extent: Extent, data: Option<&[u8]>) -> Result<()> {
         self.cancel.check()?;
+        self.touched = true;
         match data {
             Some(data) => {
                 self.target

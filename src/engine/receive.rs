@@ -405,17 +405,19 @@ pub fn start_undo<'a>(
 
 /// Ends an apply, well or badly. After a failure the error tells what state the destination is in.
 pub fn conclude<W: DurableWrite>(
-    applier: Applier<'_, W>,
+    mut applier: Applier<'_, W>,
     result: Result<()>,
     target: &Target<'_>,
     monitor: &dyn Monitor,
 ) -> Result<Applied> {
-    let Err(error) = result else {
-        let applied = applier.finish()?;
-        report_skipped(&applied, target, monitor);
-        return Ok(applied);
+    let error = match result.and_then(|()| applier.finish()) {
+        Ok(applied) => {
+            report_skipped(&applied, target, monitor);
+            return Ok(applied);
+        }
+        Err(error) => error,
     };
-    let wrote = applier.applied().data_frames + applier.applied().zero_frames > 0;
+    let wrote = applier.has_touched_target();
     let has_undo = applier.abandon();
     if wrote {
         let way_out = if has_undo {
