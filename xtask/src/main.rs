@@ -5,7 +5,14 @@
     reason = "a developer's tool talks to a person"
 )]
 
+mod build;
+mod counts;
+mod fuzz;
 mod guests;
+mod packages;
+mod show;
+mod table;
+mod test;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -20,6 +27,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Check everything: format, lints, documentation, all tests, fuzzers. Installs what it needs.
+    Test(test::TestArgs),
+    /// Run fuzzers, with plain stable Rust.
+    Fuzz(fuzz::FuzzArgs),
     /// Run a script, or a shell, in a throwaway machine with real LVM.
     Lab {
         #[command(subcommand)]
@@ -32,6 +43,8 @@ type Done = lab::Result<ExitCode>;
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
+        Task::Test(args) => test::test(&args),
+        Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Lab { what } => guests::lab(&what),
     };
     done.unwrap_or_else(|e| {
