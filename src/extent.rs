@@ -167,7 +167,11 @@ impl ChangeList {
             last_end = extent.end();
             packed.push(Packed::new(extent, kind));
         }
-        if in_order { Self { packed } } else { ChangeListBuilder { packed }.finish() }
+        if in_order {
+            Self { packed }
+        } else {
+            ChangeListBuilder { packed }.finish()
+        }
     }
 
     /// Number of extents.

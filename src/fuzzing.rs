@@ -19,11 +19,16 @@ pub fn fuzz_cow(data: &[u8]) {
     // Small origins too: a random u64 is nearly always far larger than any entry.
     let size = u64::from_le_bytes(*size);
     for origin_size in [size, size >> 40, 1 << 20] {
-        let Ok(table) = read_exceptions(&store, origin_size) else { continue };
+        let Ok(table) = read_exceptions(&store, origin_size) else {
+            continue;
+        };
         let mut position = None;
         for change in table.changes.iter() {
             assert!(change.extent.end() <= origin_size, "inside the origin");
-            assert!(position < Some(change.extent.offset()), "sorted, disjoint, joined");
+            assert!(
+                position < Some(change.extent.offset()),
+                "sorted, disjoint, joined"
+            );
             position = Some(change.extent.end());
         }
         assert!(table.changes.len() as u64 + table.duplicates <= table.exceptions);

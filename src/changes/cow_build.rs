@@ -99,7 +99,7 @@ impl<'a> StoreBuilder<'a> {
 
     fn reserve(&self, size_bytes: u64) -> io::Result<()> {
         if self.target.size_bytes() < size_bytes {
-            self.target.grow_to(size_bytes)
+            self.target.set_size(size_bytes)
         } else {
             Ok(())
         }

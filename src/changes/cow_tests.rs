@@ -357,7 +357,7 @@ impl crate::volume::WriteAt for FileTwin {
     fn zero_at(&self, _: Extent) -> std::io::Result<()> {
         Ok(())
     }
-    fn grow_to(&self, size_bytes: u64) -> std::io::Result<()> {
+    fn set_size(&self, size_bytes: u64) -> std::io::Result<()> {
         self.0.set_len(size_bytes)
     }
     fn sync(&self) -> std::io::Result<()> {

@@ -121,7 +121,9 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     /// written durable as far as that still works. Answers whether there is a usable undo.
     pub fn abandon(mut self) -> bool {
         let _ = self.target.sync();
-        self.undo.take().is_some_and(|undo| undo.finish().is_ok())
+        self.undo
+            .take()
+            .is_some_and(|undo| !undo.is_empty() && undo.finish().is_ok())
     }
 
     /// The part of `extent` that the target has; the rest is counted as skipped.

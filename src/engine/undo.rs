@@ -20,6 +20,11 @@ use crate::volume::ReadAt;
 pub trait DurableWrite: Write + Send {
     /// Returns when everything written so far is on stable storage.
     fn sync(&mut self) -> io::Result<()>;
+
+    /// Called once, when the undo is whole and synced: a file takes its name now.
+    fn complete(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl DurableWrite for File {
@@ -37,6 +42,10 @@ impl DurableWrite for Vec<u8> {
 impl<W: DurableWrite + ?Sized> DurableWrite for &mut W {
     fn sync(&mut self) -> io::Result<()> {
         (**self).sync()
+    }
+
+    fn complete(&mut self) -> io::Result<()> {
+        (**self).complete()
     }
 }
 
@@ -141,12 +150,17 @@ impl<W: DurableWrite> UndoRecorder<W> {
         Ok(())
     }
 
+    /// True when nothing was saved.
+    pub fn is_empty(&self) -> bool {
+        self.writer.counts().data_frames + self.writer.counts().zero_frames == 0
+    }
+
     /// Closes the undo, durably.
     pub fn finish(self) -> Result<Counts> {
         let name = self.name;
         let failed = |error| Error::io(format!("cannot write the undo file {name}"), error);
         let (counts, mut out) = self.writer.finish().map_err(failed)?;
-        out.sync().map_err(failed)?;
+        out.sync().and_then(|()| out.complete()).map_err(failed)?;
         Ok(counts)
     }
 

@@ -19,8 +19,8 @@ pub enum Op {
     Write(Option<Extent>),
     /// Zeroing of these bytes.
     Zero(Extent),
-    /// Growing to this size.
-    Grow(u64),
+    /// A new size.
+    SetSize(u64),
     /// A sync.
     Sync,
 }
@@ -34,8 +34,8 @@ pub enum OpKind {
     Write,
     /// Zeroing.
     Zero,
-    /// Growing.
-    Grow,
+    /// New sizes.
+    SetSize,
     /// Syncs.
     Sync,
 }
@@ -47,7 +47,7 @@ impl Op {
             Self::Read(_) => OpKind::Read,
             Self::Write(_) => OpKind::Write,
             Self::Zero(_) => OpKind::Zero,
-            Self::Grow(_) => OpKind::Grow,
+            Self::SetSize(_) => OpKind::SetSize,
             Self::Sync => OpKind::Sync,
         }
     }
@@ -56,7 +56,7 @@ impl Op {
         match self {
             Self::Read(extent) | Self::Write(extent) => extent,
             Self::Zero(extent) => Some(extent),
-            Self::Grow(_) | Self::Sync => None,
+            Self::SetSize(_) | Self::Sync => None,
         }
     }
 }
@@ -88,7 +88,7 @@ struct State {
 #[derive(Debug)]
 enum Unsynced {
     Write(u64, Vec<u8>),
-    Grow(u64),
+    SetSize(u64),
 }
 
 impl<V: WriteAt> FaultyVolume<V> {
@@ -191,9 +191,9 @@ impl<V: WriteAt> FaultyVolume<V> {
 impl Unsynced {
     fn apply(&self, image: &mut Vec<u8>) {
         match self {
-            Self::Grow(size) => {
+            Self::SetSize(size) => {
                 let size = usize::try_from(*size).unwrap_or(image.len());
-                image.resize(size.max(image.len()), 0);
+                image.resize(size, 0);
             }
             Self::Write(offset, bytes) => {
                 let start = usize::try_from(*offset).unwrap_or(usize::MAX);
@@ -238,10 +238,10 @@ impl<V: WriteAt> WriteAt for FaultyVolume<V> {
         Ok(())
     }
 
-    fn grow_to(&self, size_bytes: u64) -> io::Result<()> {
-        self.record(Op::Grow(size_bytes))?;
-        self.inner.grow_to(size_bytes)?;
-        self.remember(Unsynced::Grow(size_bytes));
+    fn set_size(&self, size_bytes: u64) -> io::Result<()> {
+        self.record(Op::SetSize(size_bytes))?;
+        self.inner.set_size(size_bytes)?;
+        self.remember(Unsynced::SetSize(size_bytes));
         Ok(())
     }
 
@@ -310,7 +310,7 @@ mod tests {
         volume.sync().unwrap();
         volume.write_all_at(b"cd", 2).unwrap();
         volume.write_all_at(b"ef", 4).unwrap();
-        volume.grow_to(20).unwrap();
+        volume.set_size(20).unwrap();
         let mut synced = vec![1; 16];
         synced[..2].copy_from_slice(b"ab");
         synced[14..].fill(0);

@@ -1,7 +1,7 @@
 //! A regular file as a volume.
 //!
 //! Guarantees: holes stay holes (zeroing punches, reading tells where data is); the size changes only
-//! through `grow_to`; a file opened for writing is locked, so two runs cannot write it.
+//! through `set_size`; a file opened for writing is locked, so two runs cannot write it.
 
 use std::fs::File;
 use std::io;
@@ -103,11 +103,9 @@ impl WriteAt for FileVolume {
         })
     }
 
-    fn grow_to(&self, size_bytes: u64) -> io::Result<()> {
-        if size_bytes > self.size_bytes() {
-            self.file.set_len(size_bytes)?;
-            self.size_bytes.fetch_max(size_bytes, Ordering::AcqRel);
-        }
+    fn set_size(&self, size_bytes: u64) -> io::Result<()> {
+        self.file.set_len(size_bytes)?;
+        self.size_bytes.store(size_bytes, Ordering::Release);
         Ok(())
     }
 
@@ -166,16 +164,17 @@ mod tests {
     }
 
     #[test]
-    fn zeroing_leaves_the_rest_and_growing_never_shrinks() {
+    fn zeroing_leaves_the_rest_and_a_new_size_keeps_what_fits() {
         let volume = volume(&vec![7; 20_000]);
         volume.zero_at(Extent::new(5, 19_990).unwrap()).unwrap();
         let mut expected = vec![0; 20_000];
         expected[..5].fill(7);
         expected[19_995..].fill(7);
         assert_eq!(bytes(&volume), expected);
-        volume.grow_to(100).unwrap();
-        assert_eq!(volume.size_bytes(), 20_000);
-        volume.grow_to(30_000).unwrap();
+        volume.set_size(100).unwrap();
+        assert_eq!(volume.size_bytes(), 100);
+        expected.truncate(100);
+        volume.set_size(30_000).unwrap();
         expected.resize(30_000, 0);
         assert_eq!(bytes(&volume), expected);
         volume.sync().unwrap();
@@ -184,7 +183,7 @@ mod tests {
     #[test]
     fn data_is_found_and_never_missed() {
         let volume = volume(&[]);
-        volume.grow_to(1 << 20).unwrap();
+        volume.set_size(1 << 20).unwrap();
         volume.write_all_at(&[1; 100], 500_000).unwrap();
         let mut covered = Vec::new();
         let mut position = 0;

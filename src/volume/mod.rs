@@ -41,8 +41,8 @@ pub trait WriteAt: ReadAt {
     /// Makes `extent` read as zeroes, as a hole or discard where the volume guarantees zeroes for it.
     fn zero_at(&self, extent: Extent) -> io::Result<()>;
 
-    /// Makes a regular file longer. Volumes of fixed size answer `Unsupported`.
-    fn grow_to(&self, size_bytes: u64) -> io::Result<()> {
+    /// Makes a regular file longer or shorter. Volumes of fixed size answer `Unsupported`.
+    fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         let _ = size_bytes;
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -71,8 +71,8 @@ macro_rules! forward {
             fn zero_at(&self, extent: Extent) -> io::Result<()> {
                 (**self).zero_at(extent)
             }
-            fn grow_to(&self, size_bytes: u64) -> io::Result<()> {
-                (**self).grow_to(size_bytes)
+            fn set_size(&self, size_bytes: u64) -> io::Result<()> {
+                (**self).set_size(size_bytes)
             }
             fn sync(&self) -> io::Result<()> {
                 (**self).sync()

@@ -325,10 +325,10 @@ impl WriteAt for Volume {
         }
     }
 
-    fn grow_to(&self, size_bytes: u64) -> io::Result<()> {
+    fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         match &self.inner {
-            Inner::Block(volume) => volume.grow_to(size_bytes),
-            Inner::File(volume) => volume.grow_to(size_bytes),
+            Inner::Block(volume) => volume.set_size(size_bytes),
+            Inner::File(volume) => volume.set_size(size_bytes),
         }
     }
 
@@ -356,7 +356,7 @@ mod tests {
         assert!(Volume::open(&path).is_err());
         assert!(Volume::open_writable(&path, &WriteOptions::default()).is_err());
         let first = Volume::open_writable(&path, &options).unwrap();
-        first.grow_to(4096).unwrap();
+        first.set_size(4096).unwrap();
         let refused = Volume::open_writable(&path, &options).unwrap_err();
         assert_eq!(refused.exit_code(), ExitCode::Refused, "{refused}");
         let reader = Volume::open(&path).unwrap();

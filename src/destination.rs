@@ -1,0 +1,265 @@
+//! Opening a volume that is to be overwritten.
+//!
+//! Guarantees: the source itself and whatever shares its data is never opened; a volume that is mounted or
+//! otherwise held is opened only with the override that says so; all this before anything is written.
+
+use std::path::{Path, PathBuf};
+
+use crate::cancel::Cancel;
+use crate::delta::codec::Compression;
+use crate::dm::resolve::{Resolved, resolve};
+use crate::dm::snapshot::Role;
+use crate::engine::apply::OnDurable;
+use crate::engine::receive::{ReceiveOptions, Received, Target, UndoTo, receive};
+use crate::engine::undo::DurableWrite;
+use crate::error::{Error, Result};
+use crate::monitor::Monitor;
+use crate::partial_file::{PartialFile, sync_directory_of};
+use crate::volume::ReadAt;
+use crate::volume::host::VolumeIdentity;
+use crate::volume::in_use::{holders_of, overlap};
+use crate::volume::open::{Volume, WriteOptions};
+
+/// How a destination is to be treated.
+#[derive(Clone, Debug, Default)]
+pub struct DestinationOptions {
+    /// Save what is overwritten in this file.
+    pub undo: Option<PathBuf>,
+    /// Replace an existing undo file.
+    pub overwrite: bool,
+    /// Accept a destination that is not the base.
+    pub force: bool,
+    /// Leave out what is past the end of a smaller destination.
+    pub allow_smaller: bool,
+    /// Write to it though it is mounted or held.
+    pub allow_in_use: bool,
+    /// Make an empty file where there is none: for a full copy.
+    pub create: bool,
+    /// Compression of the undo file.
+    pub undo_compression: Compression,
+}
+
+/// An open destination.
+pub struct Destination {
+    volume: Volume,
+    name: String,
+    is_file: bool,
+    options: DestinationOptions,
+}
+
+impl Destination {
+    /// Opens `name` for writing. `source` is what the data is read from, if that is on this host.
+    pub fn open(
+        name: &str,
+        source: Option<VolumeIdentity>,
+        options: &DestinationOptions,
+    ) -> Result<Self> {
+        let path = match resolve(name) {
+            Ok(resolved) => {
+                refuse_unwritable(&resolved, name)?;
+                resolved.path().to_owned()
+            }
+            // A full copy may make the file; opening says clearly why if it may not.
+            Err(error) if !options.create || Path::new(name).exists() => return Err(error),
+            Err(_) => PathBuf::from(name),
+        };
+        if let Ok(identity) = VolumeIdentity::of_path(&path) {
+            refuse_overlap(source, identity, name)?;
+            refuse_held(identity, name, options)?;
+        }
+        let write_options = WriteOptions {
+            allow_in_use: options.allow_in_use,
+            create: options.create,
+            ..WriteOptions::default()
+        };
+        let volume = Volume::open_writable(&path, &write_options)?;
+        if options.create {
+            sync_directory_of(&path)
+                .map_err(|error| Error::io(format!("cannot make {name} durable"), error))?;
+        }
+        // Once more for the file that is open now, whatever stood at the path before.
+        refuse_overlap(source, volume.identity(), name)?;
+        let is_file = matches!(volume.identity(), VolumeIdentity::File { .. });
+        Ok(Self {
+            volume,
+            name: name.to_owned(),
+            is_file,
+            options: options.clone(),
+        })
+    }
+
+    /// Its size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.volume.size_bytes()
+    }
+
+    /// As the engine wants it.
+    pub fn target(&self) -> Target<'_> {
+        Target {
+            volume: &self.volume,
+            name: &self.name,
+            is_file: self.is_file,
+        }
+    }
+
+    /// What the engine is allowed.
+    pub fn receive_options<'a>(
+        &self,
+        cancel: &'a Cancel,
+        monitor: &'a dyn Monitor,
+    ) -> ReceiveOptions<'a> {
+        ReceiveOptions {
+            force: self.options.force,
+            allow_smaller: self.options.allow_smaller,
+            undo_compression: self.options.undo_compression,
+            cancel,
+            monitor,
+        }
+    }
+
+    /// Applies a delta from `input`, called `what` in messages.
+    pub fn receive(
+        &self,
+        input: impl std::io::Read,
+        what: &str,
+        cancel: &Cancel,
+        monitor: &dyn Monitor,
+        on_durable: OnDurable<'_>,
+    ) -> Result<Received> {
+        let options = self.receive_options(cancel, monitor);
+        self.with_undo(|undo| receive(input, what, &self.target(), undo, &options, on_durable))
+    }
+
+    /// Runs `work` with the undo that was asked for, if one was.
+    pub fn with_undo<T>(&self, work: impl FnOnce(Option<UndoTo<'_>>) -> Result<T>) -> Result<T> {
+        let Some(path) = &self.options.undo else {
+            return work(None);
+        };
+        let mut undo = UndoFile::create(path, self.options.overwrite)?;
+        let name = path.display().to_string();
+        let spool = || spool_beside(path);
+        work(Some(UndoTo {
+            out: &mut undo,
+            name: &name,
+            spool: &spool,
+        }))
+    }
+}
+
+fn refuse_unwritable(resolved: &Resolved, name: &str) -> Result<()> {
+    let Resolved::LogicalVolume(volume) = resolved else {
+        return Ok(());
+    };
+    if volume.read_only {
+        let way_out = format!("Make it writable: lvchange -prw {}", volume.name);
+        return Err(Error::refused(
+            name,
+            "the logical volume is read-only",
+            way_out,
+        ));
+    }
+    if matches!(volume.role, Role::ThinPool) {
+        return Err(Error::refused(
+            name,
+            "this is a whole thin pool, not a volume",
+            "",
+        ));
+    }
+    if let Role::ThickOrigin { merging: true, .. } = volume.role {
+        let way_out = "Wait until the merge is done.";
+        return Err(Error::refused(
+            name,
+            "a snapshot is being merged into it",
+            way_out,
+        ));
+    }
+    Ok(())
+}
+
+fn refuse_overlap(
+    source: Option<VolumeIdentity>,
+    destination: VolumeIdentity,
+    name: &str,
+) -> Result<()> {
+    match source.and_then(|source| overlap(source, destination)) {
+        Some(found) => Err(Error::refused(
+            name,
+            format!("cannot be the destination: {found}"),
+            "",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn refuse_held(identity: VolumeIdentity, name: &str, options: &DestinationOptions) -> Result<()> {
+    let holders = holders_of(identity);
+    if holders.is_empty() || options.allow_in_use {
+        return Ok(());
+    }
+    let list: Vec<String> = holders.iter().map(ToString::to_string).collect();
+    Err(Error::refused(
+        name,
+        format!("the destination is in use: {}", list.join("; ")),
+        "Unmount or deactivate what uses it. --allow-in-use writes to it all the same, and a mounted \
+         filesystem will very likely be destroyed.",
+    ))
+}
+
+/// An undo file: takes its name when it is whole.
+struct UndoFile {
+    file: Option<PartialFile>,
+}
+
+impl UndoFile {
+    fn create(path: &Path, overwrite: bool) -> Result<Self> {
+        let file = PartialFile::create(path, overwrite)?;
+        // Without its name in the directory the undo would not survive a power cut, synced or not.
+        sync_directory_of(path)
+            .map_err(|error| Error::io(format!("cannot make {} durable", path.display()), error))?;
+        Ok(Self { file: Some(file) })
+    }
+
+    fn open(&self) -> std::io::Result<&std::fs::File> {
+        self.file
+            .as_ref()
+            .ok_or(std::io::ErrorKind::NotFound)?
+            .file()
+    }
+}
+
+impl std::io::Write for UndoFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.open()?.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl DurableWrite for UndoFile {
+    fn sync(&mut self) -> std::io::Result<()> {
+        self.open()?.sync_data()
+    }
+
+    fn complete(&mut self) -> std::io::Result<()> {
+        match self.file.take() {
+            Some(file) => file.persist().map_err(std::io::Error::other),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A file without a name, beside the undo: there is room for it where there is room for the undo.
+fn spool_beside(path: &Path) -> std::io::Result<std::fs::File> {
+    let directory = path.parent().filter(|parent| *parent != Path::new(""));
+    let directory = directory.unwrap_or(Path::new("."));
+    let flags =
+        rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    Ok(rustix::fs::open(
+        directory,
+        flags,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+    )?
+    .into())
+}

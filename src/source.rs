@@ -1,0 +1,346 @@
+//! From two names to what is to be sent: the change list, the volume that the data is read from, and the
+//! header that says so.
+//!
+//! Guarantees: the list is complete or there is an error of code 4. Between two snapshots of one origin the
+//! list is the union of both exception tables: a chunk that is in neither was written neither to the origin
+//! since the first of them was made nor to one of the snapshots, so it is the same in both. That holds
+//! whichever is older and even if they were written to, so it needs no trust in names or clocks.
+//! The status of a snapshot is looked at before its table is read and again after.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::cancel::Cancel;
+use crate::changes::cow::{ExceptionTable, read_exceptions};
+use crate::delta::codec::Compression;
+use crate::delta::header::{Header, Planned, Source, State};
+use crate::delta::samples::Samples;
+use crate::dm;
+use crate::dm::openers::writers_open;
+use crate::dm::resolve::{Resolved, resolve};
+use crate::dm::snapshot::{LogicalVolume, Role, ThickSnapshot};
+use crate::engine::copy_list::whole_volume;
+use crate::error::{Error, Result};
+use crate::extent::{Change, ChangeList, Extent, Kind};
+use crate::monitor::Monitor;
+use crate::volume::ReadAt;
+use crate::volume::open::Volume;
+
+/// Where a delta comes from, as the user said it.
+pub struct SourceRequest<'a> {
+    /// OLD: a snapshot, or `cow:STORE`; `None` for a full copy.
+    pub from: Option<&'a str>,
+    /// NEW: a later snapshot, the origin, or a plain volume. `None`: the origin of OLD.
+    pub new: Option<&'a str>,
+    /// Read the data here instead of from NEW.
+    pub data_source: Option<&'a str>,
+    /// For the header.
+    pub compression: Compression,
+    /// Stops the run.
+    pub cancel: &'a Cancel,
+    /// Hears of warnings.
+    pub monitor: &'a dyn Monitor,
+}
+
+/// Everything that a send needs.
+pub struct SendSource {
+    /// The header of the delta.
+    pub header: Header,
+    /// Samples of the base.
+    pub samples: Samples,
+    /// What differs.
+    pub changes: ChangeList,
+    /// Where the data is read.
+    pub data: Volume,
+    /// Its name for messages.
+    pub name: String,
+}
+
+impl SendSource {
+    /// Finds the changes that `request` asks for. Reads kernel metadata and sampled blocks, no data.
+    pub fn open(request: &SourceRequest<'_>) -> Result<Self> {
+        let mut source = match (request.from, request.new) {
+            (Some(old), new) => match (old.strip_prefix("cow:"), new) {
+                (Some(store), Some(new)) => from_store(request, store, new)?,
+                (Some(_), None) => {
+                    return Err(Error::Usage("cow:STORE needs the origin as NEW".to_owned()));
+                }
+                (None, new) => from_snapshot(request, old, new)?,
+            },
+            (None, Some(new)) => full_copy(request, new)?,
+            (None, None) => return Err(Error::Usage("no volume was given".to_owned())),
+        };
+        if let Some(path) = request.data_source {
+            source.read_data_from(path, request)?;
+        }
+        Ok(source)
+    }
+
+    fn read_data_from(&mut self, path: &str, request: &SourceRequest<'_>) -> Result<()> {
+        let resolved = resolve(path)?;
+        if let Resolved::LogicalVolume(volume) = &resolved {
+            warn_if_written(volume, request.monitor)?;
+        }
+        let data = Volume::open(resolved.path())?;
+        if data.size_bytes() < self.header.volume_size {
+            return Err(Error::Usage(format!(
+                "the data source {path} has {} bytes, and the volume has {}",
+                data.size_bytes(),
+                self.header.volume_size
+            )));
+        }
+        self.data = data;
+        self.name = path.to_owned();
+        Ok(())
+    }
+}
+
+/// A header that is right but for base and target.
+fn header(
+    request: &SourceRequest<'_>,
+    source: Source,
+    volume_size: u64,
+    changes: &ChangeList,
+) -> Header {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    Header {
+        volume_size,
+        base_size: None,
+        base: None,
+        target: None,
+        source,
+        granularity: 1,
+        created: i64::try_from(now).unwrap_or(0),
+        codec: request.compression.to_string(),
+        program: crate::PROGRAM.to_owned(),
+        planned: Planned {
+            extents: changes.len() as u64,
+            data_bytes: changes.bytes(Kind::Data),
+            zero_bytes: changes.bytes(Kind::Zero),
+        },
+        required_features: Vec::new(),
+        features: Vec::new(),
+    }
+}
+
+fn full_copy(request: &SourceRequest<'_>, new: &str) -> Result<SendSource> {
+    let resolved = resolve(new)?;
+    if let Resolved::LogicalVolume(volume) = &resolved {
+        warn_if_written(volume, request.monitor)?;
+        if let Role::ThickSnapshot(snapshot) = &volume.role {
+            trusted(volume, snapshot, request)?;
+        }
+    }
+    let data = Volume::open(resolved.path())?;
+    let changes = whole_volume(&data, new, request.cancel)?;
+    let header = Header {
+        target: state_of(&resolved),
+        ..header(request, Source::Full, data.size_bytes(), &changes)
+    };
+    Ok(SendSource {
+        header,
+        samples: Samples::default(),
+        changes,
+        data,
+        name: new.to_owned(),
+    })
+}
+
+/// Offline: the store is a file or device that nothing writes to, NEW is the origin.
+fn from_store(request: &SourceRequest<'_>, store: &str, new: &str) -> Result<SendSource> {
+    let resolved = resolve(new)?;
+    let data = Volume::open(resolved.path())?;
+    let size = data.size_bytes();
+    let table = read_table(&Volume::open(store)?, store, size)?;
+    let samples = Samples::take(&data, &table.changes)
+        .map_err(|error| Error::io(format!("cannot read sampled blocks of {new}"), error))?;
+    let header = Header {
+        base_size: Some(size),
+        granularity: table.chunk_bytes,
+        ..header(request, Source::Cow, size, &table.changes)
+    };
+    Ok(SendSource {
+        header,
+        samples,
+        changes: table.changes,
+        data,
+        name: new.to_owned(),
+    })
+}
+
+fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> Result<SendSource> {
+    let Resolved::LogicalVolume(base) = resolve(old)? else {
+        return Err(Error::Lvm {
+            what: old.to_owned(),
+            reason: "it is not a logical volume, so there is no record of what changed since; \
+                     to read an exception store from a file or device, write --from cow:PATH"
+                .to_owned(),
+        });
+    };
+    let snapshot = base.thick_snapshot()?;
+    trusted(&base, snapshot, request)?;
+    let new_volume = match new {
+        Some(new) => resolve(new)?,
+        None => resolve(&snapshot.origin.path.to_string_lossy())?,
+    };
+    let new_name = new.map_or_else(|| snapshot.origin.name.to_string(), str::to_owned);
+    let Resolved::LogicalVolume(target) = &new_volume else {
+        return Err(not_related(&base, snapshot, &new_name));
+    };
+
+    // NEW exists before OLD's table is read: what is written from here on does not concern NEW.
+    let mut changes = table_of(&base, snapshot, request)?.changes;
+    match &target.role {
+        Role::ThickOrigin { real, merging } if *real == snapshot.real => {
+            if *merging {
+                return Err(lost(
+                    &new_name,
+                    "a snapshot is being merged into it",
+                    request,
+                ));
+            }
+            warn_if_written(target, request.monitor)?;
+        }
+        Role::ThickSnapshot(later) if later.real == snapshot.real => {
+            if target.uuid == base.uuid {
+                return Err(Error::Usage(format!(
+                    "{old} and {new_name} are the same snapshot"
+                )));
+            }
+            trusted(target, later, request)?;
+            changes = changes.union(&table_of(target, later, request)?.changes);
+        }
+        _ => return Err(not_related(&base, snapshot, &new_name)),
+    }
+    let (base_size, size) = (snapshot.origin_size_bytes, target.size_bytes);
+    if let Some(tail) = Extent::from_range(base_size, size) {
+        // The kernel records nothing past the size that the snapshot was made with.
+        let tail: ChangeList = [Change {
+            extent: tail,
+            kind: Kind::Data,
+        }]
+        .into_iter()
+        .collect();
+        changes = changes.union(&tail);
+    }
+    let changes = changes.clip(size);
+
+    let samples = Volume::open(&base.path).and_then(|volume| {
+        Samples::take(&volume, &changes)
+            .map_err(|error| Error::io(format!("cannot read sampled blocks of {old}"), error))
+    })?;
+    let header = Header {
+        base_size: Some(base_size),
+        base: state_of(&Resolved::LogicalVolume(base.clone())),
+        target: state_of(&new_volume),
+        granularity: snapshot.chunk_bytes,
+        ..header(request, Source::Cow, size, &changes)
+    };
+    let data = Volume::open(&target.path)?;
+    Ok(SendSource {
+        header,
+        samples,
+        changes,
+        data,
+        name: new_name,
+    })
+}
+
+/// The identity of a state that stays what it is: a snapshot. What is live has none.
+fn state_of(resolved: &Resolved) -> Option<State> {
+    match resolved {
+        Resolved::LogicalVolume(volume) if matches!(volume.role, Role::ThickSnapshot(_)) => {
+            Some(State {
+                id: format!("lvm:{}", volume.uuid),
+                name: volume.name.to_string(),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Reads a live snapshot's table and looks at its status once more.
+fn table_of(
+    volume: &LogicalVolume,
+    snapshot: &ThickSnapshot,
+    request: &SourceRequest<'_>,
+) -> Result<ExceptionTable> {
+    let name = snapshot.store.display().to_string();
+    let store = Volume::open(&snapshot.store)?;
+    let table = read_table(&store, &name, snapshot.origin_size_bytes);
+    // A snapshot that failed meanwhile may have given us half a table or an error that hides the reason.
+    if let Some(reason) = dm::snapshot::recheck(volume)?.why_untrusted() {
+        return Err(lost(&volume.name.to_string(), reason, request));
+    }
+    let table = table?;
+    if table.duplicates > 0 {
+        tracing::warn!(
+            "{name}: {} chunks have more than one exception",
+            table.duplicates
+        );
+    }
+    tracing::info!(
+        "{}: {} exceptions in {} areas, chunks of {} bytes",
+        volume.name,
+        table.exceptions,
+        table.areas,
+        table.chunk_bytes
+    );
+    Ok(table)
+}
+
+fn read_table(store: &Volume, name: &str, origin_size_bytes: u64) -> Result<ExceptionTable> {
+    read_exceptions(store, origin_size_bytes).map_err(|source| Error::Store {
+        store: name.to_owned(),
+        source,
+    })
+}
+
+fn trusted(
+    volume: &LogicalVolume,
+    snapshot: &ThickSnapshot,
+    request: &SourceRequest<'_>,
+) -> Result<()> {
+    match snapshot.status.why_untrusted() {
+        Some(reason) => Err(lost(&volume.name.to_string(), reason, request)),
+        None => Ok(()),
+    }
+}
+
+fn lost(volume: &str, reason: &str, request: &SourceRequest<'_>) -> Error {
+    Error::TrackingLost {
+        volume: volume.to_owned(),
+        reason: reason.to_owned(),
+        recover: format!(
+            "make a new snapshot and send it whole: lvmsync send {} DEST",
+            request.new.unwrap_or("SNAPSHOT")
+        ),
+    }
+}
+
+fn not_related(base: &LogicalVolume, snapshot: &ThickSnapshot, new: &str) -> Error {
+    Error::Lvm {
+        what: new.to_owned(),
+        reason: format!(
+            "{} is a snapshot of {}, so NEW must be that volume or another snapshot of it",
+            base.name, snapshot.origin.name
+        ),
+    }
+}
+
+/// Data that changes while it is read belongs to no state at all: say so.
+fn warn_if_written(volume: &LogicalVolume, monitor: &dyn Monitor) -> Result<()> {
+    if matches!(volume.role, Role::ThickSnapshot(_)) || volume.read_only {
+        return Ok(());
+    }
+    let openers = writers_open(volume.device)?;
+    if openers.may_write() {
+        monitor.warn(&format!(
+            "{}: {openers}; what is written while it is sent may or may not be in the copy. \
+             Stop the writers, or send from a snapshot",
+            volume.name
+        ));
+    }
+    Ok(())
+}
