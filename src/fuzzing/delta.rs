@@ -50,7 +50,11 @@ pub fn fuzz_record(data: &[u8]) {
         }
     }
     if let Some(bytes) = payload.get(..TRAILER_BYTES) {
-        assert_eq!(Trailer::decode(bytes).encode(), bytes, "a trailer read and written");
+        assert_eq!(
+            Trailer::decode(bytes).encode(),
+            bytes,
+            "a trailer read and written"
+        );
     }
 }
 
@@ -65,9 +69,17 @@ pub fn fuzz_delta(data: &[u8]) {
             continue;
         };
         let extents: Vec<Extent> = delta.frames.iter().map(|(extent, _)| *extent).collect();
-        assert_eq!(skipped.ok().as_ref(), Some(&extents), "the same frames without payloads");
+        assert_eq!(
+            skipped.ok().as_ref(),
+            Some(&extents),
+            "the same frames without payloads"
+        );
         let again = write_delta(&delta);
-        assert_eq!(read_delta(&again).ok().as_ref(), Some(&delta), "written and read again");
+        assert_eq!(
+            read_delta(&again).ok().as_ref(),
+            Some(&delta),
+            "written and read again"
+        );
     }
 }
 
@@ -83,7 +95,11 @@ pub fn fuzz_proto3(data: &[u8]) {
         };
         assert!(pieces.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() <= data.len());
         let again = write_proto3(&pieces);
-        assert_eq!(read_proto3(&again).ok(), Some(pieces), "written and read again");
+        assert_eq!(
+            read_proto3(&again).ok(),
+            Some(pieces),
+            "written and read again"
+        );
     }
 }
 
@@ -96,7 +112,11 @@ pub fn fuzz_header(data: &[u8]) {
     };
     assert!(header.volume_size <= MAX_OFFSET);
     assert!(header.required_features.is_empty());
-    assert_eq!(Header::decode(&header.encode(), 17).ok(), Some(header), "written and read again");
+    assert_eq!(
+        Header::decode(&header.encode(), 17).ok(),
+        Some(header),
+        "written and read again"
+    );
 }
 
 /// A delta as values: for each frame its extent and bytes, `None` where they are zero.
@@ -166,7 +186,10 @@ fn read_proto3(data: &[u8]) -> Result<Vec<(u64, Vec<u8>)>, FormatError> {
     let (mut pieces, mut bytes) = (Vec::new(), Vec::new());
     while let Some(extent) = reader.next_piece(&mut bytes)? {
         assert_eq!(extent.length(), bytes.len() as u64);
-        assert_eq!(extent.offset() / MAX_FRAME_BYTES, (extent.end() - 1) / MAX_FRAME_BYTES);
+        assert_eq!(
+            extent.offset() / MAX_FRAME_BYTES,
+            (extent.end() - 1) / MAX_FRAME_BYTES
+        );
         pieces.push((extent.offset(), bytes.clone()));
     }
     Ok(pieces)
@@ -208,10 +231,16 @@ fn with_right_checksums(data: &[u8]) -> Vec<u8> {
         };
         if header[0] == b'T' && stored == TRAILER_BYTES {
             let mut hasher = blake3::Hasher::new();
-            hasher.update(&fixed[..at]).update(&fixed[start..start + COUNTED_BYTES]);
+            hasher
+                .update(&fixed[..at])
+                .update(&fixed[start..start + COUNTED_BYTES]);
             fixed[start + COUNTED_BYTES..end].copy_from_slice(hasher.finalize().as_bytes());
         }
-        let crc = if stored == 0 { 0 } else { crc32c::crc32c(&fixed[start..end]) };
+        let crc = if stored == 0 {
+            0
+        } else {
+            crc32c::crc32c(&fixed[start..end])
+        };
         header[24..28].copy_from_slice(&crc.to_le_bytes());
         fixed[at..start].copy_from_slice(&with_right_crc(header));
         at = end;
