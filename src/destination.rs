@@ -10,7 +10,7 @@ use crate::delta::codec::Compression;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
 use crate::engine::apply::OnDurable;
-use crate::engine::receive::{ReceiveOptions, Received, Target, UndoTo, receive};
+use crate::engine::receive::{ReceiveOptions, Received, Target, UndoTo, receive, rehearse};
 use crate::engine::undo::DurableWrite;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
@@ -128,6 +128,27 @@ impl Destination {
     ) -> Result<Received> {
         let options = self.receive_options(cancel, monitor);
         self.with_undo(|undo| receive(input, what, &self.target(), undo, &options, on_durable))
+    }
+
+    /// Reads a delta from `input` and checks that it could be applied; writes nothing.
+    pub fn rehearse(
+        &self,
+        input: impl std::io::Read,
+        what: &str,
+        cancel: &Cancel,
+        monitor: &dyn Monitor,
+    ) -> Result<Received> {
+        rehearse(
+            input,
+            what,
+            &self.target(),
+            &self.receive_options(cancel, monitor),
+        )
+    }
+
+    /// What it is, for people.
+    pub fn kind(&self) -> &'static str {
+        if self.is_file { "file" } else { "block device" }
     }
 
     /// Runs `work` with the undo that was asked for, if one was.

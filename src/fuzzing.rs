@@ -7,6 +7,9 @@ mod delta;
 pub use delta::{fuzz_delta, fuzz_header, fuzz_proto3, fuzz_record};
 
 use crate::changes::cow::read_exceptions;
+use crate::session::message::{self, Decoded};
+use crate::session::server::Server;
+use crate::session::transport::MessageReader;
 use crate::volume::memory::MemoryVolume;
 
 /// An exception store; its last 8 bytes also choose the origin's size.
@@ -32,5 +35,38 @@ pub fn fuzz_cow(data: &[u8]) {
             position = Some(change.extent.end());
         }
         assert!(table.changes.len() as u64 + table.duplicates <= table.exceptions);
+    }
+}
+
+/// What a peer sends: as single messages, to a server, and to a client before its stream.
+///
+/// Holds: no panic; what decodes encodes to something that decodes to the same; a decoder never asks for
+/// more than the longest message.
+pub fn fuzz_session(data: &[u8]) {
+    let mut rest = data;
+    loop {
+        match message::decode(rest) {
+            Ok(Decoded::Complete { message, consumed }) => {
+                let again = message.encode().map(|bytes| message::decode(&bytes));
+                if let Ok(Ok(Decoded::Complete { message: again, .. })) = again {
+                    assert_eq!(again, message);
+                }
+                rest = &rest[consumed..];
+            }
+            Ok(Decoded::Incomplete { needed }) => {
+                assert!(needed <= message::MAX_PAYLOAD_BYTES, "bounded");
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    if let Ok(mut server) = Server::accept(data, std::io::sink())
+        && server.request().is_ok()
+    {
+        let _ = std::io::copy(&mut server, &mut std::io::sink());
+    }
+    let mut reader = MessageReader::new(data);
+    if reader.greeting().is_ok() {
+        while let Ok(Some(_)) = reader.next_message() {}
     }
 }

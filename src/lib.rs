@@ -19,6 +19,7 @@
 
 pub mod cancel;
 pub mod changes;
+pub mod cli;
 pub mod delta;
 pub mod destination;
 pub mod dm;
@@ -29,6 +30,7 @@ pub mod extent;
 pub mod fuzzing;
 pub mod monitor;
 pub mod partial_file;
+pub mod session;
 pub mod source;
 pub mod sys;
 pub mod units;

@@ -58,6 +58,12 @@ pub struct SendSource {
 impl SendSource {
     /// Finds the changes that `request` asks for. Reads kernel metadata and sampled blocks, no data.
     pub fn open(request: &SourceRequest<'_>) -> Result<Self> {
+        if let (Some(old), None, Some(path)) = (request.from, request.new, request.data_source)
+            && is_snapshot(path)
+        {
+            // The original's two-snapshot use: the data's own table then counts as well.
+            return from_snapshot(request, old, Some(path));
+        }
         let mut source = match (request.from, request.new) {
             (Some(old), new) => match (old.strip_prefix("cow:"), new) {
                 (Some(store), Some(new)) => from_store(request, store, new)?,
@@ -92,6 +98,10 @@ impl SendSource {
         self.name = path.to_owned();
         Ok(())
     }
+}
+
+fn is_snapshot(path: &str) -> bool {
+    matches!(resolve(path), Ok(Resolved::LogicalVolume(volume)) if volume.thick_snapshot().is_ok())
 }
 
 /// A header that is right but for base and target.

@@ -210,7 +210,60 @@ mod tests {
     /// What lvm2 2.03.16 printed for a group with an origin, a snapshot and a skipped thin snapshot.
     const REPORT: &str = include_str!("../../testdata/lvs/volumes.json");
 
-    fn name(lv: &str) -> LvName {
-        LvName::new("my-vg", lv).unwrap()
+    fn reason(lv: &str) -> String {
+        let rows = parse_report(REPORT).unwrap();
+        no_device_reason(&LvName::new("my-vg", lv).unwrap(), &rows)
+    }
+
+    #[test]
+    fn a_report_of_a_real_lvs_parses() {
+        let rows = parse_report(REPORT).unwrap();
+        assert_eq!(rows.len(), 9);
+        let get = |name: &str| rows.iter().find(|row| row.name() == name).unwrap();
+        assert_eq!(get("s1").origin(), Some("data"));
+        assert!(get("s1").is_thick_snapshot() && get("s1").is_active());
+        assert_eq!(get("data").origin(), None);
+        assert_eq!(
+            get("data").lv_uuid,
+            "9tMMKB-v9gm-Tf6g-DUV2-hDMg-tdht-97qUQn"
+        );
+        assert_eq!(get("pool_tmeta").lv_name, "[pool_tmeta]");
+        assert!(get("t1snap").skips_activation() && !get("t1snap").is_active());
+        assert!(!get("t1snap").is_thick_snapshot());
+        assert!(
+            parse_report(r#"{"report":[{}], "log":[]}"#)
+                .unwrap()
+                .is_empty()
+        );
+        for json in ["", "[]", "{}", r#"{"report":[{"lv":[{"lv_name":1}]}]}"#] {
+            assert!(parse_report(json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn a_missing_device_is_explained_with_the_way_out() {
+        assert!(
+            reason("off").ends_with("lvchange -ay my-vg/off"),
+            "{}",
+            reason("off")
+        );
+        assert!(
+            reason("t1snap").ends_with("lvchange -ay -K my-vg/t1snap"),
+            "{}",
+            reason("t1snap")
+        );
+        assert!(reason("none").contains("no logical volume none in volume group my-vg"));
+        let mut rows = parse_report(REPORT).unwrap();
+        rows.iter_mut()
+            .for_each(|row| row.lv_active = String::new());
+        let snapshot = no_device_reason(&LvName::new("my-vg", "s1").unwrap(), &rows);
+        assert!(snapshot.ends_with("lvchange -ay my-vg/data"), "{snapshot}");
+    }
+
+    #[test]
+    fn failures_of_lvs_are_told_in_its_words() {
+        let absent = "  Volume group \"nope\" not found\n  Cannot process volume group nope\n";
+        assert!(explain_failure("nope", absent).contains("no volume group"));
+        assert!(explain_failure("vg", "  Command failed\n").contains("Command failed"));
     }
 }

@@ -5,6 +5,7 @@
 //! back is parsed by pure code. Nothing here changes a volume.
 
 pub mod device;
+pub mod examine;
 pub mod lvm;
 pub mod name;
 pub mod openers;

@@ -9,9 +9,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::device::{DeviceMapper, sysfs_name_and_uuid};
+use super::examine::examine;
 use super::lvm;
-use super::name::LvName;
-use super::snapshot::{LogicalVolume, examine};
+use super::name::{LvName, split_dm_name};
+use super::snapshot::LogicalVolume;
 use super::uuid::DmUuid;
 use super::wire::Selector;
 use crate::error::{Error, Result};
@@ -57,10 +58,10 @@ pub fn resolve(arg: &str) -> Result<Resolved> {
 
 fn resolve_name(arg: &str, name: &LvName) -> Result<Resolved> {
     let file_exists = fs::symlink_metadata(arg).is_ok();
-    let active = match find_active(name) {
+    let active = match DeviceMapper::open() {
         // Without device-mapper or root only the file can be meant, if there is one.
         Err(_) if file_exists => None,
-        found => found?,
+        dm => find_active(&dm?, name)?,
     };
     match (active, file_exists) {
         (Some(_), true) => Err(Error::Usage(format!(
@@ -73,10 +74,9 @@ fn resolve_name(arg: &str, name: &LvName) -> Result<Resolved> {
     }
 }
 
-fn find_active(name: &LvName) -> Result<Option<LogicalVolume>> {
-    let dm = DeviceMapper::open()?;
+fn find_active(dm: &DeviceMapper, name: &LvName) -> Result<Option<LogicalVolume>> {
     match dm.info(Selector::Name(&name.dm_name()))? {
-        Some(info) => examine(&dm, &info).map(Some),
+        Some(info) => examine(dm, &info).map(Some),
         None => Ok(None),
     }
 }
@@ -102,9 +102,12 @@ fn resolve_path(path: &str) -> Result<Resolved> {
         )));
     }
     let device = DeviceNumber::from_stat(metadata.rdev());
-    let uuid = sysfs_name_and_uuid(device).and_then(|(_, uuid)| DmUuid::parse(&uuid));
     // A hidden part of a volume (`-real`, `-cow`, `_tmeta`) is a block device like any other.
-    if uuid.is_none_or(|uuid| uuid.layer().is_some()) {
+    let is_volume = |(name, uuid): (String, String)| {
+        DmUuid::parse(&uuid).is_some_and(|uuid| uuid.is_public())
+            && split_dm_name(&name).is_some_and(|(_, layer)| layer.is_none())
+    };
+    if !sysfs_name_and_uuid(device).is_some_and(is_volume) {
         return Ok(Resolved::BlockDevice(path.into()));
     }
     let dm = DeviceMapper::open()?;

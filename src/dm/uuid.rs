@@ -43,6 +43,12 @@ impl DmUuid {
         self.layer.as_deref()
     }
 
+    /// True for what LVM shows in `/dev`: no layer, or a pool's (`-pool`; `-tpool` while the pool is
+    /// empty and needs no layer of its own, which only the *name* then tells from the hidden one).
+    pub fn is_public(&self) -> bool {
+        matches!(self.layer(), None | Some("pool" | "tpool"))
+    }
+
     /// The same logical volume's other device.
     pub fn with_layer(&self, layer: Option<&str>) -> Self {
         Self {
@@ -117,6 +123,9 @@ mod tests {
             format!("LVM-{VG}{LV}-cow")
         );
         assert_eq!(public.with_layer(Some("cow")).with_layer(None), public);
+        for (layer, shown) in [(None, true), (Some("pool"), true), (Some("tmeta"), false)] {
+            assert_eq!(public.with_layer(layer).is_public(), shown, "{layer:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod copy_list;
+pub mod deliver;
 pub mod order;
 pub mod plan;
 pub mod pump;

@@ -67,9 +67,34 @@ pub struct UndoTo<'a> {
     pub spool: &'a dyn Fn() -> std::io::Result<File>,
 }
 
-/// Checks a destination against the delta that is to be applied, and gives it its new size. Nothing but the
-/// size of a file is changed here, and that only to make it longer.
+/// Checks a destination against the delta that is to be applied, and makes a file as long as it needs to
+/// be. Nothing else is changed here.
 pub fn prepare(
+    header: &Header,
+    samples: &Samples,
+    target: &Target<'_>,
+    options: &ReceiveOptions<'_>,
+) -> Result<()> {
+    check(header, samples, target, options)?;
+    if target.volume.size_bytes() < header.volume_size && may_grow(header, target) {
+        target
+            .volume
+            .set_size(header.volume_size)
+            .map_err(|error| {
+                let action = format!(
+                    "cannot make {} {} long",
+                    target.name,
+                    Bytes(header.volume_size)
+                );
+                Error::io(action, error)
+            })?;
+    }
+    Ok(())
+}
+
+/// Checks a destination against the delta that is to be applied: its size, and that it is the base. Writes
+/// nothing.
+pub fn check(
     header: &Header,
     samples: &Samples,
     target: &Target<'_>,
@@ -77,8 +102,7 @@ pub fn prepare(
 ) -> Result<()> {
     let size = target.volume.size_bytes();
     let needed = header.volume_size;
-    let may_grow = target.is_file && size >= header.base_size.unwrap_or(0);
-    if size < needed && !may_grow {
+    if size < needed && !may_grow(header, target) {
         let found = format!(
             "the destination has {size} bytes ({}), the delta needs {needed} ({})",
             Bytes(size),
@@ -93,25 +117,17 @@ pub fn prepare(
             target.name
         ));
     }
-    check_samples(
-        header,
-        &samples.below(if options.allow_smaller {
-            size
-        } else {
-            u64::MAX
-        }),
-        target,
-        options,
-    )?;
-    if size < needed && may_grow {
-        target.volume.set_size(needed).map_err(|error| {
-            Error::io(
-                format!("cannot make {} {} long", target.name, Bytes(needed)),
-                error,
-            )
-        })?;
-    }
-    Ok(())
+    let comparable = if options.allow_smaller {
+        size
+    } else {
+        u64::MAX
+    };
+    check_samples(header, &samples.below(comparable), target, options)
+}
+
+/// A file that has at least the size of the base grows with the volume.
+fn may_grow(header: &Header, target: &Target<'_>) -> bool {
+    target.is_file && target.volume.size_bytes() >= header.base_size.unwrap_or(0)
 }
 
 fn check_samples(
@@ -152,6 +168,30 @@ fn check_samples(
         "Apply the deltas that are missing in between, or make both sides equal with `lvmsync sync`. \
          --force applies it all the same, and the result is neither state.",
     ))
+}
+
+/// Reads a whole delta and checks that it could be applied. Writes nothing.
+pub fn rehearse(
+    input: impl Read,
+    what: &str,
+    target: &Target<'_>,
+    options: &ReceiveOptions<'_>,
+) -> Result<Received> {
+    let damaged = |source| Error::Damaged {
+        what: what.to_owned(),
+        source,
+    };
+    let mut reader = DeltaReader::new(input).map_err(damaged)?;
+    check(reader.header(), reader.samples(), target, options)?;
+    while reader.next_frame().map_err(damaged)?.is_some() {
+        options.cancel.check()?;
+    }
+    let header = Some(reader.header().clone());
+    Ok(Received {
+        applied: Applied::default(),
+        delta_bytes: reader.position(),
+        header,
+    })
 }
 
 /// Applies one delta, of version 4 or 3, read from `input`, which is called `what` in messages.

@@ -293,6 +293,7 @@ fn usize_of(n: u64) -> io::Result<usize> {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "small numbers of our own")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -19,7 +19,7 @@ pub enum Op {
     Write(Option<Extent>),
     /// Zeroing of these bytes.
     Zero(Extent),
-    /// A new size.
+    /// Setting the size.
     SetSize(u64),
     /// A sync.
     Sync,
@@ -34,7 +34,7 @@ pub enum OpKind {
     Write,
     /// Zeroing.
     Zero,
-    /// New sizes.
+    /// Changes of size.
     SetSize,
     /// Syncs.
     Sync,

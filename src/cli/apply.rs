@@ -1,0 +1,223 @@
+//! `lvmsync apply`: puts deltas onto a volume.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+
+use super::inspect::read_whole;
+use super::summary::Summary;
+use super::{TalkArgs, output};
+use crate::cancel::{Cancel, CancelableReader};
+use crate::delta::codec::Compression;
+use crate::destination::{Destination, DestinationOptions};
+use crate::engine::receive::Received;
+use crate::error::{Error, ExitCode, Result};
+use crate::monitor::Monitor;
+
+const AFTER_HELP: &str = "\
+Examples:
+  lvmsync apply monday.delta tuesday.delta /dev/vg/copy    in this order
+  lvmsync apply monday.delta vg/copy --undo monday.undo    keep the way back
+  lvmsync apply monday.undo vg/copy                        and go it
+  ssh src lvmsync send --from vg/s1 vg/s2 --stdout | lvmsync apply - vg/copy
+  lvmsync apply monday.delta vg/copy --check               would it fit? writes nothing";
+
+/// Apply deltas to a volume
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct ApplyArgs {
+    /// Deltas in the order in which they are to be applied, `-` for standard input; then the volume
+    #[arg(required = true, num_args = 2.., value_names = ["FILE", "DEST"])]
+    deltas_and_destination: Vec<String>,
+
+    #[command(flatten)]
+    write: WriteArgs,
+
+    /// Check everything and write nothing; also --dry-run
+    #[arg(short = 'n', long, visible_alias = "dry-run")]
+    check: bool,
+
+    /// Print the result as a JSON object on stdout
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+/// Options of everything that writes to a volume.
+#[derive(Args, Debug, Clone, Default)]
+pub(super) struct WriteArgs {
+    /// Save what is overwritten as a delta in this file (where the destination is): the way back
+    #[arg(long, value_name = "FILE", visible_alias = "snapback")]
+    pub(super) undo: Option<PathBuf>,
+
+    /// Replace files that exist (the undo, the output)
+    #[arg(long)]
+    pub(super) overwrite: bool,
+
+    /// Write even to a destination that is not in the base state: the result is neither state
+    #[arg(long)]
+    pub(super) force: bool,
+
+    /// Leave out what is past the end of a smaller destination, such as a DRBD backing device
+    #[arg(long)]
+    pub(super) allow_smaller: bool,
+
+    /// Write even to a destination that is mounted or otherwise in use
+    #[arg(long)]
+    pub(super) allow_in_use: bool,
+}
+
+impl WriteArgs {
+    pub(super) fn options(&self, undo_compression: Compression) -> DestinationOptions {
+        DestinationOptions {
+            undo: self.undo.clone(),
+            overwrite: self.overwrite,
+            force: self.force,
+            allow_smaller: self.allow_smaller,
+            allow_in_use: self.allow_in_use,
+            create: false,
+            undo_compression,
+        }
+    }
+}
+
+pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
+    let Some((destination, deltas)) = args.deltas_and_destination.split_last() else {
+        return Err(Error::Usage("name the deltas and the volume".to_owned()));
+    };
+    if args.write.undo.is_some() && deltas.len() > 1 {
+        return Err(Error::Usage(
+            "--undo undoes one delta: apply them one by one, each with its own undo file"
+                .to_owned(),
+        ));
+    }
+    let terminal = args.talk.terminal();
+    let options = args.write.options(Compression::None);
+    let mut total = Summary {
+        destination: destination.clone(),
+        dry_run: args.check,
+        ..Summary::default()
+    };
+    let start = Instant::now();
+    let target = open_destination(destination, deltas, &options, args.check)?;
+    for delta in deltas {
+        let input = open_input(delta, cancel)?;
+        if args.check {
+            let name = shown_name(delta);
+            let whole = read_whole(input, &name, cancel, &terminal)?;
+            if let Some(header) = &whole.header {
+                let receive_options = target.receive_options(cancel, &terminal);
+                crate::engine::receive::check(
+                    header,
+                    &whole.samples,
+                    &target.target(),
+                    &receive_options,
+                )?;
+            }
+            continue;
+        }
+        let received =
+            target.receive(input, &shown_name(delta), cancel, &terminal, &mut |_, _| {
+                Ok(())
+            })?;
+        add(&mut total, &received);
+    }
+    total.seconds = start.elapsed().as_secs_f64();
+    total.undo = args
+        .write
+        .undo
+        .as_ref()
+        .map(|path| path.display().to_string());
+    terminal.finish();
+    if args.json {
+        output::json(&total)?;
+    }
+    if args.check {
+        terminal.summary(&format!(
+            "{destination}: everything fits; nothing was written"
+        ));
+    } else {
+        terminal.summary(&total.sentence("applied"));
+    }
+    Ok(ExitCode::Done)
+}
+
+/// A single full copy may make its file; whether it is one is only known once its header was read, so the
+/// file is looked at first.
+fn open_destination(
+    name: &str,
+    deltas: &[String],
+    options: &DestinationOptions,
+    check: bool,
+) -> Result<Destination> {
+    let begins_with_full_copy = || {
+        let Some(first) = deltas.first().filter(|first| *first != "-") else {
+            return false;
+        };
+        File::open(first)
+            .ok()
+            .and_then(|file| crate::delta::reader::DeltaReader::new(file).ok())
+            .is_some_and(|reader| reader.header().is_full_copy())
+    };
+    let create = !check && !std::path::Path::new(name).exists() && begins_with_full_copy();
+    Destination::open(
+        name,
+        None,
+        &DestinationOptions {
+            create,
+            ..options.clone()
+        },
+    )
+}
+
+fn add(total: &mut Summary, received: &Received) {
+    let applied = &received.applied;
+    total.extents += applied.data_frames + applied.zero_frames;
+    total.data_bytes += applied.data_bytes;
+    total.zero_bytes += applied.zero_bytes;
+    total.bytes_sent += received.delta_bytes;
+    if let Some(header) = &received.header {
+        total.volume_size = header.volume_size;
+    }
+}
+
+/// `-` is standard input.
+pub(super) fn open_input(name: &str, cancel: &Cancel) -> Result<Box<dyn Read + Send>> {
+    if name == "-" {
+        return Ok(Box::new(CancelableReader::new(
+            std::io::stdin(),
+            cancel.clone(),
+        )));
+    }
+    let file = File::open(name).map_err(|error| Error::io(format!("cannot open {name}"), error))?;
+    Ok(Box::new(CancelableReader::new(file, cancel.clone())))
+}
+
+/// How an input is called in messages.
+pub(super) fn shown_name(name: &str) -> String {
+    if name == "-" {
+        "standard input".to_owned()
+    } else {
+        name.to_owned()
+    }
+}
+
+/// For the classic command line and for `serve`: one delta from standard input or a file.
+pub(super) fn apply_one(
+    delta: &str,
+    destination: &str,
+    options: &DestinationOptions,
+    cancel: &Cancel,
+    monitor: &dyn Monitor,
+) -> Result<Received> {
+    let target = Destination::open(destination, None, options)?;
+    let input = open_input(delta, cancel)?;
+    target.receive(input, &shown_name(delta), cancel, monitor, &mut |_, _| {
+        Ok(())
+    })
+}

@@ -1,0 +1,209 @@
+//! `lvmsync diff`: lists the extents that changed.
+
+use std::io::Write;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{TalkArgs, output};
+use crate::cancel::Cancel;
+use crate::delta::codec::Compression;
+use crate::error::{ExitCode, Result};
+use crate::extent::{Change, ChangeList, Extent, Kind};
+use crate::source::{SendSource, SourceRequest};
+use crate::units::Bytes;
+
+const AFTER_HELP: &str = "\
+Examples:
+  lvmsync diff --from vg/s1 vg/s2             between two snapshots
+  lvmsync diff --from vg/s1 vg/data           since a snapshot was made
+  lvmsync diff --from vg/s1 vg/s2 --json      for scripts: offsets and lengths in bytes
+  lvmsync diff --from cow:store.img disk.img  from an exception store in a file";
+
+/// List the extents that changed between two states of a volume
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct DiffArgs {
+    /// The old state: a snapshot, or cow:STORE for an exception store in a file or device
+    #[arg(long, value_name = "OLD")]
+    from: String,
+
+    /// The new state: a later snapshot of the same origin, or the origin
+    new: String,
+
+    /// One JSON object
+    #[arg(long, conflicts_with = "map")]
+    json: bool,
+
+    /// Draw where on the volume the changes are
+    #[arg(long)]
+    map: bool,
+
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
+    let terminal = args.talk.terminal();
+    let source = SendSource::open(&SourceRequest {
+        from: Some(&args.from),
+        new: Some(&args.new),
+        data_source: None,
+        compression: Compression::None,
+        cancel,
+        monitor: &terminal,
+    })?;
+    let (changes, size) = (&source.changes, source.header.volume_size);
+    let granularity = source.header.granularity;
+    output::listing(|out| match (args.json, args.map) {
+        (true, _) => write_json(out, changes, size, granularity),
+        (_, true) => write_map(out, changes, size),
+        _ => write_table(out, changes),
+    })?;
+    if !args.json {
+        terminal.summary(&format!(
+            "{} extents, {} data, {} zero, of {}; chunks of {}",
+            changes.len(),
+            Bytes(changes.bytes(Kind::Data)),
+            Bytes(changes.bytes(Kind::Zero)),
+            Bytes(size),
+            Bytes(granularity)
+        ));
+    }
+    Ok(ExitCode::Done)
+}
+
+#[derive(Serialize)]
+struct JsonExtent {
+    offset: u64,
+    length: u64,
+    kind: &'static str,
+}
+
+/// Extent by extent, so that memory does not grow with the listing.
+fn write_json(
+    out: &mut dyn Write,
+    changes: &ChangeList,
+    volume_size: u64,
+    granularity: u64,
+) -> std::io::Result<()> {
+    write!(
+        out,
+        r#"{{"volume_size":{volume_size},"granularity":{granularity},"extents":["#
+    )?;
+    for (number, change) in changes.iter().enumerate() {
+        if number > 0 {
+            out.write_all(b",")?;
+        }
+        let extent = JsonExtent {
+            offset: change.extent.offset(),
+            length: change.extent.length(),
+            kind: change.kind.word(),
+        };
+        serde_json::to_writer(&mut *out, &extent)?;
+    }
+    writeln!(out, "]}}")
+}
+
+fn write_table(out: &mut dyn Write, changes: &ChangeList) -> std::io::Result<()> {
+    writeln!(out, "{:>20} {:>16}  KIND", "OFFSET", "LENGTH")?;
+    for Change { extent, kind } in changes.iter() {
+        writeln!(
+            out,
+            "{:>20} {:>16}  {}",
+            extent.offset(),
+            extent.length(),
+            kind.word()
+        )?;
+    }
+    Ok(())
+}
+
+const MAP_COLUMNS: u64 = 64;
+const MAP_ROWS: u64 = 16;
+
+/// One character for each 1/1024 of the volume: ` ` nothing, `.` some, `o` half, `#` all changed.
+fn write_map(out: &mut dyn Write, changes: &ChangeList, size: u64) -> std::io::Result<()> {
+    let cell = size.div_ceil(MAP_COLUMNS * MAP_ROWS).max(1);
+    let mut rest: Vec<Extent> = changes.iter().map(|change| change.extent).rev().collect();
+    let mut position = 0;
+    while position < size {
+        let row_start = position;
+        let mut row = String::new();
+        while position < size && (row.len() as u64) < MAP_COLUMNS {
+            let end = (position + cell).min(size);
+            row.push(mark(changed_in(&mut rest, position, end), end - position));
+            position = end;
+        }
+        writeln!(out, "{:>10} |{row:<64}|", Bytes(row_start).to_string())?;
+    }
+    Ok(())
+}
+
+/// Bytes of the last extents in `rest` that lie in `start..end`; what ends there is taken off.
+fn changed_in(rest: &mut Vec<Extent>, start: u64, end: u64) -> u64 {
+    let mut bytes = 0;
+    while let Some(extent) = rest.last() {
+        bytes += extent
+            .end()
+            .min(end)
+            .saturating_sub(extent.offset().max(start));
+        if extent.end() > end {
+            break;
+        }
+        rest.pop();
+    }
+    bytes
+}
+
+fn mark(changed: u64, of: u64) -> char {
+    match changed {
+        0 => ' ',
+        _ if changed == of => '#',
+        _ if changed >= of / 2 => 'o',
+        _ => '.',
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(extents: &[(u64, u64)]) -> ChangeList {
+        let change = |(o, l): &(u64, u64)| Change {
+            extent: Extent::new(*o, *l).unwrap(),
+            kind: Kind::Data,
+        };
+        extents.iter().map(change).collect()
+    }
+
+    #[test]
+    fn json_is_what_the_manual_says() {
+        let mut out = Vec::new();
+        write_json(
+            &mut out,
+            &list(&[(4096, 8192), (65536, 512)]),
+            1 << 20,
+            4096,
+        )
+        .unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "{\"volume_size\":1048576,\"granularity\":4096,\"extents\":[\
+             {\"offset\":4096,\"length\":8192,\"kind\":\"data\"},\
+             {\"offset\":65536,\"length\":512,\"kind\":\"data\"}]}\n"
+        );
+    }
+
+    #[test]
+    fn the_map_shows_where() {
+        let mut out = Vec::new();
+        let cell = 1 << 20;
+        let changes = list(&[(0, cell), (cell + 1, 5), (3 * cell + cell / 4, 2 * cell)]);
+        write_map(&mut out, &changes, 1024 * cell).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let first = text.lines().next().unwrap();
+        assert!(first.contains("|#. o#. "), "{first}");
+        assert_eq!(text.lines().count(), 16);
+    }
+}

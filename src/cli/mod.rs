@@ -1,0 +1,182 @@
+//! The command line: parse, run, report, exit code.
+//!
+//! Guarantees: stdout carries data or the listing that was asked for and nothing else; every way out has
+//! its documented exit code; errors are printed once, as a chain, by [`run`].
+
+mod apply;
+mod classic;
+mod diff;
+mod inspect;
+mod output;
+mod progress;
+mod remote;
+mod send;
+mod serve;
+mod summary;
+
+use std::ffi::OsString;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::cancel::Cancel;
+use crate::error::{Error, ExitCode, Result};
+use progress::{ProgressMode, Terminal};
+
+const VERBS: [&str; 6] = ["diff", "send", "apply", "inspect", "serve", "help"];
+
+const AFTER_HELP: &str = "\
+Examples:
+  First copy of a volume, from a snapshot, over ssh:
+    lvcreate -s -L 10G -n s1 vg/data
+    lvmsync send vg/s1 backup:/dev/vg/data
+
+  What changed since, from a second snapshot (the first can be removed afterwards):
+    lvcreate -s -L 10G -n s2 vg/data
+    lvmsync send --from vg/s1 vg/s2 backup:/dev/vg/data
+
+  The same into a file, and applied later:
+    lvmsync send --from vg/s1 vg/s2 -o monday.delta
+    lvmsync apply monday.delta /dev/vg/copy
+
+The command line of the original lvmsync works, too:
+    lvmsync SNAPSHOT [HOST:]DEST, --stdout, --apply, --server, --snapback, --data-source, --rsh
+
+Exit codes:
+  0 done                      4 tracking lost: a full copy is needed
+  1 failed                    5 refused: not safe
+  2 wrong usage               6 damaged or truncated delta
+  3 volumes differ            7 remote end or transport failed
+                            130 interrupted";
+
+/// Moves, replicates and keeps block devices by sending only what changed
+#[derive(Parser, Debug)]
+#[command(name = "lvmsync", version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(
+    disable_help_subcommand = false,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    Diff(diff::DiffArgs),
+    Send(send::SendArgs),
+    Apply(apply::ApplyArgs),
+    Inspect(inspect::InspectArgs),
+    Serve(serve::ServeArgs),
+}
+
+/// Options that every verb has.
+#[derive(Args, Debug, Clone, Default)]
+struct TalkArgs {
+    /// Say more; twice for details of every step
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    /// No progress and no summary; warnings and errors only
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// How progress is shown on stderr; auto is a bar on a terminal and nothing elsewhere
+    #[arg(long, value_enum, default_value_t = ProgressMode::Auto, value_name = "HOW")]
+    progress: ProgressMode,
+}
+
+impl TalkArgs {
+    fn terminal(&self) -> Terminal {
+        start_logging(self.verbose);
+        Terminal::new(self.progress, self.quiet, self.verbose > 0)
+    }
+}
+
+/// Runs the command line and says with which code the process ends.
+pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    let cancel = match Cancel::on_signals() {
+        Ok(cancel) => cancel,
+        Err(error) => {
+            return report(&Error::io("cannot watch for signals", error));
+        }
+    };
+    let result = match parse(arguments) {
+        Ok(Parsed::Modern(cli)) => dispatch(cli.verb, &cancel),
+        Ok(Parsed::Classic(args)) => classic::run(args, &cancel),
+        Err(error) => return output::clap_message(&error),
+    };
+    match result {
+        Ok(code) => code,
+        // Whatever failed after a signal failed because of it.
+        Err(_) if cancel.is_cancelled() => report(&Error::Interrupted),
+        Err(error) => report(&error),
+    }
+}
+
+enum Parsed {
+    Modern(Cli),
+    Classic(classic::ClassicArgs),
+}
+
+/// A verb as the first word, or nothing that the original knew: ours. Everything else is the original's.
+fn parse(arguments: Vec<OsString>) -> std::result::Result<Parsed, clap::Error> {
+    let first = arguments.iter().skip(1).find(|argument| {
+        !["-v", "-q", "-vv", "--verbose", "--quiet"]
+            .iter()
+            .any(|flag| argument == flag)
+    });
+    let is_ours = first.is_none_or(|word| {
+        VERBS.iter().any(|verb| word == verb)
+            || ["-h", "--help", "-V", "--version"]
+                .iter()
+                .any(|w| word == w)
+    });
+    if !is_ours {
+        return classic::ClassicArgs::try_parse_from(arguments).map(Parsed::Classic);
+    }
+    // Options before the verb belong behind it.
+    let mut ordered = arguments;
+    let leading = ordered
+        .iter()
+        .skip(1)
+        .take_while(|word| VERBS.iter().all(|verb| word != verb))
+        .count();
+    if leading > 0 && ordered.len() > leading + 1 {
+        ordered[1..=leading + 1].rotate_right(1);
+    }
+    Cli::try_parse_from(ordered).map(Parsed::Modern)
+}
+
+fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
+    match verb {
+        Verb::Diff(args) => diff::run(&args, cancel),
+        Verb::Send(args) => send::run(&args, cancel),
+        Verb::Apply(args) => apply::run(&args, cancel),
+        Verb::Inspect(args) => inspect::run(&args, cancel),
+        Verb::Serve(args) => serve::run(&args, cancel),
+    }
+}
+
+fn report(error: &Error) -> ExitCode {
+    output::message(&format!("lvmsync: {}", error.chain()));
+    error.exit_code()
+}
+
+fn start_logging(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    // A second start, in tests, changes nothing.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .try_init();
+}
+
+#[cfg(test)]
+mod tests;

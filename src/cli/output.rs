@@ -1,0 +1,40 @@
+//! The two streams: listings and data on stdout, words on stderr.
+//!
+//! Guarantees: the only place that prints; a closed pipe ends a listing quietly, and fails a data stream.
+
+use std::io::{self, BufWriter, Write};
+
+use crate::error::{Error, ExitCode, Result};
+
+/// A line for the user on stderr.
+pub(super) fn message(text: &str) {
+    // If stderr is gone, nobody can be told.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Help and usage errors as clap writes them.
+pub(super) fn clap_message(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if error.use_stderr() {
+        ExitCode::Usage
+    } else {
+        ExitCode::Done
+    }
+}
+
+/// Writes a listing to stdout. That the reader went away early (`| head`) is its good right.
+pub(super) fn listing(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(|error| Error::io("cannot write to standard output", error)),
+    }
+}
+
+/// Writes one JSON object and a newline to stdout.
+pub(super) fn json(value: &impl serde::Serialize) -> Result<()> {
+    listing(|out| {
+        serde_json::to_writer(&mut *out, value).map_err(io::Error::from)?;
+        writeln!(out)
+    })
+}

@@ -1,0 +1,369 @@
+//! `lvmsync send`: sends what changed, or everything, to a volume here or elsewhere, a file, or stdout.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+
+use super::apply::WriteArgs;
+use super::progress::Speaker;
+use super::summary::Summary;
+use super::{TalkArgs, output};
+use crate::cancel::Cancel;
+use crate::delta::codec::Compression;
+use crate::destination::Destination;
+use crate::engine::apply::Applier;
+use crate::engine::deliver::{DeltaSink, Paced, Proto3Sink, TargetSink};
+use crate::engine::pump::{PumpOptions, pump};
+use crate::engine::receive::{conclude, prepare, start_undo};
+use crate::engine::throttle::Throttle;
+use crate::engine::undo::undo_header;
+use crate::error::{Error, ExitCode, Result};
+use crate::extent::Kind;
+use crate::monitor::Monitor;
+use crate::partial_file::PartialFile;
+use crate::session::endpoint::{Endpoint, parse_endpoint};
+use crate::source::{SendSource, SourceRequest};
+use crate::units::{Bytes, parse_size};
+
+const AFTER_HELP: &str = "\
+NEW is a snapshot, an origin, or any block device or file. With --from OLD only what differs between OLD and
+NEW is sent; OLD is an older snapshot of the same origin. Without it everything is sent: the first copy.
+
+The rule that loses nothing: make the new snapshot first, then send, then remove the old one.
+  lvcreate -s -L 10G -n s2 vg/data
+  lvmsync send --from vg/s1 vg/s2 backup:/dev/vg/data
+  lvremove vg/s1                                  # s2 is the next OLD
+
+More examples:
+  lvmsync send vg/s1 backup:/dev/vg/data                    first copy over ssh
+  lvmsync send --from vg/s1 vg/s2 -o monday.delta -z zstd   into a file
+  lvmsync send --from vg/s1 vg/s2 --stdout | gpg -e > x.gpg
+  lvmsync send --from vg/s1 vg/s2 backup:vg/data --undo /var/undo/monday
+  lvmsync send --from vg/s1 vg/s2 backup:vg/data -n         what would be sent?
+  lvmsync send --from vg/s1 vg/s2 -e 'ssh -p 2222' --sudo admin@backup:vg/data
+
+A remote destination needs lvmsync there, too. The far end says done only when everything is on its disk.";
+
+/// Send what changed (or everything) to a volume, a file or a pipe
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct SendArgs {
+    /// The old state: a snapshot of the same origin, or cow:STORE for an exception store in a file
+    #[arg(long, value_name = "OLD")]
+    from: Option<String>,
+
+    /// The new state: a snapshot, an origin, a block device or a file
+    new: String,
+
+    /// Where to: DEST or [USER@]HOST:DEST, a block device, a logical volume or a file
+    #[arg(value_name = "[HOST:]DEST", required_unless_present_any = ["output", "stdout"])]
+    #[arg(conflicts_with_all = ["output", "stdout"])]
+    destination: Option<String>,
+
+    #[command(flatten)]
+    to: ToArgs,
+
+    #[command(flatten)]
+    write: WriteArgs,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+
+    /// Tell what would be sent, check the destination, and write nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    /// Print the result as a JSON object on stdout
+    #[arg(long, conflicts_with = "stdout")]
+    json: bool,
+
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+#[derive(Args, Debug, Clone, Default)]
+pub(super) struct ToArgs {
+    /// Write the delta to this file
+    #[arg(short, long, value_name = "FILE", conflicts_with = "stdout")]
+    pub(super) output: Option<PathBuf>,
+
+    /// Write the delta to standard output
+    #[arg(long)]
+    pub(super) stdout: bool,
+
+    /// Format of the delta: v4, or proto3 for the original lvmsync, which checks nothing
+    #[arg(long, value_enum, default_value_t = Format::V4, value_name = "FORMAT")]
+    pub(super) format: Format,
+
+    /// Compression: none, lz4, zstd or zstd:LEVEL (1 to 19)
+    #[arg(short = 'z', long, value_name = "CODEC", default_value = "none")]
+    pub(super) compress: Compression,
+
+    /// Send at most so many bytes a second, such as 10M
+    #[arg(long, value_name = "RATE", value_parser = parse_size)]
+    pub(super) bwlimit: Option<u64>,
+}
+
+/// How the far end is reached.
+#[derive(Args, Debug, Clone, Default)]
+pub(super) struct RemoteArgs {
+    /// Remote shell, with options
+    #[arg(short = 'e', long, value_name = "COMMAND", default_value = "ssh")]
+    pub(super) rsh: String,
+
+    /// Run lvmsync at the far end through sudo -n
+    #[arg(long)]
+    pub(super) sudo: bool,
+
+    /// The lvmsync at the far end
+    #[arg(long, value_name = "PATH", default_value = "lvmsync")]
+    pub(super) remote_path: String,
+
+    /// The far end is the original lvmsync: send version 3, without any of the checks
+    #[arg(long)]
+    pub(super) compat: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Format {
+    /// docs/format.md
+    #[default]
+    V4,
+    /// The stream of the original lvmsync
+    Proto3,
+}
+
+/// A send, whichever command line it came from.
+pub(super) struct Job<'a> {
+    pub(super) request: SourceRequest<'a>,
+    pub(super) destination: Option<&'a str>,
+    pub(super) to: &'a ToArgs,
+    pub(super) write: &'a WriteArgs,
+    pub(super) remote: &'a RemoteArgs,
+    pub(super) dry_run: bool,
+    pub(super) cancel: &'a Cancel,
+    pub(super) monitor: &'a dyn Monitor,
+    pub(super) speaker: Speaker,
+}
+
+pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
+    let terminal = args.talk.terminal();
+    let job = Job {
+        request: SourceRequest {
+            from: args.from.as_deref(),
+            new: Some(&args.new),
+            data_source: None,
+            compression: args.to.compress,
+            cancel,
+            monitor: &terminal,
+        },
+        destination: args.destination.as_deref(),
+        to: &args.to,
+        write: &args.write,
+        remote: &args.remote,
+        dry_run: args.dry_run,
+        cancel,
+        monitor: &terminal,
+        speaker: terminal.speaker(),
+    };
+    let summary = job.run();
+    terminal.finish();
+    let summary = summary?;
+    if args.json {
+        output::json(&summary)?;
+    }
+    terminal.summary(&sentence(&summary));
+    Ok(ExitCode::Done)
+}
+
+/// The last line of a send.
+pub(super) fn sentence(summary: &Summary) -> String {
+    if !summary.dry_run {
+        return summary.sentence("sent");
+    }
+    format!(
+        "would send {} data and {} zero in {} extents, of {}; nothing was written",
+        Bytes(summary.data_bytes),
+        Bytes(summary.zero_bytes),
+        summary.extents,
+        Bytes(summary.volume_size)
+    )
+}
+
+impl Job<'_> {
+    /// Does it, and says what was done.
+    pub(super) fn run(&self) -> Result<Summary> {
+        let start = Instant::now();
+        self.check_options()?;
+        // A destination that is spelled wrong should be known before metadata is read for minutes.
+        let destination = self.destination.map(parse_endpoint).transpose()?;
+        let source = SendSource::open(&self.request)?;
+        if !self.dry_run {
+            self.monitor.plan(source.changes.total_bytes());
+        }
+        let mut summary = Summary {
+            destination: self.shown_destination(),
+            volume_size: source.header.volume_size,
+            extents: source.changes.len() as u64,
+            data_bytes: source.changes.bytes(Kind::Data),
+            zero_bytes: source.changes.bytes(Kind::Zero),
+            undo: self
+                .write
+                .undo
+                .as_ref()
+                .map(|path| path.display().to_string()),
+            dry_run: self.dry_run,
+            ..Summary::default()
+        };
+        match destination {
+            None if self.dry_run => {}
+            None => self.to_file_or_stdout(&source, &mut summary)?,
+            Some(Endpoint::Local(path)) => {
+                self.to_local(&source, &path.to_string_lossy(), &mut summary)?
+            }
+            Some(Endpoint::Remote { host, path }) => {
+                super::remote::send(self, &source, &host, &path, &mut summary)?;
+            }
+        }
+        summary.seconds = start.elapsed().as_secs_f64();
+        Ok(summary)
+    }
+
+    fn check_options(&self) -> Result<()> {
+        let usage = |text: &str| Err(Error::Usage(text.to_owned()));
+        let to_volume = self.destination.is_some();
+        if self.write.undo.is_some() && !to_volume {
+            return usage("--undo saves what a destination volume held; there is none here");
+        }
+        if self.to.format == Format::Proto3 && self.to.compress != Compression::None {
+            return usage("the proto3 format knows no compression");
+        }
+        if self.to.format == Format::Proto3 && to_volume {
+            return usage(
+                "--format is for -o and --stdout; for an original lvmsync at the far end use --compat",
+            );
+        }
+        Ok(())
+    }
+
+    fn shown_destination(&self) -> String {
+        match (self.destination, &self.to.output) {
+            (Some(destination), _) => destination.to_owned(),
+            (None, Some(path)) => path.display().to_string(),
+            (None, None) => "standard output".to_owned(),
+        }
+    }
+
+    fn to_file_or_stdout(&self, source: &SendSource, summary: &mut Summary) -> Result<()> {
+        let Some(path) = &self.to.output else {
+            let stdout = io::stdout();
+            if io::IsTerminal::is_terminal(&stdout) {
+                return Err(Error::Usage(
+                    "standard output is a terminal: send the delta into a pipe or a file"
+                        .to_owned(),
+                ));
+            }
+            return self.write_delta(source, stdout.lock(), "standard output", summary);
+        };
+        let file = PartialFile::create(path, self.write.overwrite)?;
+        let name = path.display().to_string();
+        let out = file
+            .file()
+            .map_err(|error| Error::io(format!("cannot write {name}"), error))?;
+        self.write_delta(source, out, &name, summary)?;
+        file.persist()
+    }
+
+    /// Writes the delta in the format that was asked for.
+    pub(super) fn write_delta(
+        &self,
+        source: &SendSource,
+        out: impl Write,
+        name: &str,
+        summary: &mut Summary,
+    ) -> Result<()> {
+        let out = Paced::new(out, Throttle::new(self.to.bwlimit, self.cancel));
+        if self.to.format == Format::Proto3 {
+            return self.write_proto3(source, out, name, summary);
+        }
+        let mut sink = DeltaSink::new(out, &source.header, &source.samples, name)?;
+        self.pump(source, &mut sink)?;
+        let (counts, bytes) = sink.finish()?;
+        summary.data_bytes = counts.data_bytes;
+        summary.zero_bytes = counts.zero_bytes;
+        summary.bytes_sent = bytes;
+        Ok(())
+    }
+
+    /// Writes a stream for the original.
+    pub(super) fn write_proto3(
+        &self,
+        source: &SendSource,
+        out: impl Write,
+        name: &str,
+        summary: &mut Summary,
+    ) -> Result<()> {
+        let mut sink = Proto3Sink::new(out, name)?;
+        self.pump(source, &mut sink)?;
+        summary.bytes_sent = sink.finish()?;
+        Ok(())
+    }
+
+    fn pump(&self, source: &SendSource, sink: &mut dyn crate::engine::FrameSink) -> Result<()> {
+        let options = PumpOptions {
+            name: &source.name,
+            compression: self.to.compress,
+            cancel: self.cancel,
+            monitor: self.monitor,
+        };
+        pump(&source.data, &source.changes, sink, &options)
+    }
+
+    /// Both ends are here: frames go from the reader to the volume without becoming a delta.
+    fn to_local(
+        &self,
+        source: &SendSource,
+        destination: &str,
+        summary: &mut Summary,
+    ) -> Result<()> {
+        let mut options = self.write.options(self.to.compress);
+        options.create = source.header.is_full_copy() && !self.dry_run;
+        let destination = Destination::open(destination, Some(source.data.identity()), &options)?;
+        let receive_options = destination.receive_options(self.cancel, self.monitor);
+        let target = destination.target();
+        if self.dry_run {
+            return crate::engine::receive::check(
+                &source.header,
+                &source.samples,
+                &target,
+                &receive_options,
+            );
+        }
+        let old_size = target.volume.size_bytes();
+        prepare(&source.header, &source.samples, &target, &receive_options)?;
+        let applied = destination.with_undo(|undo| {
+            let header = undo_header(&source.header, old_size);
+            let undo = start_undo(undo, &header, &source.samples, &receive_options)?;
+            let mut nothing = |_: u64, _: &crate::engine::apply::Applied| Ok(());
+            let mut applier =
+                Applier::new(target.volume, target.name, undo, self.cancel, &mut nothing);
+            // Frames stay in memory: to compress them would be work for nothing.
+            let options = PumpOptions {
+                name: &source.name,
+                compression: Compression::None,
+                cancel: self.cancel,
+                monitor: self.monitor,
+            };
+            let throttle = Throttle::new(self.to.bwlimit, self.cancel);
+            let mut sink = TargetSink::new(&mut applier, throttle);
+            let result = pump(&source.data, &source.changes, &mut sink, &options);
+            conclude(applier, result, &target, self.monitor)
+        })?;
+        summary.data_bytes = applied.data_bytes;
+        summary.zero_bytes = applied.zero_bytes;
+        summary.bytes_sent = applied.data_bytes;
+        Ok(())
+    }
+}

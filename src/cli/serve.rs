@@ -1,0 +1,125 @@
+//! `lvmsync serve`: the far end of a session, started by ssh.
+
+use clap::Args;
+
+use super::{TalkArgs, output};
+use crate::cancel::{Cancel, CancelableReader};
+use crate::delta::codec::Compression;
+use crate::destination::{Destination, DestinationOptions};
+use crate::engine::apply::Applied;
+use crate::error::{Error, ExitCode, Result};
+use crate::monitor::Monitor;
+use crate::session::SessionError;
+use crate::session::message::{Ack, ApplyOptions, Done, Open, Ready};
+use crate::session::server::{Replies, Server};
+
+/// The far end of a session; ssh starts it, people do not
+#[derive(Args, Debug)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
+    super::start_logging(args.talk.verbose);
+    let input = CancelableReader::new(std::io::stdin(), cancel.clone());
+    let mut server = Server::accept(input, std::io::stdout()).map_err(lost)?;
+    let open = server.request().map_err(lost)?;
+    let replies = server.replies();
+    match serve(&mut server, &open, &replies, cancel) {
+        Ok(done) => {
+            replies.done(done).map_err(lost)?;
+            Ok(ExitCode::Done)
+        }
+        Err(error) => {
+            // The true reason of a stream that broke is the connection's, not the delta's.
+            let error = server.into_failure().map_or(error, lost);
+            let error = if cancel.is_cancelled() {
+                Error::Interrupted
+            } else {
+                error
+            };
+            if replies.fail(&error).is_err() {
+                // Nobody is there to hear it; the log of whoever started us is.
+                output::message(&format!("lvmsync: {}", error.chain()));
+            }
+            Ok(error.exit_code())
+        }
+    }
+}
+
+type Stdin = CancelableReader<std::io::Stdin>;
+
+fn serve(
+    server: &mut Server<Stdin, std::io::Stdout>,
+    open: &Open,
+    replies: &Replies<std::io::Stdout>,
+    cancel: &Cancel,
+) -> Result<Done> {
+    let monitor = Relay(replies.clone());
+    let destination =
+        Destination::open(&open.destination, None, &destination_options(&open.options))?;
+    server
+        .ready(Ready {
+            destination: open.destination.clone(),
+            size_bytes: destination.size_bytes(),
+            kind: destination.kind().to_owned(),
+        })
+        .map_err(lost)?;
+    let on_durable = &mut |offset: u64, applied: &Applied| {
+        let frames = applied.data_frames + applied.zero_frames;
+        replies
+            .ack(Ack {
+                offset,
+                frames,
+                bytes: applied.data_bytes,
+            })
+            .map_err(lost)
+    };
+    let what = "the sender";
+    let received = if open.options.dry_run {
+        destination.rehearse(server, what, cancel, &monitor)?
+    } else {
+        destination.receive(server, what, cancel, &monitor, on_durable)?
+    };
+    Ok(Done {
+        bytes_written: received.applied.data_bytes,
+        bytes_zeroed: received.applied.zero_bytes,
+        frames: received.applied.data_frames + received.applied.zero_frames,
+        undo: open.options.undo.clone(),
+        dry_run: open.options.dry_run,
+    })
+}
+
+/// The session's end, as this end sees it.
+fn lost(error: SessionError) -> Error {
+    error.into_error("the sender")
+}
+
+fn destination_options(options: &ApplyOptions) -> DestinationOptions {
+    DestinationOptions {
+        undo: options.undo.clone().map(Into::into),
+        overwrite: options.overwrite,
+        force: options.force,
+        allow_smaller: options.allow_smaller,
+        allow_in_use: options.allow_in_use,
+        create: options.create && !options.dry_run,
+        undo_compression: Compression::None,
+    }
+}
+
+/// Warnings go to the sender; its own progress is its own.
+struct Relay(Replies<std::io::Stdout>);
+
+impl Monitor for Relay {
+    fn plan(&self, _: u64) {}
+
+    fn advance(&self, _: u64) {}
+
+    fn warn(&self, text: &str) {
+        // A broken connection shows itself at the next read or write that matters.
+        let _ = self.0.warn(text);
+    }
+
+    fn note(&self, _: &str) {}
+}

@@ -1,0 +1,107 @@
+//! The last line of a run, for people and for scripts.
+//!
+//! Pure. Guarantees: figures in the JSON are bytes and seconds; the line for people says the same in words.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::units::Bytes;
+
+/// What a send or an apply did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Summary {
+    /// Where the data went.
+    pub(super) destination: String,
+    /// Size of the volume.
+    pub(super) volume_size: u64,
+    /// Extents in the change list.
+    pub(super) extents: u64,
+    /// Bytes of the volume that travelled as data.
+    pub(super) data_bytes: u64,
+    /// Bytes of the volume that travelled as zero.
+    pub(super) zero_bytes: u64,
+    /// Bytes that went over the wire or into the file.
+    pub(super) bytes_sent: u64,
+    /// Wall-clock time.
+    pub(super) seconds: f64,
+    /// The undo that was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) undo: Option<String>,
+    /// Nothing was written, as asked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) dry_run: bool,
+}
+
+impl Summary {
+    /// "sent 12.5 MiB in 1.2 s (10.4 MiB/s); a full copy would be 256.0 MiB, 20 times as much".
+    pub(super) fn sentence(&self, verb: &str) -> String {
+        let elapsed = Duration::try_from_secs_f64(self.seconds).unwrap_or_default();
+        let rate = Bytes(per_second(self.bytes_sent, elapsed));
+        let mut text = format!(
+            "{verb} {} in {} ({rate}/s): {} extents, {} data, {} zero",
+            Bytes(self.bytes_sent),
+            shown_seconds(elapsed),
+            self.extents,
+            Bytes(self.data_bytes),
+            Bytes(self.zero_bytes)
+        );
+        if self.volume_size > 0 {
+            text.push_str(&format!("; a full copy is {}", Bytes(self.volume_size)));
+            if let Some(times) = self
+                .volume_size
+                .checked_div(self.bytes_sent)
+                .filter(|t| *t >= 2)
+            {
+                text.push_str(&format!(", {times} times as much"));
+            }
+        }
+        if let Some(undo) = &self.undo {
+            text.push_str(&format!("; undo in {undo}"));
+        }
+        text
+    }
+}
+
+/// Bytes a second; 0 before any time has passed.
+pub(super) fn per_second(bytes: u64, elapsed: Duration) -> u64 {
+    let milliseconds = elapsed.as_millis().max(1);
+    u64::try_from(u128::from(bytes) * 1000 / milliseconds).unwrap_or(u64::MAX)
+}
+
+fn shown_seconds(elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs();
+    match seconds {
+        0..60 => format!("{:.2} s", elapsed.as_secs_f64()),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sentence_says_what_a_full_copy_would_have_been() {
+        let summary = Summary {
+            volume_size: 256 << 20,
+            extents: 7,
+            data_bytes: 12 << 20,
+            bytes_sent: 12 << 20,
+            seconds: 2.0,
+            ..Summary::default()
+        };
+        assert_eq!(
+            summary.sentence("sent"),
+            "sent 12.0 MiB in 2.00 s (6.0 MiB/s): 7 extents, 12.0 MiB data, 0 B zero; \
+             a full copy is 256.0 MiB, 21 times as much"
+        );
+    }
+
+    #[test]
+    fn long_times_are_readable() {
+        assert_eq!(shown_seconds(Duration::from_secs(61)), "1 min 1 s");
+        assert_eq!(shown_seconds(Duration::from_secs(7260)), "2 h 1 min");
+    }
+}

@@ -1,0 +1,291 @@
+//! The end that sends: it asks for an operation, streams the delta, and waits for *done*.
+//!
+//! Guarantees: success is returned only after the far end said Done, which it may say only after End;
+//! what the far end reports is returned in preference to the broken pipe that follows from it; a client
+//! that stops early says so, and one that is dropped leaves a stream without its End.
+//!
+//! One thread reads what comes back while the caller writes, so that an error in the middle of the
+//! stream stops the sender at its next message.
+
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::SessionError;
+use super::handshake::{Agreed, agree};
+use super::message::{Ack, Done, HEADER_BYTES, Hello, Message, Open, Ready};
+use super::text::sanitise;
+use super::transport::{MessageReader, MessageWriter};
+
+/// Bytes of the stream in one Data message.
+pub const DATA_BYTES: usize = 256 << 10;
+
+/// After a failed write: how long the far end's own words are waited for.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Hears what the far end tells during the stream, on the reading thread.
+pub trait SessionEvents: Send + Sync {
+    /// The far end got so far.
+    fn acknowledged(&self, ack: &Ack) {
+        let _ = ack;
+    }
+
+    /// Something the user should know; fit to be shown.
+    fn warning(&self, text: &str) {
+        let _ = text;
+    }
+}
+
+/// Hears nothing.
+impl SessionEvents for () {}
+
+/// A session before its stream: greeted and agreed.
+pub struct Client<R, W> {
+    reader: MessageReader<R>,
+    writer: MessageWriter<W>,
+    events: Arc<dyn SessionEvents>,
+    agreed: Agreed,
+}
+
+impl<R: Read + Send + 'static, W: Write> Client<R, W> {
+    /// Reads the greeting and exchanges Hellos. `requires` names the features that the far end must
+    /// have (see [`super::handshake`]).
+    pub fn connect(
+        reader: R,
+        writer: W,
+        requires: &[&str],
+        events: Arc<dyn SessionEvents>,
+    ) -> Result<Self, SessionError> {
+        let mut reader = MessageReader::new(reader);
+        let mut writer = MessageWriter::new(writer);
+        reader.greeting()?;
+        let ours = Hello::ours(requires);
+        writer.send(&Message::Hello(ours.clone()))?;
+        let theirs = match reader.expect("Hello")? {
+            Message::Hello(hello) => hello,
+            other => return Err(wrong_order("Hello", &other)),
+        };
+        match agree(&ours, theirs) {
+            Ok(agreed) => Ok(Self {
+                reader,
+                writer,
+                events,
+                agreed,
+            }),
+            Err(error) => {
+                // The far end finds out by itself as well; it need not hear it from us.
+                let _ = writer.send(&Message::bye(&error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    /// What the two ends agreed on.
+    pub fn agreed(&self) -> &Agreed {
+        &self.agreed
+    }
+
+    /// Asks for an operation; returns what the far end found, and where to write the stream.
+    pub fn open(mut self, open: Open) -> Result<(Ready, Outgoing<W>), SessionError> {
+        if let Err(error) = self.writer.send(&Message::Open(open)) {
+            return Err(self.last_words_or(error));
+        }
+        let ready = loop {
+            match self.reader.expect("Ready")? {
+                Message::Ready(ready) => break ready,
+                Message::Warning(warning) => self.events.warning(&sanitise(&warning.text)),
+                other => return Err(wrong_order("Ready", &other)),
+            }
+        };
+        Ok((
+            ready,
+            Outgoing::start(self.reader, self.writer, self.events),
+        ))
+    }
+
+    /// Only for a write that failed: then the connection is broken, and this does not wait for long.
+    fn last_words_or(mut self, error: SessionError) -> SessionError {
+        loop {
+            match self.reader.expect("Ready") {
+                Err(reported @ SessionError::Reported(_)) => return reported,
+                Err(_) => return error,
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+/// The stream: what is written here arrives at the far end's reader.
+pub struct Outgoing<W> {
+    writer: MessageWriter<W>,
+    /// Room for a header, then the bytes that wait to be sent.
+    buffer: Vec<u8>,
+    answers: Arc<Answers>,
+}
+
+impl<W: Write> Outgoing<W> {
+    fn start<R: Read + Send + 'static>(
+        reader: MessageReader<R>,
+        writer: MessageWriter<W>,
+        events: Arc<dyn SessionEvents>,
+    ) -> Self {
+        let answers = Arc::new(Answers::default());
+        let theirs = Arc::clone(&answers);
+        let listen = move || theirs.settle(listen(reader, &*events, &theirs));
+        let spawned = std::thread::Builder::new()
+            .name("session".to_owned())
+            .spawn(listen);
+        if let Err(source) = spawned {
+            answers.settle(Err(SessionError::Io {
+                action: "cannot start a thread",
+                source,
+            }));
+        }
+        Self {
+            writer,
+            buffer: vec![0; HEADER_BYTES],
+            answers,
+        }
+    }
+
+    /// Ends the stream and waits until the far end says that all is durable.
+    pub fn finish(mut self) -> Result<Done, SessionError> {
+        // Where writing fails, the outcome says why.
+        if self.send_buffer().is_ok() {
+            self.answers.lock().end_sent = true;
+            if let Err(error) = self.writer.send(&Message::End) {
+                self.answers.wait_for_last_words(error);
+            }
+        }
+        self.answers.wait()
+    }
+
+    /// Stops early, because of `reason`. If it was the session that failed, which a writer sees as an
+    /// I/O error, this returns its error, the true reason, with the far end's words where it had any.
+    /// Else it tells the far end, and returns `None`.
+    pub fn abort(mut self, reason: &str) -> Option<SessionError> {
+        if !self.answers.failed() {
+            match self.writer.send(&Message::bye(reason)) {
+                Ok(()) => return None,
+                Err(error) => self.answers.wait_for_last_words(error),
+            }
+        }
+        self.answers.wait().err()
+    }
+
+    fn send_buffer(&mut self) -> io::Result<()> {
+        if self.buffer.len() > HEADER_BYTES && !self.answers.failed() {
+            match self.writer.send_data_in_place(&mut self.buffer) {
+                Ok(()) => self.buffer.truncate(HEADER_BYTES),
+                Err(error) => self.answers.wait_for_last_words(error),
+            }
+        }
+        self.answers.check()
+    }
+}
+
+impl<W: Write> Write for Outgoing<W> {
+    /// Fails as soon as the far end has; [`Self::abort`] and [`Self::finish`] then have its error.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.buffer.len() >= HEADER_BYTES + DATA_BYTES {
+            self.send_buffer()?;
+        }
+        let taken = bytes
+            .len()
+            .min(HEADER_BYTES + DATA_BYTES - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.send_buffer()
+    }
+}
+
+/// What came back, shared by the reading thread and the caller. The first outcome stands.
+#[derive(Default)]
+struct Answers {
+    state: Mutex<State>,
+    settled: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    end_sent: bool,
+    outcome: Option<Result<Done, SessionError>>,
+}
+
+impl Answers {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settle(&self, outcome: Result<Done, SessionError>) {
+        let mut state = self.lock();
+        if state.outcome.is_none() {
+            state.outcome = Some(outcome);
+        }
+        self.settled.notify_all();
+    }
+
+    fn failed(&self) -> bool {
+        matches!(self.lock().outcome, Some(Err(_)))
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match &self.lock().outcome {
+            Some(Err(error)) => Err(error.as_io()),
+            _ => Ok(()),
+        }
+    }
+
+    /// After a failed write: the outcome is what the far end says, or how the connection ended, or, if
+    /// neither comes in time, `error`.
+    fn wait_for_last_words(&self, error: SessionError) {
+        let unsettled = |state: &mut State| state.outcome.is_none();
+        let waited = self
+            .settled
+            .wait_timeout_while(self.lock(), LAST_WORDS, unsettled);
+        drop(waited);
+        self.settle(Err(error));
+    }
+
+    fn wait(&self) -> Result<Done, SessionError> {
+        let unsettled = |state: &mut State| state.outcome.is_none();
+        let waited = self.settled.wait_while(self.lock(), unsettled);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state
+            .outcome
+            .take()
+            .unwrap_or(Err(SessionError::Closed { expected: "Done" }))
+    }
+}
+
+/// The reading thread: until Done, an error, or the end of the connection.
+fn listen<R: Read>(
+    mut reader: MessageReader<R>,
+    events: &dyn SessionEvents,
+    answers: &Answers,
+) -> Result<Done, SessionError> {
+    loop {
+        match reader.expect("Done")? {
+            Message::Ack(ack) => events.acknowledged(&ack),
+            Message::Warning(warning) => events.warning(&sanitise(&warning.text)),
+            Message::Done(_) if !answers.lock().end_sent => {
+                return Err(SessionError::Order {
+                    expected: "Ack",
+                    found: "Done before End",
+                });
+            }
+            Message::Done(done) => return Ok(done),
+            other => return Err(wrong_order("Ack or Done", &other)),
+        }
+    }
+}
+
+pub(super) fn wrong_order(expected: &'static str, found: &Message) -> SessionError {
+    SessionError::Order {
+        expected,
+        found: found.tag().name(),
+    }
+}

@@ -1,0 +1,136 @@
+//! The handshake: the greeting and what two Hellos agree on.
+//!
+//! Guarantees: pure; the greeting's bytes never change; no version and no required feature is assumed:
+//! what is not common to both ends ends the session, named.
+
+use super::SessionError;
+use super::message::Hello;
+use super::text::sanitise;
+
+/// The first bytes that the server writes. The number is the framing's version: it changes only if a
+/// message could no longer be read by those who know this one.
+pub const GREETING: &[u8] = b"lvmsync session 1\n";
+
+/// How much of something else is shown to the user.
+pub const NOISE_SHOWN_BYTES: usize = 200;
+
+/// The only version of the protocol so far.
+pub const PROTOCOL: u32 = 1;
+
+/// A delta stream can be applied.
+pub const FEATURE_APPLY: &str = "apply";
+/// An undo file can be written while it is.
+pub const FEATURE_UNDO: &str = "undo";
+/// Everything can be checked without a write.
+pub const FEATURE_DRY_RUN: &str = "dry-run";
+
+/// What this program has.
+pub const FEATURES: &[&str] = &[FEATURE_APPLY, FEATURE_UNDO, FEATURE_DRY_RUN];
+
+impl Hello {
+    /// This program's Hello; `requires` names what the peer must have for what will be asked.
+    pub fn ours(requires: &[&str]) -> Self {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Self {
+            program: "lvmsync".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol_min: PROTOCOL,
+            protocol_max: PROTOCOL,
+            requires: owned(requires),
+            features: owned(FEATURES),
+        }
+    }
+
+    /// True if it lists this feature.
+    pub fn has(&self, feature: &str) -> bool {
+        self.features.iter().any(|name| name == feature)
+    }
+}
+
+/// What both ends know now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// The newest version that both speak.
+    pub protocol: u32,
+    /// The peer's Hello.
+    pub peer: Hello,
+}
+
+/// Compares two Hellos; both ends come to the same answer.
+pub fn agree(ours: &Hello, theirs: Hello) -> Result<Agreed, SessionError> {
+    let them = format!(
+        "{} {}",
+        sanitise(&theirs.program).replace('\n', " "),
+        sanitise(&theirs.version).replace('\n', " ")
+    );
+    let protocol = ours.protocol_max.min(theirs.protocol_max);
+    if protocol < ours.protocol_min.max(theirs.protocol_min) {
+        return Err(SessionError::Incompatible(format!(
+            "no common version of the protocol: this is {} {}, which speaks {} to {}; \
+             the far end is {them}, which speaks {} to {}. Install the same release on both",
+            ours.program,
+            ours.version,
+            ours.protocol_min,
+            ours.protocol_max,
+            theirs.protocol_min,
+            theirs.protocol_max
+        )));
+    }
+    if let Some(missing) = theirs.requires.iter().find(|name| !ours.has(name)) {
+        return Err(SessionError::Incompatible(format!(
+            "the far end ({them}) needs the feature `{}`, which {} {} does not have. \
+             Install the same release on both",
+            sanitise(missing),
+            ours.program,
+            ours.version
+        )));
+    }
+    if let Some(missing) = ours.requires.iter().find(|name| !theirs.has(name)) {
+        return Err(SessionError::Incompatible(format!(
+            "the far end ({them}) does not have the feature `{missing}`. \
+             Install the same release on both"
+        )));
+    }
+    Ok(Agreed {
+        protocol,
+        peer: theirs,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greeting_is_pinned() {
+        assert_eq!(GREETING, b"lvmsync session 1\n");
+    }
+
+    #[test]
+    fn the_newest_common_version_is_spoken() {
+        let with = |min, max| Hello {
+            protocol_min: min,
+            protocol_max: max,
+            ..Hello::ours(&[])
+        };
+        assert_eq!(agree(&with(1, 3), with(2, 5)).unwrap().protocol, 3);
+        assert_eq!(agree(&with(2, 5), with(1, 3)).unwrap().protocol, 3);
+        for (ours, theirs) in [(with(1, 1), with(2, 3)), (with(2, 3), with(1, 1))] {
+            let text = agree(&ours, theirs).unwrap_err().to_string();
+            assert!(
+                text.contains("speaks 1 to 1") && text.contains("speaks 2 to 3"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_feature_is_named() {
+        let needy = Hello::ours(&["teleport"]);
+        for (ours, theirs) in [(Hello::ours(&[]), needy.clone()), (needy, Hello::ours(&[]))] {
+            let text = agree(&ours, theirs).unwrap_err().to_string();
+            assert!(text.contains("`teleport`"), "{text}");
+        }
+        assert!(agree(&Hello::ours(&[FEATURE_UNDO]), Hello::ours(&[FEATURE_APPLY])).is_ok());
+    }
+}

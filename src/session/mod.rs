@@ -1,0 +1,130 @@
+//! The session between two lvmsyncs: what they say to each other, and how the far one is started.
+//!
+//! Guarantees: both ends agree on version and features before anything else is said; a stream that does
+//! not reach its end is an error on both sides; *done* is said once, by the receiver, last; the words of
+//! a failing end reach the other in full. Everything but [`remote`] works over any `Read` and `Write`.
+//! `docs/protocol.md` is the specification.
+
+pub mod client;
+pub mod endpoint;
+pub mod handshake;
+pub mod message;
+mod relay;
+pub mod remote;
+mod remote_words;
+pub mod server;
+pub mod text;
+pub mod transport;
+
+#[cfg(test)]
+mod remote_tests;
+#[cfg(test)]
+mod session_tests;
+
+use std::io;
+
+use crate::error::{Error, ExitCode};
+use message::{Failure, MessageError};
+use text::sanitise;
+
+/// What ends a session without success, as seen by one end.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// Reading or writing failed.
+    #[error("{action}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The peer closed the connection between two messages.
+    #[error("the connection was closed while waiting for {expected}")]
+    Closed {
+        /// What should have come.
+        expected: &'static str,
+    },
+    /// What arrived first is not the greeting of a session.
+    #[error(
+        "the far end does not speak this protocol; it began with:\n{found}\n\
+         If that is the greeting of a login shell, keep the shell's start-up files silent when they \
+         are not run in a terminal"
+    )]
+    NotASession {
+        /// The first bytes, made fit to be shown.
+        found: String,
+    },
+    /// The two ends have no version, or not all required features, in common.
+    #[error("{0}")]
+    Incompatible(String),
+    /// Bytes that are no message.
+    #[error("the connection carried a damaged message")]
+    Message(#[from] MessageError),
+    /// A message that may not come here.
+    #[error("the far end sent {found} where {expected} was expected")]
+    Order {
+        /// What may come.
+        expected: &'static str,
+        /// What came.
+        found: &'static str,
+    },
+    /// The peer stopped of its own will and said why.
+    #[error("the far end stopped: {reason}")]
+    Stopped {
+        /// Its words, made fit to be shown.
+        reason: String,
+    },
+    /// The peer reported an error: its message is all there is to say.
+    #[error("{}", .0.message)]
+    Reported(Failure),
+}
+
+impl SessionError {
+    /// The run's error: a reported one keeps the peer's exit code, the rest is [`ExitCode::Remote`].
+    pub fn into_error(self, host: &str) -> Error {
+        match self {
+            SessionError::Reported(failure) => reported(host, &failure),
+            other => Error::Remote {
+                host: sanitise(host),
+                reason: self_and_sources(&other),
+            },
+        }
+    }
+
+    /// The same in words as an I/O error, for `Read` and `Write`; the value itself stays with the end
+    /// that had it. Never of the kind `UnexpectedEof`: a lost peer is not a short file.
+    fn as_io(&self) -> io::Error {
+        let kind = match self {
+            SessionError::Io { .. } => io::ErrorKind::Other,
+            SessionError::Closed { .. } | SessionError::Stopped { .. } => {
+                io::ErrorKind::ConnectionAborted
+            }
+            SessionError::Reported(_) => io::ErrorKind::BrokenPipe,
+            _ => io::ErrorKind::InvalidData,
+        };
+        io::Error::new(kind, self_and_sources(self))
+    }
+}
+
+fn reported(host: &str, failure: &Failure) -> Error {
+    let code = ExitCode::from_number(failure.code)
+        // An error is never success, whatever the peer says.
+        .filter(|code| *code != ExitCode::Done)
+        .unwrap_or(ExitCode::Remote);
+    Error::RemoteFailed {
+        host: sanitise(host),
+        message: sanitise(&failure.message),
+        code,
+    }
+}
+
+fn self_and_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,265 @@
+//! Starts the far end through ssh, or what stands in for it, and finds out why it failed.
+//!
+//! Guarantees: every word that reaches the remote shell went through [`quote`]; a host that ssh could
+//! take for an option is refused; what the far end and ssh wrote to stderr is relayed as it comes, and
+//! its end is read before an error is composed from it; the child is ended and reaped on every path.
+
+use std::io::{self, Read};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::SessionError;
+use super::client::{Client, SessionEvents};
+use super::endpoint::check_host;
+use super::relay::Relay;
+use super::remote_words::{Stage, diagnose};
+use super::text::sanitise;
+use crate::error::{Error, Result};
+
+/// The default for [`RemoteOptions::rsh`].
+pub const DEFAULT_RSH: &str = "ssh";
+/// How long a child whose input or output is closed may take to end by itself.
+const END_GRACE: Duration = Duration::from_secs(5);
+/// How long the end of its stderr is waited for once it has ended: another process may hold it.
+const STDERR_GRACE: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(5);
+
+/// How to reach and start the far end.
+#[derive(Clone, Debug, Default)]
+pub struct RemoteOptions {
+    /// Program and options in place of `ssh`, split as a shell would; nothing else of a shell applies.
+    pub rsh: Option<String>,
+    /// The far lvmsync, if not `lvmsync` in the PATH of that login.
+    pub remote_path: Option<String>,
+    /// Run it there through `sudo -n`.
+    pub sudo: bool,
+}
+
+/// Hears each line of the far end's stderr, as `host: text`, fit to be shown.
+pub type OnLine = Box<dyn Fn(&str) + Send>;
+
+/// Quotes one word for a POSIX shell; the only place where words are put on a remote command line.
+///
+/// Words that need no quotes get none, so that a forced command in `authorized_keys` sees them plain.
+/// `None` for a word with a NUL, which no command line can carry.
+pub fn quote(word: &str) -> Option<String> {
+    let plain = |c: char| {
+        c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/' | ':' | ',' | '@' | '+')
+    };
+    if word.contains('\0') {
+        return None;
+    }
+    if !word.is_empty() && word.chars().all(plain) {
+        return Some(word.to_owned());
+    }
+    // Inside single quotes nothing is special but the quote, which has to stand outside of them.
+    Some(format!("'{}'", word.replace('\'', r"'\''")))
+}
+
+/// The command line for the far shell: `[sudo -n] lvmsync ARGS...`, each word quoted.
+pub fn remote_command(options: &RemoteOptions, arguments: &[&str]) -> Result<String> {
+    let program = options.remote_path.as_deref().unwrap_or("lvmsync");
+    if program.is_empty() || program.starts_with('-') {
+        return Err(Error::Usage(format!(
+            "--remote-path: `{}` is not a program",
+            sanitise(program)
+        )));
+    }
+    let sudo: &[&str] = if options.sudo { &["sudo", "-n"] } else { &[] };
+    let words = sudo.iter().chain([&program]).chain(arguments);
+    let quoted: Option<Vec<String>> = words.map(|word| quote(word)).collect();
+    quoted
+        .map(|words| words.join(" "))
+        .ok_or_else(|| Error::Usage("an argument for the far end contains a NUL byte".to_owned()))
+}
+
+/// A started far end.
+pub struct RemoteEnd {
+    host: String,
+    rsh_program: String,
+    child: Child,
+    stdout: Option<ChildStdout>,
+    relay: Relay,
+    stage: Stage,
+}
+
+impl RemoteEnd {
+    /// Starts `lvmsync ARGUMENTS` at `host`. Its stdin and stdout are pipes, its stderr goes to `on_line`.
+    pub fn start(
+        host: &str,
+        options: &RemoteOptions,
+        arguments: &[&str],
+        on_line: OnLine,
+    ) -> Result<Self> {
+        check_host(host)
+            .map_err(|reason| Error::Usage(format!("`{}`: {reason}", sanitise(host))))?;
+        let rsh = options.rsh.as_deref().unwrap_or(DEFAULT_RSH);
+        let words = shlex::split(rsh).unwrap_or_default();
+        let Some((program, rsh_options)) = words
+            .split_first()
+            .filter(|(program, _)| !program.is_empty())
+        else {
+            return Err(Error::Usage(format!(
+                "--rsh: `{}` is not a command",
+                sanitise(rsh)
+            )));
+        };
+        let mut child = Command::new(program)
+            .args(rsh_options)
+            .arg(host)
+            .arg(remote_command(options, arguments)?)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| cannot_start(host, program, &error))?;
+        let stdout = child.stdout.take();
+        let relay = Relay::new(host, on_line);
+        let end = Self {
+            host: sanitise(host),
+            rsh_program: program.clone(),
+            stdout,
+            relay,
+            stage: Stage::Starting,
+            child,
+        };
+        end.with_stderr_relayed()
+    }
+
+    fn with_stderr_relayed(mut self) -> Result<Self> {
+        if let Some(stderr) = self.child.stderr.take() {
+            self.relay_from::<ChildStderr>(stderr)?;
+        }
+        Ok(self)
+    }
+
+    fn relay_from<R: Read + Send + 'static>(&mut self, input: R) -> Result<()> {
+        self.relay
+            .add(input)
+            .map_err(|error| Error::io("cannot start a thread", error))
+    }
+
+    /// Greets the far end, which was started with `serve`. `wrap` may put something around the child's
+    /// stdout, such as a reader that a signal interrupts. On failure says why, as far as can be known.
+    pub fn connect<R: Read + Send + 'static>(
+        &mut self,
+        wrap: impl FnOnce(ChildStdout) -> R,
+        requires: &[&str],
+        events: Arc<dyn SessionEvents>,
+    ) -> Result<Client<R, ChildStdin>> {
+        let (Some(stdin), Some(stdout)) = (self.child.stdin.take(), self.stdout.take()) else {
+            return Err(self.remote_error("its input and output are already in use".to_owned()));
+        };
+        let client = Client::connect(wrap(stdout), stdin, requires, events)
+            .map_err(|error| self.explain(error))?;
+        self.stage = Stage::Running;
+        Ok(client)
+    }
+
+    /// Turns what the session ended with into the run's error. Where the far end reported an error, that
+    /// is all; else what became of the child and what it wrote tell why the connection failed. The
+    /// session's own ends of the pipes must be dropped by now.
+    pub fn explain(&mut self, error: SessionError) -> Error {
+        if matches!(
+            error,
+            SessionError::Reported(_) | SessionError::Incompatible(_)
+        ) {
+            self.end();
+            return error.into_error(&self.host);
+        }
+        // Not started, or gone: it ends by itself. One that waits for something else is ended.
+        let status = self.wait_at_most(END_GRACE);
+        self.end();
+        let words = self.relay.words(STDERR_GRACE);
+        self.remote_error(diagnose(
+            self.stage,
+            &self.rsh_program,
+            status,
+            &words,
+            Some(&error),
+        ))
+    }
+
+    /// After Done: lets the child end by itself. What it says now changes nothing.
+    pub fn close(mut self) {
+        self.child.stdin.take();
+        self.wait_at_most(END_GRACE);
+        self.end();
+        self.relay.words(Duration::from_millis(200));
+    }
+
+    /// For the original lvmsync, started with `--apply - DEST`, which answers with its exit code alone:
+    /// takes its stdin, to which the stream is written. Its stdout is relayed like its stderr.
+    pub fn take_stdin(&mut self) -> Result<ChildStdin> {
+        if let Some(stdout) = self.stdout.take() {
+            self.relay_from(stdout)?;
+        }
+        let stdin = self.child.stdin.take();
+        stdin.ok_or_else(|| self.remote_error("its input is already in use".to_owned()))
+    }
+
+    /// Waits, once the stdin from [`Self::take_stdin`] is dropped, for a child without a session.
+    /// Success is exit code 0. Call it after a failed write as well: it knows the reason.
+    pub fn wait(mut self, is_cancelled: &dyn Fn() -> bool) -> Result<()> {
+        let status = loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => break status,
+                Ok(None) if is_cancelled() => return Err(Error::Interrupted),
+                Ok(None) => std::thread::sleep(POLL),
+                Err(error) => return Err(Error::io("cannot wait for the far end", error)),
+            }
+        };
+        let words = self.relay.words(STDERR_GRACE);
+        if status.success() {
+            return Ok(());
+        }
+        let reason = diagnose(Stage::Compat, &self.rsh_program, Some(status), &words, None);
+        Err(self.remote_error(reason))
+    }
+
+    fn remote_error(&self, reason: String) -> Error {
+        Error::Remote {
+            host: self.host.clone(),
+            reason,
+        }
+    }
+
+    fn wait_at_most(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let start = Instant::now();
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) if start.elapsed() < limit => std::thread::sleep(POLL),
+                _ => return None,
+            }
+        }
+    }
+
+    /// Both calls do nothing to a child that was reaped.
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for RemoteEnd {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn cannot_start(host: &str, program: &str, error: &io::Error) -> Error {
+    let program = sanitise(program);
+    let reason = match error.kind() {
+        io::ErrorKind::NotFound => format!(
+            "cannot start `{program}` to reach it: there is no such program here. \
+             Install it (Debian: openssh-client), or name another with --rsh"
+        ),
+        _ => format!("cannot start `{program}` to reach it: {error}"),
+    };
+    Error::Remote {
+        host: sanitise(host),
+        reason,
+    }
+}

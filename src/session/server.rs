@@ -1,0 +1,191 @@
+//! The end that receives: it takes one request, reads the stream, and answers.
+//!
+//! Guarantees: reading ends without error only at the client's End; a client that vanishes or gives up
+//! before is an error, never a short stream; after Done or Error nothing more is said.
+
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::SessionError;
+use super::client::wrong_order;
+use super::handshake::{Agreed, agree};
+use super::message::{Ack, Done, Hello, Message, OPERATION_APPLY, Open, Ready};
+use super::transport::{MessageReader, MessageWriter};
+use crate::error::{Error, ExitCode};
+
+/// A session, greeted and agreed. As a `Read` it yields the bytes of the stream, once ready.
+pub struct Server<R, W> {
+    reader: MessageReader<R>,
+    replies: Replies<W>,
+    agreed: Agreed,
+    /// The Data message that is being read, and how much of it was.
+    data: Vec<u8>,
+    position: usize,
+    ended: bool,
+    failure: Option<SessionError>,
+}
+
+impl<R: Read, W: Write> Server<R, W> {
+    /// Greets, and exchanges Hellos.
+    pub fn accept(reader: R, writer: W) -> Result<Self, SessionError> {
+        let mut reader = MessageReader::new(reader);
+        let mut writer = MessageWriter::new(writer);
+        let ours = Hello::ours(&[]);
+        writer.greeting()?;
+        writer.send(&Message::Hello(ours.clone()))?;
+        let theirs = match reader.expect("Hello")? {
+            Message::Hello(hello) => hello,
+            other => return Err(wrong_order("Hello", &other)),
+        };
+        let replies = Replies::new(writer);
+        match agree(&ours, theirs) {
+            Ok(agreed) => Ok(Self {
+                reader,
+                replies,
+                agreed,
+                data: Vec::new(),
+                position: 0,
+                ended: false,
+                failure: None,
+            }),
+            Err(error) => {
+                let _ = replies.fail_with(ExitCode::Remote, &error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    /// What the two ends agreed on.
+    pub fn agreed(&self) -> &Agreed {
+        &self.agreed
+    }
+
+    /// What the client wants. An operation that is not known is reported to it and refused here.
+    pub fn request(&mut self) -> Result<Open, SessionError> {
+        match self.reader.expect("Open")? {
+            Message::Open(open) if open.operation == OPERATION_APPLY => Ok(open),
+            Message::Open(open) => {
+                let operation = super::text::sanitise(&open.operation);
+                let reason = format!("the operation `{operation}` is not known");
+                let _ = self.replies.fail_with(ExitCode::Remote, &reason);
+                Err(SessionError::Incompatible(reason))
+            }
+            other => Err(wrong_order("Open", &other)),
+        }
+    }
+
+    /// Lets the client begin its stream.
+    pub fn ready(&mut self, ready: Ready) -> Result<(), SessionError> {
+        self.replies.send(&Message::Ready(ready))
+    }
+
+    /// Where to answer; cheap to clone, from any thread.
+    pub fn replies(&self) -> Replies<W> {
+        self.replies.clone()
+    }
+
+    /// What ended the stream, if it was the connection or the client: the true reason of whatever error
+    /// the reader of the stream came to.
+    pub fn failure(&self) -> Option<&SessionError> {
+        self.failure.as_ref()
+    }
+
+    /// The same, for keeps.
+    pub fn into_failure(self) -> Option<SessionError> {
+        self.failure
+    }
+
+    fn next_data(&mut self) -> Result<(), SessionError> {
+        match self.reader.expect("Data or End")? {
+            Message::Data(data) => {
+                self.data = data;
+                self.position = 0;
+            }
+            Message::End => self.ended = true,
+            other => return Err(wrong_order("Data or End", &other)),
+        }
+        Ok(())
+    }
+}
+
+impl<R: Read, W: Write> Read for Server<R, W> {
+    /// After an error, [`Self::failure`] has it, and every further read fails as well.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.position == self.data.len() && !self.ended {
+            if self.failure.is_none() {
+                self.failure = self.next_data().err();
+            }
+            if let Some(failure) = &self.failure {
+                return Err(failure.as_io());
+            }
+        }
+        let left = self.data.get(self.position..).unwrap_or_default();
+        let taken = left.len().min(buffer.len());
+        buffer[..taken].copy_from_slice(&left[..taken]);
+        self.position += taken;
+        Ok(taken)
+    }
+}
+
+/// The way back to the client.
+pub struct Replies<W> {
+    inner: Arc<Mutex<Inner<W>>>,
+}
+
+struct Inner<W> {
+    writer: MessageWriter<W>,
+    closed: bool,
+}
+
+impl<W> Clone for Replies<W> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+impl<W: Write> Replies<W> {
+    fn new(writer: MessageWriter<W>) -> Self {
+        Self {
+            inner: Arc::new(Mutex::new(Inner {
+                writer,
+                closed: false,
+            })),
+        }
+    }
+
+    /// So much is durable.
+    pub fn ack(&self, ack: Ack) -> Result<(), SessionError> {
+        self.send(&Message::Ack(ack))
+    }
+
+    /// Something the user should know.
+    pub fn warn(&self, text: &str) -> Result<(), SessionError> {
+        self.send(&Message::warning(text))
+    }
+
+    /// All is done and durable. The last word.
+    pub fn done(&self, done: Done) -> Result<(), SessionError> {
+        self.send(&Message::Done(done))
+    }
+
+    /// It failed: the whole chain and the exit code go to the client. The last word.
+    pub fn fail(&self, error: &Error) -> Result<(), SessionError> {
+        self.fail_with(error.exit_code(), &error.chain())
+    }
+
+    fn fail_with(&self, code: ExitCode, message: &str) -> Result<(), SessionError> {
+        self.send(&Message::failure(code as u8, message))
+    }
+
+    /// Says nothing, and is no error, once the last word was said.
+    fn send(&self, message: &Message) -> Result<(), SessionError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.closed {
+            return Ok(());
+        }
+        inner.closed = matches!(message, Message::Done(_) | Message::Error(_));
+        inner.writer.send(message)
+    }
+}
