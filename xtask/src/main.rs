@@ -7,6 +7,7 @@
 
 mod build;
 mod counts;
+mod demo;
 mod fuzz;
 mod guests;
 mod packages;
@@ -29,6 +30,8 @@ struct Cli {
 enum Task {
     /// Check everything: format, lints, documentation, all tests, fuzzers. Installs what it needs.
     Test(test::TestArgs),
+    /// See the main job on a real kernel: first copy, changes over ssh, undo.
+    Demo(demo::DemoArgs),
     /// Run fuzzers, with plain stable Rust.
     Fuzz(fuzz::FuzzArgs),
     /// Run a script, or a shell, in a throwaway machine with real LVM.
@@ -44,6 +47,7 @@ type Done = lab::Result<ExitCode>;
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Test(args) => test::test(&args),
+        Task::Demo(args) => demo::demo(&args),
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Lab { what } => guests::lab(&what),
     };
