@@ -584,7 +584,7 @@ fn remote_failures_have_their_code_and_the_far_words() {
     dir.fails(&small, 5, &["small.img", "--allow-smaller"]);
     dir.fails(
         &format!("send new.img far:/no/such/directory/x {ssh}"),
-        1,
+        7,
         &["/no/such/directory/x"],
     );
     assert_eq!(dir.read("copy.img"), dir.read("base.img"));
