@@ -64,10 +64,7 @@ impl Cancel {
                     to_set.cancel();
                     std::thread::sleep(GRACE);
                     crate::partial_file::remove_unfinished();
-                    #[expect(
-                        clippy::exit,
-                        reason = "the run did not end by itself within its grace"
-                    )]
+                    // The run did not end by itself within its grace.
                     std::process::exit(ExitCode::Interrupted as i32);
                 }
             })?;

@@ -95,7 +95,7 @@ pub enum Error {
     },
 
     /// A delta that is damaged, truncated or not a delta.
-    #[error("{what}: damaged or truncated delta")]
+    #[error("{what}: not a whole, sound delta")]
     Damaged {
         /// File name, `standard input` or the peer.
         what: String,
@@ -191,7 +191,8 @@ impl Error {
         }
     }
 
-    /// The whole chain on one string, outermost first: what `main` prints and what a session relays.
+    /// The whole chain in one string, outermost first, and last the way out where there is one: what is
+    /// printed, and what a session relays.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
@@ -199,6 +200,12 @@ impl Error {
             text.push_str(": ");
             text.push_str(&error.to_string());
             source = error.source();
+        }
+        if let (Error::Store { .. }, ExitCode::TrackingLost) = (self, self.exit_code()) {
+            text.push_str(
+                "\nThe list of changes would be incomplete. To recover, send everything: \
+                 lvmsync send NEW DEST",
+            );
         }
         text
     }

@@ -5,6 +5,11 @@
 //! bring back the base, and a destination in another state must be refused untouched.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss
+)]
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -19,7 +24,8 @@ use lvmsync::delta::samples::Samples;
 use lvmsync::engine::apply::{Applied, Applier};
 use lvmsync::engine::deliver::{DeltaSink, Proto3Sink};
 use lvmsync::engine::pump::{PumpOptions, pump};
-use lvmsync::engine::receive::{ReceiveOptions, Target, UndoTo, prepare, receive};
+use lvmsync::engine::receive::{UndoTo, receive};
+use lvmsync::engine::target::{ReceiveOptions, Target, prepare};
 use lvmsync::error::{ExitCode, Result};
 use lvmsync::extent::{Change, ChangeList, ChangeListBuilder, Extent, Kind};
 use lvmsync::monitor::{Monitor, Recording, Silent};
@@ -150,13 +156,13 @@ fn models() -> impl Strategy<Value = Model> {
             let mut noise = blake3_noise(seed);
             let mut base = vec![0; size as usize];
             for block in base.chunks_mut(4096) {
-                if noise.byte() % 3 > 0 {
+                if !noise.byte().is_multiple_of(3) {
                     noise.fill(block);
                 }
             }
             let mut target = base.clone();
             target.resize((size + growth) as usize, 0);
-            if noise.byte() % 2 == 0 {
+            if noise.byte().is_multiple_of(2) {
                 noise.fill(&mut target[size as usize..]);
             }
             let chunks = size.div_ceil(chunk_bytes);
@@ -363,7 +369,7 @@ proptest! {
         apply(&undo[..], &volume, None).unwrap();
         prop_assert!(volume.bytes() == large);
         if grown {
-            let short = MemoryVolume::new(model.base.clone());
+            let short = MemoryVolume::new(model.base);
             let error = apply(&stream[..], &short, None).unwrap_err();
             prop_assert_eq!(error.exit_code(), ExitCode::Refused);
         }

@@ -15,10 +15,9 @@
 //!
 //! The first entry with `new_chunk` 0 ends the table.
 
-use std::io;
-
-use crate::error::ExitCode;
-use crate::extent::{ChangeList, ChangeListBuilder, Extent, Kind, MAX_OFFSET};
+use super::chunk_set::ChunkSet;
+pub use super::cow_error::StoreError;
+use crate::extent::{ChangeList, MAX_OFFSET};
 use crate::units::{MIB, SECTOR_BYTES};
 use crate::volume::ReadAt;
 
@@ -36,127 +35,6 @@ pub const MAX_CHUNK_BYTES: u64 = 16 * MIB;
 
 /// Reads with O_DIRECT want memory, offsets and lengths that are multiples of the logical block.
 const BLOCK_BYTES: usize = 4096;
-/// An origin of up to 2^28 chunks (1 TiB of 4 KiB chunks) is collected in a bitmap of at most 32 MiB.
-const MAX_BITMAP_WORDS: usize = (32 << 20) / 8;
-/// Above that, chunk numbers are collected and sorted in batches of 32 MiB.
-const BATCH_CHUNKS: usize = (32 << 20) / 8;
-
-/// What makes a store unusable. Offsets are bytes in the store.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// All-zero magic: the kernel would format it on first use.
-    #[error(
-        "it was never written: the snapshot has not been active yet, so it has tracked nothing"
-    )]
-    NeverWritten,
-    /// Some other magic.
-    #[error(
-        "it does not begin with the magic of an exception store \
-         (found {found:#010x}, expected {MAGIC:#010x})"
-    )]
-    WrongMagic {
-        /// The four bytes at offset 0.
-        found: u32,
-    },
-    /// The kernel clears `valid` when a snapshot overflows or fails.
-    #[error(
-        "it is marked invalid ({found}): the snapshot overflowed or failed, and stopped tracking"
-    )]
-    Invalid {
-        /// The field's value.
-        found: u32,
-    },
-    /// Not version 1.
-    #[error("it has format version {found}; only version {VERSION} is known")]
-    UnknownVersion {
-        /// The field's value.
-        found: u32,
-    },
-    /// Not a power of two, or outside 512 B to 16 MiB.
-    #[error(
-        "its chunk size of {found_sectors} sectors is not a power of two from 1 to {max}",
-        max = MAX_CHUNK_BYTES / SECTOR_BYTES
-    )]
-    ChunkSize {
-        /// The field's value.
-        found_sectors: u32,
-    },
-    /// The caller's origin size cannot be the size of a device.
-    #[error("the origin's size of {found} bytes is larger than a device can be")]
-    OriginSize {
-        /// What was passed in.
-        found: u64,
-    },
-    /// The store ends inside the header or inside an area, or before an area that must be there.
-    #[error(
-        "it is cut short: {part} needs the bytes from {offset} to {expected_end}, \
-         but the store ends at {found_end}"
-    )]
-    Truncated {
-        /// `the header` or `area N of the table`.
-        part: String,
-        /// Where the part begins.
-        offset: u64,
-        /// Where the part should end.
-        expected_end: u64,
-        /// Size of the store in bytes.
-        found_end: u64,
-    },
-    /// An entry names a chunk that the origin does not have.
-    #[error(
-        "the entry at offset {offset} names chunk {found} of the origin, \
-         which has only {expected_below} chunks"
-    )]
-    OldChunk {
-        /// Where the entry is.
-        offset: u64,
-        /// The entry's `old_chunk`.
-        found: u64,
-        /// Number of chunks of the origin, the last one perhaps partial.
-        expected_below: u64,
-    },
-    /// An entry's saved data would lie outside the store.
-    #[error(
-        "the entry at offset {offset} says its data is in chunk {found}, \
-         but the store ends after {expected_below} chunks: it is damaged or cut short"
-    )]
-    NewChunk {
-        /// Where the entry is.
-        offset: u64,
-        /// The entry's `new_chunk`.
-        found: u64,
-        /// Number of whole chunks in the store.
-        expected_below: u64,
-    },
-    /// An entry's saved data would lie on the header or on an area.
-    #[error("the entry at offset {offset} says its data is in chunk {found}, which holds metadata")]
-    NewChunkIsMetadata {
-        /// Where the entry is.
-        offset: u64,
-        /// The entry's `new_chunk`.
-        found: u64,
-    },
-    /// Reading failed.
-    #[error("cannot read {length} bytes at offset {offset}")]
-    Read {
-        /// Where.
-        offset: u64,
-        /// How much.
-        length: u64,
-        /// The system's answer.
-        source: io::Error,
-    },
-}
-
-impl StoreError {
-    /// Tracking lost for a store that says too little; failed where the store could not be read at all.
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            StoreError::Read { .. } | StoreError::OriginSize { .. } => ExitCode::Failed,
-            _ => ExitCode::TrackingLost,
-        }
-    }
-}
 
 /// What a store says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,18 +68,15 @@ pub fn read_exceptions(
     }
     let layout = read_header(store)?;
     let origin_chunks = origin_size_bytes.div_ceil(layout.chunk_bytes());
-    let words = usize::try_from(origin_chunks.div_ceil(64)).unwrap_or(usize::MAX);
-    let (counts, changes) = if words <= MAX_BITMAP_WORDS {
-        let mut bitmap = vec![0u64; words];
-        let counts = read_areas(store, layout, origin_chunks, |chunk| {
-            set_bit(&mut bitmap, chunk)
-        })?;
-        (counts, list_of_bits(&bitmap, layout.chunk_bytes()))
-    } else {
-        let mut batches = Batches::new(layout.chunk_bytes());
-        let counts = read_areas(store, layout, origin_chunks, |chunk| batches.add(chunk))?;
-        (counts, batches.finish())
+    let mut changed = ChunkSet::new(layout.chunk_bytes(), origin_chunks);
+    let counts = match &mut changed {
+        // One loop for each kind of set, so that the choice is not made again for each entry.
+        ChunkSet::Bits(bits) => read_areas(store, layout, origin_chunks, |chunk| bits.add(chunk))?,
+        ChunkSet::Sorted(sorted) => {
+            read_areas(store, layout, origin_chunks, |chunk| sorted.add(chunk))?
+        }
     };
+    let changes = changed.into_changes();
     // Every extent is a run of whole chunks here, so the distinct chunks can be counted from the bytes.
     let distinct = changes.total_bytes() / layout.chunk_bytes();
     Ok(ExceptionTable {
@@ -422,144 +297,6 @@ impl EntryCheck {
         self.window_length = window.end.min(self.store_chunks) - window.start;
         Ok(())
     }
-}
-
-#[inline]
-fn set_bit(bitmap: &mut [u64], chunk: u64) {
-    if let Some(word) = usize::try_from(chunk / 64)
-        .ok()
-        .and_then(|index| bitmap.get_mut(index))
-    {
-        *word |= 1 << (chunk % 64);
-    }
-}
-
-fn list_of_bits(bitmap: &[u64], chunk_bytes: u64) -> ChangeList {
-    let runs = Runs {
-        words: bitmap.iter(),
-        word: 0,
-        next_chunk: 0,
-    };
-    let extents = runs.filter_map(|(start, end)| extent_of_chunks(start, end, chunk_bytes));
-    ChangeList::from_ascending(extents, Kind::Data, count_runs(bitmap))
-}
-
-/// The runs of set bits, as (first, one past the last), in ascending order.
-struct Runs<'a> {
-    words: std::slice::Iter<'a, u64>,
-    /// What is left of the current word.
-    word: u64,
-    /// The number of the bit after the current word.
-    next_chunk: u64,
-}
-
-impl Runs<'_> {
-    #[inline]
-    fn next_word(&mut self) -> Option<()> {
-        self.word = *self.words.next()?;
-        self.next_chunk += 64;
-        Some(())
-    }
-}
-
-impl Iterator for Runs<'_> {
-    type Item = (u64, u64);
-
-    #[inline]
-    fn next(&mut self) -> Option<(u64, u64)> {
-        while self.word == 0 {
-            self.next_word()?;
-        }
-        let first = self.word.trailing_zeros();
-        let start = self.next_chunk - 64 + u64::from(first);
-        // Adding the lowest set bit carries through its run: what comes out set first is the run's end.
-        let (carried, past_the_word) = self.word.overflowing_add(1 << first);
-        if !past_the_word {
-            self.word &= carried;
-            return Some((
-                start,
-                self.next_chunk - 64 + u64::from(carried.trailing_zeros()),
-            ));
-        }
-        loop {
-            // The run reaches the end of its word, and goes on as long as the next ones begin with it.
-            let end_so_far = self.next_chunk;
-            self.word = 0;
-            if self.next_word().is_none() {
-                return Some((start, end_so_far));
-            }
-            let ones = self.word.trailing_ones();
-            if ones < 64 {
-                self.word &= self.word.wrapping_add(1);
-                return Some((start, end_so_far + u64::from(ones)));
-            }
-        }
-    }
-}
-
-/// Number of runs of set bits, so that the list is allocated once and at its size.
-fn count_runs(bitmap: &[u64]) -> usize {
-    let mut carry = 0;
-    let mut runs = 0;
-    for word in bitmap {
-        runs += (word & !(word << 1 | carry)).count_ones() as usize;
-        carry = word >> 63;
-    }
-    runs
-}
-
-/// Collects chunk numbers of an origin that is too large for a bitmap.
-struct Batches {
-    chunk_bytes: u64,
-    batch: Vec<u64>,
-    builder: ChangeListBuilder,
-}
-
-impl Batches {
-    fn new(chunk_bytes: u64) -> Self {
-        Self {
-            chunk_bytes,
-            batch: Vec::new(),
-            builder: ChangeListBuilder::default(),
-        }
-    }
-
-    #[inline]
-    fn add(&mut self, chunk: u64) {
-        if self.batch.len() == BATCH_CHUNKS {
-            self.flush();
-        }
-        self.batch.push(chunk);
-    }
-
-    fn flush(&mut self) {
-        self.batch.sort_unstable();
-        let mut chunks = self.batch.iter().copied().peekable();
-        while let Some(start) = chunks.next() {
-            let mut end = start + 1;
-            while let Some(next) = chunks.next_if(|next| *next <= end) {
-                end = next + 1;
-            }
-            if let Some(extent) = extent_of_chunks(start, end, self.chunk_bytes) {
-                self.builder.push(extent, Kind::Data);
-            }
-        }
-        self.batch.clear();
-    }
-
-    fn finish(mut self) -> ChangeList {
-        self.flush();
-        drop(self.batch);
-        self.builder.finish()
-    }
-}
-
-/// The caller has checked `end` against the origin, whose size fits an extent; only the last chunk's
-/// round-up could pass the largest offset, and then the chunk is cut there.
-#[inline]
-fn extent_of_chunks(start: u64, end: u64, chunk_bytes: u64) -> Option<Extent> {
-    let end = end.saturating_mul(chunk_bytes).min(MAX_OFFSET);
-    Extent::from_range(start.saturating_mul(chunk_bytes), end)
 }
 
 fn read(store: &dyn ReadAt, buffer: &mut [u8], offset: u64) -> Result<(), StoreError> {

@@ -3,8 +3,10 @@
 //! Guarantees: each reader is pure over bytes or [`ReadAt`](crate::volume::ReadAt), so it works the same
 //! on a live device and on a copy in a file; each refuses rather than return a list that may be short.
 
+mod chunk_set;
 pub mod cow;
 pub mod cow_build;
+mod cow_error;
 
 #[cfg(test)]
 mod cow_tests;

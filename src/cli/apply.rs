@@ -112,7 +112,7 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
             let whole = read_whole(input, &name, cancel, &terminal)?;
             if let Some(header) = &whole.header {
                 let receive_options = target.receive_options(cancel, &terminal);
-                crate::engine::receive::check(
+                crate::engine::target::check(
                     header,
                     &whole.samples,
                     &target.target(),

@@ -83,7 +83,7 @@ pub(super) struct ClassicArgs {
     no_quiet: bool,
 }
 
-pub(super) fn run(args: ClassicArgs, cancel: &Cancel) -> Result<ExitCode> {
+pub(super) fn run(args: &ClassicArgs, cancel: &Cancel) -> Result<ExitCode> {
     if args.quiet && (args.verbose || args.debug) {
         return Err(Error::Usage(
             "--quiet and --verbose contradict each other".to_owned(),
@@ -97,14 +97,14 @@ pub(super) fn run(args: ClassicArgs, cancel: &Cancel) -> Result<ExitCode> {
     let usage = |text: &str| Err(Error::Usage(text.to_owned()));
     let arguments: Vec<&str> = args.arguments.iter().map(String::as_str).collect();
     let summary = match (args.applied_file(), arguments.as_slice()) {
-        (Some(file), [destination]) => apply(&args, file, destination, cancel, &terminal),
+        (Some(file), [destination]) => apply(args, file, destination, cancel, &terminal),
         (Some(_), []) => usage("no destination was given"),
         (Some(_), _) => usage("--apply takes one destination"),
-        (None, [snapshot]) if args.stdout => send(&args, snapshot, None, cancel, &terminal),
+        (None, [snapshot]) if args.stdout => send(args, snapshot, None, cancel, &terminal),
         // The original takes a destination beside --stdout and does nothing with it.
-        (None, [snapshot, _]) if args.stdout => send(&args, snapshot, None, cancel, &terminal),
+        (None, [snapshot, _]) if args.stdout => send(args, snapshot, None, cancel, &terminal),
         (None, [snapshot, destination]) => {
-            send(&args, snapshot, Some(destination), cancel, &terminal)
+            send(args, snapshot, Some(destination), cancel, &terminal)
         }
         (None, []) => usage("no snapshot was given; lvmsync --help tells more"),
         (None, [_]) => usage("no destination was given; lvmsync --help tells more"),

@@ -103,7 +103,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     };
     let result = match parse(arguments) {
         Ok(Parsed::Modern(cli)) => dispatch(cli.verb, &cancel),
-        Ok(Parsed::Classic(args)) => classic::run(args, &cancel),
+        Ok(Parsed::Classic(args)) => classic::run(&args, &cancel),
         Err(error) => return output::clap_message(&error),
     };
     match result {

@@ -16,7 +16,8 @@ use crate::destination::Destination;
 use crate::engine::apply::Applier;
 use crate::engine::deliver::{DeltaSink, Paced, Proto3Sink, TargetSink};
 use crate::engine::pump::{PumpOptions, pump};
-use crate::engine::receive::{conclude, prepare, start_undo};
+use crate::engine::receive::{conclude, start_undo};
+use crate::engine::target::{check, prepare};
 use crate::engine::throttle::Throttle;
 use crate::engine::undo::undo_header;
 use crate::error::{Error, ExitCode, Result};
@@ -221,7 +222,7 @@ impl Job<'_> {
             None if self.dry_run => {}
             None => self.to_file_or_stdout(&source, &mut summary)?,
             Some(Endpoint::Local(path)) => {
-                self.to_local(&source, &path.to_string_lossy(), &mut summary)?
+                self.to_local(&source, &path.to_string_lossy(), &mut summary)?;
             }
             Some(Endpoint::Remote { host, path }) => {
                 super::remote::send(self, &source, &host, &path, &mut summary)?;
@@ -318,7 +319,7 @@ impl Job<'_> {
             cancel: self.cancel,
             monitor: self.monitor,
         };
-        pump(&source.data, &source.changes, sink, &options)
+        pump(&source.data, &source.changes, sink, &options).map_err(|error| source.explain(error))
     }
 
     /// Both ends are here: frames go from the reader to the volume without becoming a delta.
@@ -334,12 +335,7 @@ impl Job<'_> {
         let receive_options = destination.receive_options(self.cancel, self.monitor);
         let target = destination.target();
         if self.dry_run {
-            return crate::engine::receive::check(
-                &source.header,
-                &source.samples,
-                &target,
-                &receive_options,
-            );
+            return check(&source.header, &source.samples, &target, &receive_options);
         }
         let old_size = target.volume.size_bytes();
         prepare(&source.header, &source.samples, &target, &receive_options)?;
@@ -358,7 +354,8 @@ impl Job<'_> {
             };
             let throttle = Throttle::new(self.to.bwlimit, self.cancel);
             let mut sink = TargetSink::new(&mut applier, throttle);
-            let result = pump(&source.data, &source.changes, &mut sink, &options);
+            let result = pump(&source.data, &source.changes, &mut sink, &options)
+                .map_err(|error| source.explain(error));
             conclude(applier, result, &target, self.monitor)
         })?;
         summary.data_bytes = applied.data_bytes;

@@ -1,1 +1,85 @@
+//! Which command line is whose, and that every verb's help fits a terminal.
 
+use super::*;
+use clap::CommandFactory;
+
+fn words(line: &str) -> Vec<OsString> {
+    std::iter::once("lvmsync")
+        .chain(line.split_whitespace())
+        .map(OsString::from)
+        .collect()
+}
+
+#[test]
+fn the_command_definitions_are_sound() {
+    Cli::command().debug_assert();
+    classic::ClassicArgs::command().debug_assert();
+}
+
+#[test]
+fn a_verb_makes_it_ours_and_anything_else_is_the_originals() {
+    for line in [
+        "send vg/s1 host:vg/x",
+        "send --from vg/s1 vg/s2 -o x.delta -z zstd:9",
+        "-v send vg/s1 vg/x",
+        "-q diff --from vg/s1 vg/s2",
+        "apply a b c vg/x --undo u",
+        "inspect x --json",
+        "serve",
+    ] {
+        assert!(
+            matches!(parse(words(line)), Ok(Parsed::Modern(_))),
+            "{line}"
+        );
+    }
+    for line in [
+        "/dev/vg/snap host:/dev/vg/lv",
+        "-v /dev/vg/snap --snapback /tmp/x host:/dev/vg/lv",
+        "/dev/vg/snap host:/dev/vg/lv --snapback /tmp/x",
+        "/dev/vg/snap --stdout",
+        "--apply - /dev/vg/lv",
+        "--app - /dev/vg/lv -b x",
+        "-a changes -b back /dev/vg/lv",
+        "--server /dev/vg/lv",
+        "-r /dev/vg/s2 /dev/vg/s1 host:x -e ssh",
+        "--no-verbose -d vg/snap vg/lv",
+    ] {
+        assert!(
+            matches!(parse(words(line)), Ok(Parsed::Classic(_))),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn the_originals_options_mean_what_they_meant() {
+    let Ok(Parsed::Classic(args)) = parse(words("-d vg/s1 -r vg/s2 h:x -b back -e ssh_p")) else {
+        panic!("not classic");
+    };
+    let shown = format!("{args:?}");
+    for part in [
+        "debug: true",
+        "data_source: Some(\"vg/s2\")",
+        "back",
+        "ssh_p",
+        "\"h:x\"",
+    ] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+}
+
+#[test]
+fn help_fits_a_terminal_and_shows_examples() {
+    let mut command = Cli::command().term_width(80);
+    command.build();
+    for verb in command.get_subcommands_mut() {
+        let name = verb.get_name().to_owned();
+        let help = verb.render_long_help().to_string();
+        let too_wide = help.lines().find(|line| line.chars().count() > 112);
+        assert_eq!(too_wide, None, "{name}");
+        assert!(
+            name == "serve" || name == "help" || help.contains("xample"),
+            "{name}"
+        );
+    }
+}

@@ -205,14 +205,14 @@ impl RecordHeader {
             return Err(field("stored_length", found, "a multiple of 16"));
         }
         match kind {
+            RecordType::Data | RecordType::Zero
+                if Extent::new(header.offset, header.length).is_some() => {}
             RecordType::Data | RecordType::Zero => {
-                if Extent::new(header.offset, header.length).is_none() {
-                    return Err(field(
-                        "offset",
-                        header.offset.to_string(),
-                        "a frame below 2^63",
-                    ));
-                }
+                return Err(field(
+                    "offset",
+                    header.offset.to_string(),
+                    "a frame below 2^63",
+                ));
             }
             _ if header.offset != 0 => {
                 return Err(field("offset", header.offset.to_string(), "0"));

@@ -11,7 +11,8 @@ use crate::extent::{ChangeList, Extent};
 use crate::volume::ReadAt;
 
 /// Bytes of a sampled block.
-pub const BLOCK_BYTES: u64 = 4096;
+pub const BLOCK_BYTES: u64 = BLOCK as u64;
+const BLOCK: usize = 4096;
 /// Most samples that a reader accepts.
 const MAX_SAMPLES: usize = 2048;
 /// Samples that a writer takes where there are enough unchanged blocks.
@@ -102,7 +103,7 @@ impl Samples {
 
     /// Chooses and reads samples from `base`, which must hold the base state.
     pub fn take(base: &dyn ReadAt, changes: &ChangeList) -> io::Result<Self> {
-        let mut block = [0; BLOCK_BYTES as usize];
+        let mut block = [0; BLOCK];
         let mut full = Vec::new();
         let mut zero = Vec::new();
         for offset in candidates(changes, base.size_bytes()) {
@@ -142,7 +143,7 @@ impl Samples {
     /// The offset of the first sample that `volume` does not hold; `None` when all match. A sample past
     /// the end of `volume` counts as different.
     pub fn first_mismatch(&self, volume: &dyn ReadAt) -> io::Result<Option<u64>> {
-        let mut block = [0; BLOCK_BYTES as usize];
+        let mut block = [0; BLOCK];
         for sample in &self.0 {
             let end = sample.offset.checked_add(BLOCK_BYTES);
             if end.is_none_or(|end| end > volume.size_bytes()) {

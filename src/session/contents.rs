@@ -1,0 +1,127 @@
+//! What control messages contain: one struct for each kind, as JSON on the wire.
+//!
+//! Guarantees: pure data; a field that is not known is ignored and one that is missing has its default,
+//! but for those without which the message means nothing.
+
+use serde::{Deserialize, Serialize};
+
+/// Who speaks, which versions of the protocol they know, and which features.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// `lvmsync`, or the name of another implementation. For people.
+    #[serde(default)]
+    pub program: String,
+    /// That program's version. For people.
+    #[serde(default)]
+    pub version: String,
+    /// The oldest version of the protocol that is spoken.
+    pub protocol_min: u32,
+    /// The newest one.
+    pub protocol_max: u32,
+    /// Features, by name, that the peer must have for what is about to be asked.
+    #[serde(default)]
+    pub requires: Vec<String>,
+    /// Features, by name, that the speaker has.
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+/// What is wanted of the server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// The only one in version 1 is `apply`: a delta stream follows, to be applied to `destination`.
+    pub operation: String,
+    /// Volume, as the user named it; resolved by the server.
+    pub destination: String,
+    /// How.
+    #[serde(default)]
+    pub options: ApplyOptions,
+}
+
+/// [`Open::operation`]: apply the delta stream that follows.
+pub const OPERATION_APPLY: &str = "apply";
+
+/// How a delta is to be applied. A receiver ignores fields that it does not know, so whoever adds one
+/// that must not be ignored names a feature for it in [`Hello::requires`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ApplyOptions {
+    /// Path, on the server, of an undo file to write.
+    pub undo: Option<String>,
+    /// Apply although the base does not match.
+    pub force: bool,
+    /// Apply although the destination is smaller than the volume.
+    pub allow_smaller: bool,
+    /// Apply although the destination is mounted or otherwise held.
+    pub allow_in_use: bool,
+    /// Make the destination where there is none: a file, for a full copy.
+    pub create: bool,
+    /// Replace an undo file that exists.
+    pub overwrite: bool,
+    /// Check everything, write nothing.
+    pub dry_run: bool,
+}
+
+/// What the server found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ready {
+    /// The destination's resolved name.
+    pub destination: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// `block` or `file`.
+    pub kind: String,
+}
+
+/// How far the server is. Sent from time to time, only with values that have grown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ack {
+    /// Offset in the volume, in bytes: every frame that ends at or before it is durable.
+    pub offset: u64,
+    /// Frames applied so far, durable or not.
+    pub frames: u64,
+    /// Bytes of the volume in them.
+    pub bytes: u64,
+}
+
+/// Something the user should know, and that does not stop the run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// One or more lines.
+    pub text: String,
+}
+
+/// All is done and durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Done {
+    /// Bytes written as data.
+    pub bytes_written: u64,
+    /// Bytes made zero.
+    pub bytes_zeroed: u64,
+    /// Frames applied.
+    pub frames: u64,
+    /// The undo file that was written, if one was asked for.
+    pub undo: Option<String>,
+    /// True when nothing was written because a dry run was asked for.
+    pub dry_run: bool,
+}
+
+/// The server's failure: what it would have printed, and its exit code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Exit code, as in the command line's contract.
+    pub code: u8,
+    /// The whole chain of errors; may have several lines.
+    pub message: String,
+}
+
+/// The client stops before the end of its stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bye {
+    /// Why.
+    #[serde(default)]
+    pub reason: String,
+}

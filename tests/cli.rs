@@ -1,0 +1,766 @@
+//! The command line from outside: help, listings, errors, exit codes, what is left behind.
+//!
+//! Everything here runs on files and needs neither root nor device-mapper.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation
+)]
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use lvmsync::changes::cow::Layout;
+use lvmsync::changes::cow_build::store_of;
+
+const CHUNK: usize = 4096;
+
+/// A directory with `base.img`, `new.img` that differs in some chunks, and `store.img` that says which.
+struct Dir {
+    directory: tempfile::TempDir,
+}
+
+impl Dir {
+    fn new() -> Self {
+        Self::with(256, &[3, 200, 4, 77])
+    }
+
+    fn with(chunks: usize, changed: &[usize]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut base = vec![0; chunks * CHUNK];
+        blake3::Hasher::new()
+            .update(b"base")
+            .finalize_xof()
+            .fill(&mut base);
+        let mut new = base.clone();
+        for chunk in changed {
+            new[chunk * CHUNK..][..CHUNK]
+                .iter_mut()
+                .for_each(|byte| *byte ^= 0xff);
+        }
+        let entries: Vec<(u64, &[u8])> = changed
+            .iter()
+            .map(|c| (*c as u64, &base[c * CHUNK..][..CHUNK]))
+            .collect();
+        let store = store_of(Layout::new(CHUNK as u64).unwrap(), entries).unwrap();
+        let dir = Self { directory };
+        for (name, bytes) in [
+            ("base.img", &base),
+            ("new.img", &new),
+            ("copy.img", &base),
+            ("store.img", &store),
+        ] {
+            fs::write(dir.path(name), bytes).unwrap();
+        }
+        dir
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lvmsync"));
+        command
+            .current_dir(self.directory.path())
+            .args(line.split_whitespace());
+        command
+    }
+
+    /// Runs a line, without quoting: no argument here has a blank.
+    fn run(&self, line: &str) -> Output {
+        self.command(line).stdin(Stdio::null()).output().unwrap()
+    }
+
+    #[track_caller]
+    fn ok(&self, line: &str) -> String {
+        let output = self.run(line);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{line}: {}",
+            text(&output.stderr)
+        );
+        text(&output.stdout)
+    }
+
+    /// Expects an exit code, words on stderr, nothing on stdout.
+    #[track_caller]
+    fn fails(&self, line: &str, code: i32, words: &[&str]) {
+        let output = self.run(line);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{line}: {stderr}");
+        for word in words {
+            assert!(
+                stderr.contains(word),
+                "{line}: {word:?} is not in: {stderr}"
+            );
+        }
+        assert!(output.stdout.is_empty(), "{line}: {}", text(&output.stdout));
+    }
+
+    /// Makes the delta of the directory.
+    fn delta(&self) -> Vec<u8> {
+        self.ok("send --from cow:store.img new.img -o x.delta -q");
+        self.read("x.delta")
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// A stand-in for ssh that runs the command here.
+    fn fake_ssh(&self, script: &str) -> String {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.path("fake-ssh");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        format!(
+            "-e ./fake-ssh --remote-path {}",
+            env!("CARGO_BIN_EXE_lvmsync")
+        )
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn version_and_help_go_to_stdout() {
+    let dir = Dir::new();
+    assert_eq!(
+        dir.ok("--version"),
+        format!("lvmsync {}\n", env!("CARGO_PKG_VERSION"))
+    );
+    for verb in ["diff", "send", "apply", "inspect", "serve"] {
+        assert!(
+            dir.ok(&format!("{verb} --help"))
+                .contains(&format!("Usage: lvmsync {verb}"))
+        );
+        assert!(dir.ok("--help").contains(verb));
+    }
+    assert!(dir.ok("--help").contains("Exit codes:"));
+}
+
+#[test]
+fn wrong_usage_is_2_and_says_what_is_meant() {
+    let dir = Dir::new();
+    for (line, word) in [
+        ("", "Usage"),
+        ("send", "required"),
+        ("send new.img", "required"),
+        ("send new.img copy.img -o x", "cannot be used"),
+        ("send new.img -z gzip -o x", "none, lz4, zstd"),
+        ("send new.img --bwlimit fast -o x", "is not a size"),
+        ("send new.img --undo u -o x", "--undo"),
+        ("send new.img --format proto3 -z lz4 -o x", "compression"),
+        ("send new.img -- -host:x", "must not begin with"),
+        ("send new.img :x", "host is empty"),
+        ("diff new.img", "--from"),
+        ("apply x", "2 values required"),
+        ("apply a b copy.img --undo u", "one by one"),
+        ("--stdout -b back snap", "--snapback"),
+        ("-q -v snap dest", "contradict"),
+        ("snap", "no destination"),
+        ("--apply x", "no destination"),
+        ("a b c", "more than"),
+    ] {
+        dir.fails(line, 2, &[word]);
+    }
+}
+
+#[test]
+fn diff_lists_extents_as_table_json_and_map() {
+    let dir = Dir::new();
+    let json = dir.ok("diff --from cow:store.img new.img --json");
+    assert_eq!(
+        json,
+        "{\"volume_size\":1048576,\"granularity\":4096,\"extents\":[\
+         {\"offset\":12288,\"length\":8192,\"kind\":\"data\"},\
+         {\"offset\":315392,\"length\":4096,\"kind\":\"data\"},\
+         {\"offset\":819200,\"length\":4096,\"kind\":\"data\"}]}\n"
+    );
+    let table = dir.ok("diff --from cow:store.img new.img");
+    assert_eq!(table.lines().count(), 4);
+    assert!(
+        table
+            .lines()
+            .nth(1)
+            .unwrap()
+            .ends_with("12288             8192  data"),
+        "{table}"
+    );
+    assert_eq!(
+        dir.ok("diff --from cow:store.img new.img --map")
+            .lines()
+            .count(),
+        16
+    );
+}
+
+#[test]
+fn send_apply_and_undo_on_files() {
+    let dir = Dir::new();
+    dir.ok("send --from cow:store.img new.img copy.img --undo u.delta");
+    assert_eq!(dir.read("copy.img"), dir.read("new.img"));
+    dir.ok("apply u.delta copy.img");
+    assert_eq!(dir.read("copy.img"), dir.read("base.img"));
+    for codec in ["none", "lz4", "zstd", "zstd:12"] {
+        dir.ok(&format!(
+            "send --from cow:store.img new.img -o d --overwrite -z {codec}"
+        ));
+        fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+        dir.ok("apply d copy.img");
+        assert_eq!(dir.read("copy.img"), dir.read("new.img"), "{codec}");
+    }
+}
+
+#[test]
+fn a_delta_goes_through_a_pipe() {
+    let dir = Dir::new();
+    let sent = dir.run("send --from cow:store.img new.img --stdout");
+    assert_eq!(sent.status.code(), Some(0));
+    let mut apply = dir
+        .command("apply - copy.img")
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    apply.stdin.take().unwrap().write_all(&sent.stdout).unwrap();
+    assert!(apply.wait().unwrap().success());
+    assert_eq!(dir.read("copy.img"), dir.read("new.img"));
+}
+
+#[test]
+fn a_closed_pipe_fails_a_stream_and_not_a_listing() {
+    let dir = Dir::with(2048, &(0..2000).collect::<Vec<_>>());
+    let closed = |line: &str| {
+        let mut child = dir
+            .command(line)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        child.wait().unwrap().code()
+    };
+    assert_eq!(
+        closed("send --from cow:store.img new.img --stdout"),
+        Some(1)
+    );
+    assert_eq!(closed("diff --from cow:store.img new.img"), Some(0));
+}
+
+#[test]
+fn a_full_copy_makes_its_file_and_keeps_it_sparse() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = Dir::new();
+    let file = fs::File::create(dir.path("sparse.img")).unwrap();
+    file.set_len(64 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], 40 << 20).unwrap();
+    dir.ok("send sparse.img made.img");
+    dir.ok("send sparse.img -o full.delta");
+    dir.ok("apply full.delta also.img");
+    for name in ["made.img", "also.img"] {
+        assert_eq!(dir.read(name), dir.read("sparse.img"));
+        assert!(
+            fs::metadata(dir.path(name)).unwrap().blocks() < 1000,
+            "{name} is sparse"
+        );
+    }
+    assert!(dir.read("full.delta").len() < 20_000);
+    dir.fails(
+        "send --from cow:store.img new.img no-such.img",
+        1,
+        &["no-such.img"],
+    );
+    dir.fails(
+        "send new.img no-such-directory/x.img",
+        1,
+        &["no-such-directory"],
+    );
+}
+
+#[test]
+fn refusals_are_5_and_leave_the_destination_alone() {
+    let dir = Dir::new();
+    dir.delta();
+    fs::write(dir.path("small.img"), &dir.read("base.img")[..400_000]).unwrap();
+    fs::write(dir.path("other.img"), vec![1; 1 << 20]).unwrap();
+    fs::copy(dir.path("new.img"), dir.path("kept.img")).unwrap();
+    std::os::unix::fs::symlink(dir.path("new.img"), dir.path("link.img")).unwrap();
+    fs::hard_link(dir.path("new.img"), dir.path("hard.img")).unwrap();
+    for (line, words) in [
+        (
+            "apply x.delta small.img",
+            ["400000", "1048576", "--allow-smaller"],
+        ),
+        (
+            "send --from cow:store.img new.img small.img",
+            ["400000", "1048576", "--allow-smaller"],
+        ),
+        (
+            "apply x.delta other.img",
+            ["not in the state", "Nothing was written", "--force"],
+        ),
+        (
+            "send --from cow:store.img new.img other.img",
+            ["not in the state", "block at", "--force"],
+        ),
+        (
+            "send --from cow:store.img new.img new.img",
+            ["new.img", "is the source itself", ""],
+        ),
+        (
+            "send new.img link.img",
+            ["link.img", "is the source itself", ""],
+        ),
+        (
+            "send new.img hard.img",
+            ["hard.img", "is the source itself", ""],
+        ),
+        (
+            "send new.img -o x.delta",
+            ["x.delta", "exists", "--overwrite"],
+        ),
+    ] {
+        let before = (
+            dir.read("small.img"),
+            dir.read("other.img"),
+            dir.read("x.delta"),
+        );
+        dir.fails(line, 5, &words);
+        assert!(
+            before
+                == (
+                    dir.read("small.img"),
+                    dir.read("other.img"),
+                    dir.read("x.delta")
+                ),
+            "{line}"
+        );
+        assert_eq!(dir.read("new.img"), dir.read("kept.img"), "{line}");
+    }
+    dir.ok("apply x.delta small.img --allow-smaller");
+    assert_eq!(dir.read("small.img"), dir.read("new.img")[..400_000]);
+    dir.ok("apply x.delta other.img --force");
+    assert_eq!(
+        dir.read("other.img")[3 * CHUNK..5 * CHUNK],
+        dir.read("new.img")[3 * CHUNK..5 * CHUNK]
+    );
+}
+
+#[test]
+fn a_destination_that_another_run_writes_is_refused() {
+    let dir = Dir::new();
+    dir.delta();
+    let held = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(dir.path("copy.img"))
+        .unwrap();
+    held.lock().unwrap();
+    dir.fails("apply x.delta copy.img", 5, &["copy.img"]);
+    assert_eq!(dir.read("copy.img"), dir.read("base.img"));
+}
+
+#[test]
+fn damage_is_6_wherever_it_is() {
+    let dir = Dir::new();
+    let delta = dir.delta();
+    let places = [
+        0,
+        10,
+        16,
+        20,
+        60,
+        700,
+        4000,
+        delta.len() / 2,
+        delta.len() - 100,
+        delta.len() - 1,
+    ];
+    for place in places {
+        let mut damaged = delta.clone();
+        damaged[place] ^= 4;
+        fs::write(dir.path("bad.delta"), &damaged).unwrap();
+        dir.fails("apply bad.delta copy.img -n", 6, &["bad.delta"]);
+        fs::write(dir.path("bad.delta"), &delta[..place]).unwrap();
+        dir.fails("apply bad.delta copy.img -n", 6, &["bad.delta"]);
+    }
+    fs::write(dir.path("bad.delta"), [&delta[..], b"more"].concat()).unwrap();
+    dir.fails("apply bad.delta copy.img", 6, &["follow the trailer"]);
+    fs::write(dir.path("bad.delta"), "#!/bin/sh\n").unwrap();
+    dir.fails("apply bad.delta copy.img", 6, &["not a delta"]);
+    let output = dir.run("inspect bad.delta");
+    assert_eq!(output.status.code(), Some(6));
+    assert!(text(&output.stdout).contains("NOT SOUND"));
+}
+
+#[test]
+fn a_damaged_store_is_4_and_names_the_way_out() {
+    let dir = Dir::new();
+    let store = dir.read("store.img");
+    let mut invalid = store.clone();
+    invalid[4] = 0;
+    let mut magic = store.clone();
+    magic[0] ^= 1;
+    let mut beyond = store.clone();
+    beyond[CHUNK..CHUNK + 8].copy_from_slice(&9_999u64.to_le_bytes());
+    for bytes in [
+        &invalid[..],
+        &magic,
+        &beyond,
+        &store[..CHUNK * 3],
+        &store[..100],
+        &[],
+    ] {
+        fs::write(dir.path("store.img"), bytes).unwrap();
+        dir.fails(
+            "diff --from cow:store.img new.img --json",
+            4,
+            &["store.img"],
+        );
+        dir.fails(
+            "send --from cow:store.img new.img copy.img",
+            4,
+            &["lvmsync send"],
+        );
+    }
+    assert_eq!(dir.read("copy.img"), dir.read("base.img"));
+}
+
+#[test]
+fn inspect_tells_and_json_is_json() {
+    let dir = Dir::new();
+    dir.delta();
+    let told = dir.ok("inspect x.delta");
+    for word in [
+        "format       4",
+        "1.0 MiB (1048576 bytes)",
+        "16.0 KiB in 3 frames",
+        "sound",
+    ] {
+        assert!(told.contains(word), "{word} in {told}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&dir.ok("inspect --json --extents x.delta")).unwrap();
+    assert_eq!(json["sound"], true);
+    assert_eq!(json["header"]["volume_size"], 1 << 20);
+    assert_eq!(json["data_bytes"], 4 * CHUNK);
+    assert_eq!(json["extents"].as_array().unwrap().len(), 3);
+    dir.ok("send --from cow:store.img new.img -o old.delta --format proto3");
+    assert!(dir.ok("inspect old.delta").contains("format       3"));
+}
+
+#[test]
+fn results_for_scripts() {
+    let dir = Dir::new();
+    let json = |line: &str| serde_json::from_str::<serde_json::Value>(&dir.ok(line)).unwrap();
+    let sent = json("send --from cow:store.img new.img copy.img --json -q");
+    assert_eq!(sent["volume_size"], 1 << 20);
+    assert_eq!(sent["data_bytes"], 4 * CHUNK);
+    assert_eq!(sent["extents"], 3);
+    assert!(sent["seconds"].as_f64().unwrap() > 0.0);
+    let output = dir.run("send --from cow:store.img new.img copy.img --progress json");
+    let lines = text(&output.stderr);
+    let last = lines.lines().rfind(|line| line.starts_with('{')).unwrap();
+    let progress: serde_json::Value = serde_json::from_str(last).unwrap();
+    assert_eq!(progress["event"], "progress");
+    assert_eq!(progress["bytes_done"], 4 * CHUNK);
+    let planned = json("send --from cow:store.img new.img copy.img -n --json");
+    assert_eq!(planned["dry_run"], true);
+    dir.delta();
+    assert_eq!(
+        json("apply x.delta copy.img --json")["data_bytes"],
+        4 * CHUNK
+    );
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let dir = Dir::new();
+    dir.delta();
+    let before = dir.names();
+    dir.ok("send --from cow:store.img new.img copy.img -n --undo u");
+    dir.ok("send --from cow:store.img new.img -o y.delta -n");
+    dir.ok("apply x.delta copy.img --check --undo u");
+    let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
+    dir.ok(&format!(
+        "send --from cow:store.img new.img far:{} -n {ssh}",
+        dir.path("copy.img").display()
+    ));
+    fs::remove_file(dir.path("fake-ssh")).unwrap();
+    assert_eq!(dir.names(), before);
+    assert_eq!(dir.read("copy.img"), dir.read("base.img"));
+}
+
+#[test]
+fn quiet_is_quiet_and_verbose_is_not() {
+    let dir = Dir::new();
+    let stderr = |line: &str| text(&dir.run(line).stderr);
+    assert_eq!(stderr("send --from cow:store.img new.img copy.img -q"), "");
+    let said = stderr("send --from cow:store.img new.img copy.img");
+    assert!(
+        said.contains("sent") && said.contains("a full copy is 1.0 MiB"),
+        "{said}"
+    );
+    assert!(!said.contains('\r'), "no bar in a pipe: {said}");
+}
+
+#[test]
+fn through_a_remote_end() {
+    let dir = Dir::new();
+    let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
+    let copy = dir.path("copy.img");
+    let undo = dir.path("u.delta");
+    for codec in ["none", "lz4", "zstd"] {
+        fs::copy(dir.path("base.img"), &copy).unwrap();
+        let line = format!(
+            "send --from cow:store.img new.img far:{} --undo {} --overwrite -z {codec} {ssh}",
+            copy.display(),
+            undo.display()
+        );
+        dir.ok(&line);
+        assert_eq!(dir.read("copy.img"), dir.read("new.img"));
+        dir.ok("apply u.delta copy.img");
+        assert_eq!(dir.read("copy.img"), dir.read("base.img"));
+    }
+    dir.ok(&format!(
+        "send new.img far:{} {ssh}",
+        dir.path("made.img").display()
+    ));
+    assert_eq!(dir.read("made.img"), dir.read("new.img"));
+}
+
+#[test]
+fn remote_failures_have_their_code_and_the_far_words() {
+    let dir = Dir::new();
+    let far = format!(
+        "send --from cow:store.img new.img far:{}",
+        dir.path("copy.img").display()
+    );
+    let ssh = dir.fake_ssh("echo 'Connection refused by host' >&2; exit 255");
+    dir.fails(
+        &format!("{far} {ssh}"),
+        7,
+        &["far", "Connection refused by host"],
+    );
+    let ssh = dir.fake_ssh("shift; exec sh -c \"no-such-program serve\"");
+    dir.fails(
+        &format!("{far} {ssh}"),
+        7,
+        &["was not found there", "--remote-path"],
+    );
+    let ssh = dir.fake_ssh("echo 'Welcome to far!'; sleep 1");
+    dir.fails(
+        &format!("{far} {ssh}"),
+        7,
+        &["Welcome to far!", "start-up files"],
+    );
+    let ssh = dir.fake_ssh("echo 'FATAL ERROR: No destination specified.' >&2; exit 1");
+    dir.fails(&format!("{far} {ssh}"), 7, &["original", "--compat"]);
+    fs::write(dir.path("small.img"), "x").unwrap();
+    let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
+    let small = format!(
+        "send --from cow:store.img new.img far:{} {ssh}",
+        dir.path("small.img").display()
+    );
+    dir.fails(&small, 5, &["small.img", "--allow-smaller"]);
+    dir.fails(
+        &format!("send new.img far:/no/such/directory/x {ssh}"),
+        7,
+        &["/no/such/directory/x"],
+    );
+    assert_eq!(dir.read("copy.img"), dir.read("base.img"));
+}
+
+/// The far end as the original behaves: takes PROTO[3] on stdin, seeks and writes, knows no end mark.
+#[test]
+fn an_original_at_the_far_end_is_usable_with_compat() {
+    let dir = Dir::new();
+    let original = r#"
+import sys, struct
+assert sys.argv[1:3] == ['--apply', '-'], sys.argv
+out = open(sys.argv[-1], 'r+b')
+inp = sys.stdin.buffer
+assert inp.readline().rstrip(b'\r\n') == b'lvmsync PROTO[3]'
+while True:
+    head = inp.read(12)
+    if not head: break
+    offset, length = struct.unpack('>QL', head)
+    data = inp.read(length)
+    out.seek(offset)
+    out.write(data)
+"#;
+    fs::write(dir.path("original.py"), original).unwrap();
+    dir.fake_ssh(&format!(
+        "shift; set -- $*; shift; exec python3 {} \"$@\"",
+        dir.path("original.py").display()
+    ));
+    let copy = dir.path("copy.img");
+    dir.ok(&format!(
+        "send --from cow:store.img new.img far:{} -e ./fake-ssh --compat",
+        copy.display()
+    ));
+    assert_eq!(dir.read("copy.img"), dir.read("new.img"));
+    dir.fake_ssh("echo 'APPLY FAILED.' >&2; exit 1");
+    let line = format!(
+        "send --from cow:store.img new.img far:{} -e ./fake-ssh --compat",
+        copy.display()
+    );
+    dir.fails(&line, 7, &["APPLY FAILED."]);
+}
+
+#[test]
+fn the_originals_streams_apply_and_a_cut_one_is_6() {
+    let dir = Dir::new();
+    dir.ok("send --from cow:store.img new.img -o s3 --format proto3");
+    let stream = dir.read("s3");
+    assert!(stream.starts_with(b"lvmsync PROTO[3]\n\0\0\0\0\0\0\x30\0\0\0\x20\0"));
+    dir.ok("--apply s3 copy.img -b back");
+    assert_eq!(dir.read("copy.img"), dir.read("new.img"));
+    dir.ok("--apply back copy.img");
+    assert_eq!(dir.read("copy.img"), dir.read("base.img"));
+    for cut in [5, 16, 20, 28, 30, 5000, stream.len() - 1] {
+        fs::write(dir.path("cut"), &stream[..cut]).unwrap();
+        dir.fails("apply cut copy.img", 6, &["cut"]);
+    }
+    // Records in any order, and one twice: the later wins, and the undo still knows the first content.
+    let record = |chunk: usize, byte: u8| {
+        let mut bytes = ((chunk * CHUNK) as u64).to_be_bytes().to_vec();
+        bytes.extend((CHUNK as u32).to_be_bytes());
+        bytes.extend([byte; CHUNK]);
+        bytes
+    };
+    let odd = [
+        b"lvmsync PROTO[3]\n".to_vec(),
+        record(9, 1),
+        record(2, 2),
+        record(9, 3),
+    ]
+    .concat();
+    fs::write(dir.path("odd"), odd).unwrap();
+    fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+    dir.ok("apply odd copy.img --undo odd.undo");
+    assert_eq!(dir.read("copy.img")[9 * CHUNK..10 * CHUNK], [3; CHUNK]);
+    dir.ok("apply odd.undo copy.img");
+    assert_eq!(dir.read("copy.img"), dir.read("base.img"));
+}
+
+#[test]
+fn signals_end_with_130_and_leave_nothing_behind() {
+    for signal in ["INT", "TERM", "HUP"] {
+        let dir = Dir::with(4096, &(0..4000).collect::<Vec<_>>());
+        let before = dir.names();
+        for line in [
+            "send --from cow:store.img new.img -o x.delta --bwlimit 500k",
+            "send --from cow:store.img new.img --stdout --bwlimit 500k",
+            "apply - copy.img",
+        ] {
+            let mut command = dir.command(line);
+            command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            let mut child = command.spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(400));
+            let kill = Command::new("kill")
+                .arg(format!("-{signal}"))
+                .arg(child.id().to_string())
+                .status();
+            assert!(kill.unwrap().success());
+            let start = Instant::now();
+            // Only ended by the signal: stdin stays open.
+            let stdin = child.stdin.take();
+            assert_eq!(child.wait().unwrap().code(), Some(130), "{line}");
+            drop(stdin);
+            assert!(
+                start.elapsed() < Duration::from_secs(5),
+                "{line}: {:?}",
+                start.elapsed()
+            );
+            assert_eq!(dir.names(), before, "{line}");
+        }
+    }
+}
+
+#[test]
+fn what_a_killed_run_left_is_taken_over() {
+    let dir = Dir::with(4096, &(0..4000).collect::<Vec<_>>());
+    let line = "send --from cow:store.img new.img -o x.delta --bwlimit 500k";
+    let mut child = dir.command(line).stderr(Stdio::null()).spawn().unwrap();
+    while !dir.path("x.delta.partial").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!dir.path("x.delta").exists());
+    dir.ok("send --from cow:store.img new.img -o x.delta");
+    assert!(!dir.path("x.delta.partial").exists());
+    dir.ok("inspect x.delta");
+}
+
+#[test]
+fn an_apply_that_fails_in_the_middle_leaves_an_undo_that_works() {
+    let dir = Dir::with(4096, &(0..4000).collect::<Vec<_>>());
+    dir.ok("send --from cow:store.img new.img -o x.delta");
+    let delta = dir.read("x.delta");
+    for part in [10, 50, 90] {
+        fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+        fs::write(dir.path("cut.delta"), &delta[..delta.len() * part / 100]).unwrap();
+        let undo = format!("u{part}");
+        dir.fails(
+            &format!("apply cut.delta copy.img --undo {undo}"),
+            6,
+            &["cut.delta"],
+        );
+        if dir.path(&undo).exists() {
+            dir.ok(&format!("apply {undo} copy.img"));
+        }
+        assert!(dir.read("copy.img") == dir.read("base.img"), "{part} %");
+    }
+}
+
+#[test]
+fn disk_full_is_1_and_the_partial_file_goes() {
+    // /dev/full takes an open and fails every write.
+    let dir = Dir::new();
+    let output = dir
+        .command("send --from cow:store.img new.img --stdout")
+        .stdout(fs::File::options().write(true).open("/dev/full").unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("standard output"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn paths_that_are_no_volumes_are_named() {
+    let dir = Dir::new();
+    fs::create_dir(dir.path("directory")).unwrap();
+    dir.fails("send new.img directory", 2, &["a directory"]);
+    dir.fails("send /dev/null copy.img", 2, &["/dev/null"]);
+    dir.fails("send no-such.img copy.img", 1, &["no-such.img"]);
+    dir.fails("apply no-such.delta copy.img", 1, &["no-such.delta"]);
+    assert!(Path::new("/dev/null").exists());
+}
