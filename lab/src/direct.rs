@@ -1,5 +1,5 @@
 //! Direct mode: a test's body on this machine instead of a guest, with loop devices as disks. For a machine that is
-//! there for it, since a test that fails may leave volume groups behind.
+//! there for it, since a test that is killed leaves its volume groups behind.
 //!
 //! Guarantees: LVM commands that are run through [`Guest::sh`] see the test's loop devices and nothing else, by a
 //! configuration of their own, so that a volume group of this machine with the same name is neither found nor touched.
@@ -18,9 +18,12 @@ pub(crate) fn run(name: &str, setup: &Setup, body: impl FnOnce(&Guest)) -> Resul
     let scratch = job.path("scratch");
     create_directory(&scratch)?;
     let loops = Loops::attach(job.disks())?;
+    let groups = Groups {
+        configuration: isolated_lvm(&job, &loops.0)?,
+    };
     let mut env = setup.env.clone();
     env.push(("PATH".to_owned(), path_with(&job, &setup.programs)?));
-    env.push(("LVM_SYSTEM_DIR".to_owned(), isolated_lvm(&job, &loops.0)?));
+    env.push(("LVM_SYSTEM_DIR".to_owned(), groups.configuration.clone()));
     env.push(("LVM_SUPPRESS_FD_WARNINGS".to_owned(), "1".to_owned()));
     let guest = Guest {
         disks: loops.0.clone(),
@@ -29,8 +32,36 @@ pub(crate) fn run(name: &str, setup: &Setup, body: impl FnOnce(&Guest)) -> Resul
         env,
     };
     body(&guest);
+    // The groups before the disks that they are on; a body that panics drops them in this order, too.
+    drop(groups);
     drop(loops);
     Ok(())
+}
+
+/// The volume groups that a test has made, by the configuration that shows no others. Removes them when dropped.
+struct Groups {
+    configuration: String,
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        let lvm = |arguments: &[&str]| {
+            Command::new("lvm")
+                .args(arguments)
+                .env("LVM_SYSTEM_DIR", &self.configuration)
+                .env("LVM_SUPPRESS_FD_WARNINGS", "1")
+                .output()
+        };
+        let Ok(names) = lvm(&["vgs", "--noheadings", "-o", "vg_name"]) else {
+            return;
+        };
+        for name in String::from_utf8_lossy(&names.stdout).split_whitespace() {
+            let removed = lvm(&["vgremove", "--force", "--force", "--yes", name]);
+            if !removed.is_ok_and(|output| output.status.success()) {
+                eprintln!("lab: the volume group {name} of this test is still there");
+            }
+        }
+    }
 }
 
 /// A directory for `LVM_SYSTEM_DIR`, whose configuration knows the loop devices alone.
