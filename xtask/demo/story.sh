@@ -7,10 +7,15 @@ set -- $LAB_DISKS
 HERE_DISK=$1 FAR_DISK=$2
 SIZE=256M
 
-step() { printf '\n\e[1m== %s\e[0m\n' "$*"; }
+# A console does not know how wide the terminal is that shows it.
+stty cols "$DEMO_COLUMNS" rows 24 < /dev/console || :
+
+step() { printf '\n== %s\n' "$*"; }
+# LVM warns that it keeps no backup of its metadata, which is so because the machine is thrown away.
+unwarned() { "$@" 2> >(grep -v 'metadata update is NOT backed up' >&2); }
 # Shows a command as a person would type it, then runs it.
-run() { printf '$ %s\n' "$*"; "$@"; }
-on_far() { printf 'far$ %s\n' "$*"; ssh far "$@"; }
+run() { printf '$ %s\n' "$*"; unwarned "$@"; }
+on_far() { printf 'far$ %s\n' "$*"; unwarned ssh far "$@"; }
 # The same for a transfer, and keeps what it says of itself for the table.
 transfer() {
   local name=$1; shift
@@ -32,7 +37,7 @@ same() {
 }
 
 step '1. Two hosts: a volume in use here, an empty one of the same size on the host far'
-vgcreate -qq --yes vg0 "$HERE_DISK"
+unwarned vgcreate -qq --yes vg0 "$HERE_DISK"
 run lvcreate -qq --yes -L $SIZE -n data vg0
 mkfs.ext4 -q /dev/vg0/data
 mkdir -p /mnt/data
@@ -41,7 +46,7 @@ mkdir /mnt/data/photos /mnt/data/mail
 for n in $(seq 1 12); do head -c 1M /dev/urandom > /mnt/data/photos/$n.jpg; done
 echo 'Dear Ada' > /mnt/data/mail/draft.txt
 lab-host add far > /dev/null
-ssh far "vgcreate -qq --yes vg1 $FAR_DISK"
+unwarned ssh far "vgcreate -qq --yes vg1 $FAR_DISK"
 on_far lvcreate -qq --yes -L $SIZE -n data vg1
 df -h --output=target,size,used /mnt/data
 
@@ -72,6 +77,8 @@ on_far 'mkdir -p /mnt/look; mount -o ro,noload /dev/vg1/data /mnt/look; cat /mnt
 step '7. Undo: far goes back to the first snapshot'
 on_far_transfer undo lvmsync apply /root/monday.undo vg1/data
 same "$(digest_here /dev/vg0/s1)" "$(digest_far /dev/vg1/data)"
+echo 'The photo that was deleted is back, the new one is gone:'
+on_far 'mount -o ro,noload /dev/vg1/data /mnt/look; ls -x /mnt/look/photos; umount /mnt/look'
 
 step '8. The first snapshot has served; the second is the base of the next round'
 run lvremove -qq --yes vg0/s1

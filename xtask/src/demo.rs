@@ -38,6 +38,7 @@ pub(crate) fn demo(_: &DemoArgs) -> Done {
         .disk("1G")
         .disk("1G")
         .env("DEMO_PROGRESS", progress)
+        .env("DEMO_COLUMNS", &columns().to_string())
         .time_limit(Duration::from_secs(300))
         .program(program);
     let mut machine = Machine::new("demo", setup)?;
@@ -95,11 +96,42 @@ fn results(directory: &Path) -> lab::Result<String> {
         );
         rows.push(vec![
             step.to_owned(),
-            format!("{volume}"),
-            format!("{sent}"),
+            grouped(volume),
+            grouped(sent),
             format!("{:.1} %", 100.0 * sent / volume.max(1.0)),
             format!("{time:.1} s"),
         ]);
     }
     Ok(table(&rows))
+}
+
+/// The width of this terminal.
+fn columns() -> u16 {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    size.ok().map_or(0, |size| size.ws_col).max(80)
+}
+
+/// 268,435,456
+fn grouped(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grouped;
+
+    #[test]
+    fn digits_in_groups() {
+        assert_eq!(grouped(0.0), "0");
+        assert_eq!(grouped(999.0), "999");
+        assert_eq!(grouped(268_435_456.0), "268,435,456");
+    }
 }

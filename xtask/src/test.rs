@@ -33,6 +33,7 @@ enum Step {
     /// cargo fmt --check
     Format,
     /// cargo clippy, warnings are errors
+    #[value(alias = "lint")]
     Lints,
     /// cargo doc, warnings are errors
     Docs,

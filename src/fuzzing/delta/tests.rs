@@ -11,16 +11,18 @@ use crate::changes::cow_build::store_of;
 use crate::delta::codec::{Compression, Compressor};
 use crate::delta::header::tests::header;
 use crate::extent::ChangeList;
+use crate::session::message::Message;
 use crate::volume::memory::MemoryVolume;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 5] = [
+const TARGETS: [(&str, Target); 6] = [
     ("cow_store", crate::fuzzing::fuzz_cow),
     ("delta_record", fuzz_record),
     ("delta_stream", fuzz_delta),
     ("proto3", fuzz_proto3),
     ("header", fuzz_header),
+    ("session", crate::fuzzing::fuzz_session),
 ];
 
 fn directory(target: &str) -> PathBuf {
@@ -98,6 +100,14 @@ fn write_seeds() {
         "across_a_mebibyte",
         &write_proto3(&[((1 << 20) - 100, vec![3; 200])]),
     );
+
+    for (name, message) in [
+        ("end", Message::End),
+        ("ping", Message::Ping),
+        ("data", Message::Data(stream(Compression::None))),
+    ] {
+        write("session", name, &message.encode().unwrap());
+    }
 
     // Two areas of 32, and a few of the usual size: data chunks would make the second too long for a seed.
     for (name, chunk_bytes, exceptions) in [("two_areas", 512, 35), ("usual", 4096, 3)] {
