@@ -190,7 +190,7 @@ fn add(total: &mut Summary, received: &Received) {
 pub(super) fn open_input(name: &str, cancel: &Cancel) -> Result<Box<dyn Read + Send>> {
     if name == "-" {
         return Ok(Box::new(CancelableReader::new(
-            std::io::stdin(),
+            output::data_in()?,
             cancel.clone(),
         )));
     }

@@ -259,14 +259,14 @@ impl Job<'_> {
 
     fn to_file_or_stdout(&self, source: &SendSource, summary: &mut Summary) -> Result<()> {
         let Some(path) = &self.to.output else {
-            let stdout = io::stdout();
+            let stdout = output::data_out()?;
             if io::IsTerminal::is_terminal(&stdout) {
                 return Err(Error::Usage(
                     "standard output is a terminal: send the delta into a pipe or a file"
                         .to_owned(),
                 ));
             }
-            return self.write_delta(source, stdout.lock(), "standard output", summary);
+            return self.write_delta(source, stdout, "standard output", summary);
         };
         let file = PartialFile::create(path, self.write.overwrite)?;
         let name = path.display().to_string();

@@ -1,5 +1,7 @@
 //! `lvmsync serve`: the far end of a session, started by ssh.
 
+use std::fs::File;
+
 use clap::Args;
 
 use super::{TalkArgs, output};
@@ -22,8 +24,8 @@ pub(super) struct ServeArgs {
 
 pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     super::start_logging(args.talk.verbose);
-    let input = CancelableReader::new(std::io::stdin(), cancel.clone());
-    let mut server = Server::accept(input, std::io::stdout()).map_err(lost)?;
+    let input = CancelableReader::new(output::data_in()?, cancel.clone());
+    let mut server = Server::accept(input, output::data_out()?).map_err(lost)?;
     let open = server.request().map_err(lost)?;
     let replies = server.replies();
     match serve(&mut server, &open, &replies, cancel) {
@@ -48,12 +50,12 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     }
 }
 
-type Stdin = CancelableReader<std::io::Stdin>;
+type Stdin = CancelableReader<File>;
 
 fn serve(
-    server: &mut Server<Stdin, std::io::Stdout>,
+    server: &mut Server<Stdin, File>,
     open: &Open,
-    replies: &Replies<std::io::Stdout>,
+    replies: &Replies<File>,
     cancel: &Cancel,
 ) -> Result<Done> {
     let monitor = Relay(replies.clone());
@@ -109,7 +111,7 @@ fn destination_options(options: &ApplyOptions) -> DestinationOptions {
 }
 
 /// Warnings go to the sender; its own progress is its own.
-struct Relay(Replies<std::io::Stdout>);
+struct Relay(Replies<File>);
 
 impl Monitor for Relay {
     fn plan(&self, _: u64) {}
