@@ -14,28 +14,37 @@ impl Counts {
     }
 }
 
-/// Adds up the summary lines of `cargo test` and of nextest.
+/// Adds up the summary lines of `cargo test`, or of nextest, which also shows what a failing test binary printed: the
+/// summary in there counts the same tests.
 pub(crate) fn counts(output: &str) -> Counts {
+    let plain = without_colours(output);
+    let of_nextest: Vec<&str> = plain.lines().filter_map(nextest_summary).collect();
+    if of_nextest.is_empty() {
+        let of_cargo = plain
+            .lines()
+            .filter_map(|line| line.strip_prefix("test result: "));
+        return sum(of_cargo);
+    }
+    sum(of_nextest.into_iter())
+}
+
+fn nextest_summary(line: &str) -> Option<&str> {
+    let rest = line.trim_start().strip_prefix("Summary [")?;
+    rest.split_once("run: ").map(|(_, parts)| parts)
+}
+
+/// Adds up phrases such as "12 passed".
+fn sum<'a>(summaries: impl Iterator<Item = &'a str>) -> Counts {
     let mut sum = Counts::default();
-    for line in without_colours(output).lines() {
-        let line = line.trim_start();
-        // Whole phrases only: a test may print such words too, but hardly at the start of a line.
-        let summary = line.strip_prefix("test result: ").or_else(|| {
-            line.strip_prefix("Summary [")
-                .and_then(|rest| rest.split_once("run: "))
-                .map(|(_, rest)| rest)
-        });
-        for part in summary.unwrap_or_default().split([',', ';', '.', '(']) {
-            // "12 passed", and before the first of them "ok" or "FAILED".
-            let mut words = part.split_whitespace();
-            let Some(number) = words.next().and_then(|word| word.parse::<u64>().ok()) else {
-                continue;
-            };
-            match words.collect::<Vec<_>>().as_slice() {
-                ["passed"] => sum.passed += number,
-                ["failed"] | ["timed", "out"] | ["exec", "failed"] => sum.failed += number,
-                _ => {}
-            }
+    for part in summaries.flat_map(|summary| summary.split([',', ';', '.', '('])) {
+        let mut words = part.split_whitespace();
+        let Some(number) = words.next().and_then(|word| word.parse::<u64>().ok()) else {
+            continue;
+        };
+        match words.collect::<Vec<_>>().as_slice() {
+            ["passed"] => sum.passed += number,
+            ["failed"] | ["timed", "out"] | ["exec", "failed"] => sum.failed += number,
+            _ => {}
         }
     }
     sum
@@ -82,6 +91,10 @@ mod tests {
                 failed: 3
             }
         );
+        let nested = format!(
+            "    test result: FAILED. 0 passed; 1 failed; 0 ignored\ntest result: FAILED. 0 passed; 1 failed\n{plain}"
+        );
+        assert_eq!(counts(&nested), counts(plain));
         let coloured = "\u{1b}[32;1m     Summary\u{1b}[0m [   0.5s] \u{1b}[1m1\u{1b}[0m test run: \u{1b}[1m1\u{1b}[0m \u{1b}[32;1mpassed\u{1b}[0m, 0 skipped\n";
         assert_eq!(
             counts(coloured),
