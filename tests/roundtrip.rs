@@ -330,6 +330,7 @@ proptest! {
             let client = Client::connect(here.try_clone().unwrap(), here, &[], Arc::new(())).unwrap();
             let open = Open {
                 operation: OPERATION_APPLY.into(), destination: "vg/lv".into(), options: ApplyOptions::default(),
+                source: None,
             };
             let (_, mut out) = client.open(open).unwrap();
             std::io::Write::write_all(&mut out, &delta).unwrap();

@@ -26,7 +26,7 @@ use crate::monitor::Monitor;
 use crate::partial_file::PartialFile;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
 use crate::source::{SendSource, SourceRequest};
-use crate::units::{Bytes, parse_size};
+use crate::units::{Bytes, count, parse_size};
 
 const AFTER_HELP: &str = "\
 NEW is a snapshot, an origin, or any block device or file. With --from OLD only what differs between OLD and
@@ -185,10 +185,10 @@ pub(super) fn sentence(summary: &Summary) -> String {
         return summary.sentence("sent");
     }
     format!(
-        "would send {} data and {} zero in {} extents, of {}; nothing was written",
+        "would send {} data and {} zero in {}, of {}; nothing was written",
         Bytes(summary.data_bytes),
         Bytes(summary.zero_bytes),
-        summary.extents,
+        count(summary.extents, "extent"),
         Bytes(summary.volume_size)
     )
 }

@@ -14,6 +14,9 @@ use crate::monitor::Monitor;
 use crate::session::SessionError;
 use crate::session::message::{Ack, ApplyOptions, Done, Open, Ready};
 use crate::session::server::{Replies, Server};
+use crate::sys::device::DeviceNumber;
+use crate::volume::VolumeIdentity;
+use crate::volume::host::boot_id;
 
 /// The far end of a session; ssh starts it, people do not
 #[derive(Args, Debug)]
@@ -59,8 +62,11 @@ fn serve(
     cancel: &Cancel,
 ) -> Result<Done> {
     let monitor = Relay(replies.clone());
-    let destination =
-        Destination::open(&open.destination, None, &destination_options(&open.options))?;
+    let destination = Destination::open(
+        &open.destination,
+        source_here(open),
+        &destination_options(&open.options),
+    )?;
     server
         .ready(Ready {
             destination: open.destination.clone(),
@@ -96,6 +102,19 @@ fn serve(
 /// The session's end, as this end sees it.
 fn lost(error: SessionError) -> Error {
     error.into_error("the sender")
+}
+
+/// What the sender reads from, if that is on this very machine.
+fn source_here(open: &Open) -> Option<VolumeIdentity> {
+    let source = open.source.as_ref()?;
+    if boot_id()? != source.boot_id {
+        return None;
+    }
+    match (source.device, source.file) {
+        (Some((major, minor)), _) => Some(VolumeIdentity::Block(DeviceNumber { major, minor })),
+        (None, Some((filesystem, inode))) => Some(VolumeIdentity::File { filesystem, inode }),
+        (None, None) => None,
+    }
 }
 
 fn destination_options(options: &ApplyOptions) -> DestinationOptions {

@@ -44,7 +44,7 @@ mkdir -p /mnt/data
 run mount /dev/vg0/data /mnt/data
 mkdir /mnt/data/photos /mnt/data/mail
 for n in $(seq 1 12); do head -c 1M /dev/urandom > /mnt/data/photos/$n.jpg; done
-echo 'Dear Ada' > /mnt/data/mail/draft.txt
+echo 'Draft of a letter' > /mnt/data/mail/draft.txt
 lab-host add far > /dev/null
 unwarned ssh far "vgcreate -qq --yes vg1 $FAR_DISK"
 on_far lvcreate -qq --yes -L $SIZE -n data vg1
