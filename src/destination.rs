@@ -60,8 +60,9 @@ impl Destination {
                 refuse_unwritable(&resolved, name)?;
                 resolved.path().to_owned()
             }
-            // A full copy may make the file; opening says clearly why if it may not.
-            Err(error) if !options.create || Path::new(name).exists() => return Err(error),
+            Err(error) if !options.create || !is_free_file_name(Path::new(name)) => {
+                return Err(error);
+            }
             Err(_) => PathBuf::from(name),
         };
         if let Ok(identity) = VolumeIdentity::of_path(&path) {
@@ -166,6 +167,14 @@ impl Destination {
             spool: &spool,
         }))
     }
+}
+
+/// A full copy may make a file under this name. What stands for a volume that is not there is no such name: for
+/// that one LVM's explanation helps more than "no such file".
+fn is_free_file_name(path: &Path) -> bool {
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    let parent = parent.unwrap_or(Path::new("."));
+    parent.is_dir() && !path.starts_with("/dev") && path.symlink_metadata().is_err()
 }
 
 fn refuse_unwritable(resolved: &Resolved, name: &str) -> Result<()> {

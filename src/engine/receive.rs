@@ -118,7 +118,6 @@ fn receive_version_4<R: Read>(
     let result = apply_frames(&mut reader, what, &mut applier, options);
     let applied = conclude(applier, result, target, options.monitor)?;
     shrink_after_undo(&header, target)?;
-    report_skipped(&applied, target, options);
     Ok(Received {
         applied,
         delta_bytes: reader.position(),
@@ -185,7 +184,6 @@ fn receive_version_3<R: Read>(
             Applier::<File>::new(target.volume, target.name, None, options.cancel, on_durable);
         let result = apply_pieces(&mut reader, what, &mut applier, &check_end, options);
         let applied = conclude(applier, result, target, options.monitor)?;
-        report_skipped(&applied, target, options);
         return Ok(Received {
             applied,
             delta_bytes: reader.position(),
@@ -209,7 +207,6 @@ fn receive_version_3<R: Read>(
         applier.write(extent, data)
     });
     let applied = conclude(applier, result, target, options.monitor)?;
-    report_skipped(&applied, target, options);
     Ok(Received {
         applied,
         delta_bytes: applied.data_bytes,
@@ -285,7 +282,9 @@ pub fn conclude<W: DurableWrite>(
     monitor: &dyn Monitor,
 ) -> Result<Applied> {
     let Err(error) = result else {
-        return applier.finish();
+        let applied = applier.finish()?;
+        report_skipped(&applied, target, monitor);
+        return Ok(applied);
     };
     let wrote = applier.applied().data_frames + applier.applied().zero_frames > 0;
     let has_undo = applier.abandon();
@@ -324,9 +323,9 @@ fn shrink_after_undo(header: &Header, target: &Target<'_>) -> Result<()> {
         })
 }
 
-fn report_skipped(applied: &Applied, target: &Target<'_>, options: &ReceiveOptions<'_>) {
+fn report_skipped(applied: &Applied, target: &Target<'_>, monitor: &dyn Monitor) {
     if applied.skipped_bytes > 0 {
-        options.monitor.warn(&format!(
+        monitor.warn(&format!(
             "{}: {} past the end of the destination were left out",
             target.name,
             Bytes(applied.skipped_bytes)

@@ -1,0 +1,160 @@
+//! Increments while others write: make the new snapshot, then read the old one's table, then drop the old one.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "tests: what does not hold fails the test"
+)]
+
+mod lab_kit;
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use lab_kit::{Random, Tool, assert_same, content, long, setup, wrong_blocks};
+use lvmsync::sys::aligned::AlignedBuffer;
+
+/// The volume's size. A store of twice the size can never overflow.
+const SIZE_MIB: u64 = 12;
+const BLOCK: u64 = 4096;
+
+/// Milliseconds between two writes of one writer: few while data is sent and compared, or the whole volume would
+/// change in each round and no rule could miss anything; many where the rules differ.
+const SLOW: u64 = 120;
+const FAST: u64 = 2;
+const STOP: u64 = 0;
+
+#[test]
+fn increments_under_four_writers() {
+    let limit = Duration::from_secs(if long() { 300 } else { 120 });
+    let setup = setup().disk("512M").disk("256M").time_limit(limit);
+    lab::test("increments_under_four_writers", setup, |guest| {
+        let rounds = if long() { 20 } else { 5 };
+        let tool = Tool::new(guest);
+        guest.volume_group("vg", 0);
+        guest.volume_group("backup", 1);
+        let size = format!("{SIZE_MIB}M");
+        let data = guest.volume("vg", "data", &size);
+        let copy = guest.volume("backup", "copy", &size);
+        let far_copy = guest.volume("backup", "far", &size);
+        guest.host("far");
+        lab_kit::write(&data, &Random::new(1).bytes((SIZE_MIB << 20) as usize), 0);
+
+        let pause = AtomicU64::new(SLOW);
+        let writes = AtomicU64::new(0);
+        let mut wrong_by_old_rule = 0;
+        std::thread::scope(|scope| {
+            for seed in 0..4 {
+                let (pause, writes, data) = (&pause, &writes, &data);
+                scope.spawn(move || write_until_stopped(pause, writes, data, seed));
+            }
+            // Whatever fails must stop the writers, or the scope waits for them for ever.
+            let _guard = StopAtEnd(&pause);
+            snapshot(guest, 0);
+            tool.run("send vg/s0 backup/copy").ok();
+            tool.run("send vg/s0 far:backup/far -z lz4").ok();
+            let mut base = content("/dev/vg/s0");
+            assert_same(&copy, &base, "the first copy");
+            assert_same(&far_copy, &base, "the first copy over ssh");
+            for round in 1..=rounds {
+                let (old, new) = (format!("vg/s{}", round - 1), format!("vg/s{round}"));
+                wait_for_writes(&writes, 40);
+                pause.store(FAST, Ordering::Relaxed);
+                // The control: a table that was read before the new snapshot was made.
+                let (_, early) = tool.diff(&old, "vg/data");
+                snapshot(guest, round);
+                pause.store(SLOW, Ordering::Relaxed);
+                let state = content(format!("/dev/{new}"));
+                for (offset, length) in early {
+                    let range = offset as usize..(offset + length) as usize;
+                    base[range.clone()].copy_from_slice(&state[range]);
+                }
+                wrong_by_old_rule += wrong_blocks(&base, &state);
+
+                let before = writes.load(Ordering::Relaxed);
+                tool.run(&format!("send --from {old} {new} backup/copy"))
+                    .ok();
+                assert_same(&copy, &state, &format!("round {round}"));
+                tool.run(&format!(
+                    "send --from {old} {new} far:/dev/backup/far -z lz4"
+                ))
+                .ok();
+                assert_same(&far_copy, &state, &format!("round {round} over ssh"));
+                assert!(
+                    writes.load(Ordering::Relaxed) > before,
+                    "nobody wrote meanwhile"
+                );
+                guest.sh(&format!("lvremove -qq -y {old}"));
+                base = state;
+            }
+        });
+        eprintln!(
+            "{rounds} rounds, {} writes; the table read first would have missed {wrong_by_old_rule} blocks",
+            writes.load(Ordering::Relaxed)
+        );
+        assert!(
+            wrong_by_old_rule > 0,
+            "the control saw nothing, so this test could not have seen anything either"
+        );
+    });
+}
+
+/// Chunk sizes change from snapshot to snapshot.
+fn snapshot(guest: &lab::Guest, number: usize) {
+    let chunk = [4, 16, 8, 64][number % 4];
+    guest.sh(&format!(
+        "lvcreate -qq -s -c {chunk}k -L {}M -n s{number} vg/data 2>&1",
+        SIZE_MIB * 2
+    ));
+}
+
+struct StopAtEnd<'a>(&'a AtomicU64);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(STOP, Ordering::Relaxed);
+    }
+}
+
+/// Writes 4 KiB to 64 KiB anywhere in one half of the volume: past the page cache in the first, through it in the
+/// second. Both in one place is what Linux itself reports as an error.
+fn write_until_stopped(pause: &AtomicU64, writes: &AtomicU64, path: &Path, seed: u64) {
+    const O_DIRECT: i32 = 0o40000;
+    let direct = seed.is_multiple_of(2);
+    let mut options = File::options();
+    options.write(true);
+    if direct {
+        options.custom_flags(O_DIRECT);
+    }
+    let file = options.open(path).unwrap();
+    let half = (SIZE_MIB << 20) / 2;
+    let start = if direct { 0 } else { half };
+    let mut random = Random::new(seed + 10);
+    let mut buffer = AlignedBuffer::new(16 * BLOCK as usize);
+    loop {
+        let milliseconds = pause.load(Ordering::Relaxed);
+        if milliseconds == STOP {
+            return;
+        }
+        let blocks = 1 + random.below(16);
+        let offset = start + random.below(half / BLOCK - blocks + 1) * BLOCK;
+        let length = (blocks * BLOCK) as usize;
+        buffer[..length].fill(random.below(256) as u8);
+        file.write_all_at(&buffer[..length], offset).unwrap();
+        let count = writes.fetch_add(1, Ordering::Relaxed);
+        if !direct && count.is_multiple_of(16) {
+            file.sync_data().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(milliseconds));
+    }
+}
+
+fn wait_for_writes(writes: &AtomicU64, more: u64) {
+    let until = writes.load(Ordering::Relaxed) + more;
+    while writes.load(Ordering::Relaxed) < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
