@@ -2,6 +2,10 @@
 //!
 //! They live here so that unit tests run them too and the fuzz targets stay one line each.
 
+mod delta;
+
+pub use delta::{fuzz_delta, fuzz_header, fuzz_proto3, fuzz_record};
+
 use crate::changes::cow::read_exceptions;
 use crate::session::message::{self, Decoded};
 use crate::session::server::Server;

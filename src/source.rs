@@ -18,6 +18,7 @@ use crate::dm;
 use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::{LogicalVolume, Role, ThickSnapshot};
+use crate::dm::table::SnapshotStatus;
 use crate::engine::copy_list::whole_volume;
 use crate::error::{Error, Result};
 use crate::extent::{Change, ChangeList, Extent, Kind};
@@ -53,9 +54,20 @@ pub struct SendSource {
     pub data: Volume,
     /// Its name for messages.
     pub name: String,
+    /// The snapshot that the data is read from, if it is one.
+    snapshot: Option<LogicalVolume>,
 }
 
 impl SendSource {
+    /// The reason behind an error while the data was read: a snapshot that fills up meanwhile answers
+    /// every read with an I/O error and says why only in its status.
+    pub fn explain(&self, error: Error) -> Error {
+        match &self.snapshot {
+            Some(snapshot) => explain(snapshot, error),
+            None => error,
+        }
+    }
+
     /// Finds the changes that `request` asks for. Reads kernel metadata and sampled blocks, no data.
     pub fn open(request: &SourceRequest<'_>) -> Result<Self> {
         if let (Some(old), None, Some(path)) = (request.from, request.new, request.data_source)
@@ -96,6 +108,7 @@ impl SendSource {
         }
         self.data = data;
         self.name = path.to_owned();
+        self.snapshot = snapshot_in(resolved);
         Ok(())
     }
 }
@@ -142,7 +155,7 @@ fn full_copy(request: &SourceRequest<'_>, new: &str) -> Result<SendSource> {
         refuse_suspended(volume)?;
         warn_if_written(volume, request.monitor)?;
         if let Role::ThickSnapshot(snapshot) = &volume.role {
-            trusted(volume, snapshot, request)?;
+            trusted(volume, snapshot)?;
         }
     }
     let data = Volume::open(resolved.path())?;
@@ -157,6 +170,7 @@ fn full_copy(request: &SourceRequest<'_>, new: &str) -> Result<SendSource> {
         changes,
         data,
         name: new.to_owned(),
+        snapshot: snapshot_in(resolved),
     })
 }
 
@@ -179,6 +193,7 @@ fn from_store(request: &SourceRequest<'_>, store: &str, new: &str) -> Result<Sen
         changes: table.changes,
         data,
         name: new.to_owned(),
+        snapshot: snapshot_in(resolved),
     })
 }
 
@@ -192,7 +207,7 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
         });
     };
     let snapshot = base.thick_snapshot()?;
-    trusted(&base, snapshot, request)?;
+    trusted(&base, snapshot)?;
     refuse_suspended(&base)?;
     let new_volume = match new {
         Some(new) => resolve(new)?,
@@ -206,15 +221,11 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
     refuse_suspended(target)?;
 
     // NEW exists before OLD's table is read: what is written from here on does not concern NEW.
-    let mut changes = table_of(&base, snapshot, request)?.changes;
+    let mut changes = table_of(&base, snapshot)?.changes;
     match &target.role {
         Role::ThickOrigin { real, merging } if *real == snapshot.real => {
             if *merging {
-                return Err(lost(
-                    &new_name,
-                    "a snapshot is being merged into it",
-                    request,
-                ));
+                return Err(lost(&new_name, "a snapshot is being merged into it"));
             }
             warn_if_written(target, request.monitor)?;
         }
@@ -224,8 +235,8 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
                     "{old} and {new_name} are the same snapshot"
                 )));
             }
-            trusted(target, later, request)?;
-            changes = changes.union(&table_of(target, later, request)?.changes);
+            trusted(target, later)?;
+            changes = changes.union(&table_of(target, later)?.changes);
         }
         _ => return Err(not_related(&base, snapshot, &new_name)),
     }
@@ -245,7 +256,8 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
     let samples = Volume::open(&base.path).and_then(|volume| {
         Samples::take(&volume, &changes)
             .map_err(|error| Error::io(format!("cannot read sampled blocks of {old}"), error))
-    })?;
+    });
+    let samples = samples.map_err(|error| explain(&base, error))?;
     let header = Header {
         base_size: Some(base_size),
         base: state_of(&base),
@@ -260,7 +272,19 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
         changes,
         data,
         name: new_name,
+        snapshot: snapshot_in(new_volume),
     })
+}
+
+/// An I/O error from a snapshot that is not in order any more is that, and nothing else.
+fn explain(snapshot: &LogicalVolume, error: Error) -> Error {
+    if !matches!(error, Error::Io { .. }) {
+        return error;
+    }
+    match dm::recheck(snapshot).map(SnapshotStatus::why_untrusted) {
+        Ok(Some(reason)) => lost(&snapshot.name.to_string(), reason),
+        _ => error,
+    }
 }
 
 /// A read of a suspended device would wait until somebody resumes it.
@@ -278,6 +302,13 @@ fn refuse_suspended(volume: &LogicalVolume) -> Result<()> {
     })
 }
 
+fn snapshot_in(resolved: Resolved) -> Option<LogicalVolume> {
+    match resolved {
+        Resolved::LogicalVolume(volume) if volume.thick_snapshot().is_ok() => Some(*volume),
+        _ => None,
+    }
+}
+
 /// The identity of a state that stays what it is: a snapshot. What is live has none.
 fn state_of(volume: &LogicalVolume) -> Option<State> {
     matches!(volume.role, Role::ThickSnapshot(_)).then(|| State {
@@ -287,17 +318,13 @@ fn state_of(volume: &LogicalVolume) -> Option<State> {
 }
 
 /// Reads a live snapshot's table and looks at its status once more.
-fn table_of(
-    volume: &LogicalVolume,
-    snapshot: &ThickSnapshot,
-    request: &SourceRequest<'_>,
-) -> Result<ExceptionTable> {
+fn table_of(volume: &LogicalVolume, snapshot: &ThickSnapshot) -> Result<ExceptionTable> {
     let name = snapshot.store.display().to_string();
     let store = Volume::open(&snapshot.store)?;
     let table = read_table(&store, &name, snapshot.origin_size_bytes);
     // A snapshot that failed meanwhile may have given us half a table or an error that hides the reason.
-    if let Some(reason) = dm::snapshot::recheck(volume)?.why_untrusted() {
-        return Err(lost(&volume.name.to_string(), reason, request));
+    if let Some(reason) = dm::recheck(volume)?.why_untrusted() {
+        return Err(lost(&volume.name.to_string(), reason));
     }
     let table = table?;
     if table.duplicates > 0 {
@@ -323,25 +350,18 @@ fn read_table(store: &Volume, name: &str, origin_size_bytes: u64) -> Result<Exce
     })
 }
 
-fn trusted(
-    volume: &LogicalVolume,
-    snapshot: &ThickSnapshot,
-    request: &SourceRequest<'_>,
-) -> Result<()> {
+fn trusted(volume: &LogicalVolume, snapshot: &ThickSnapshot) -> Result<()> {
     match snapshot.status.why_untrusted() {
-        Some(reason) => Err(lost(&volume.name.to_string(), reason, request)),
+        Some(reason) => Err(lost(&volume.name.to_string(), reason)),
         None => Ok(()),
     }
 }
 
-fn lost(volume: &str, reason: &str, request: &SourceRequest<'_>) -> Error {
+fn lost(volume: &str, reason: &str) -> Error {
     Error::TrackingLost {
         volume: volume.to_owned(),
         reason: reason.to_owned(),
-        recover: format!(
-            "make a new snapshot and send it whole: lvmsync send {} DEST",
-            request.new.unwrap_or("SNAPSHOT")
-        ),
+        recover: "make a new snapshot and send it whole: lvmsync send SNAPSHOT DEST".to_owned(),
     }
 }
 

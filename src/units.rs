@@ -34,6 +34,11 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// `1 extent`, `2 extents`.
+pub fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Turns 512-byte sectors into bytes; `None` when the product does not fit.
 pub fn sectors_to_bytes(sectors: u64) -> Option<u64> {
     sectors.checked_mul(SECTOR_BYTES)

@@ -575,6 +575,9 @@ fn remote_failures_have_their_code_and_the_far_words() {
     );
     let ssh = dir.fake_ssh("echo 'FATAL ERROR: No destination specified.' >&2; exit 1");
     dir.fails(&format!("{far} {ssh}"), 7, &["original", "--compat"]);
+    let own = format!("send new.img far:{}", dir.path("new.img").display());
+    let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
+    dir.fails(&format!("{own} {ssh}"), 5, &["is the source itself"]);
     fs::write(dir.path("small.img"), "x").unwrap();
     let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
     let small = format!(
@@ -584,7 +587,7 @@ fn remote_failures_have_their_code_and_the_far_words() {
     dir.fails(&small, 5, &["small.img", "--allow-smaller"]);
     dir.fails(
         &format!("send new.img far:/no/such/directory/x {ssh}"),
-        1,
+        7,
         &["/no/such/directory/x"],
     );
     assert_eq!(dir.read("copy.img"), dir.read("base.img"));
@@ -673,8 +676,13 @@ fn signals_end_with_130_and_leave_nothing_behind() {
             "send --from cow:store.img new.img --stdout --bwlimit 500k",
             "apply - copy.img",
         ] {
-            let mut command = dir.command(line);
+            // Whoever runs this test may ignore signals (nohup, a job in the background).
+            let mut command = Command::new("env");
             command
+                .current_dir(dir.directory.path())
+                .arg("--default-signal=INT,TERM,HUP")
+                .arg(env!("CARGO_BIN_EXE_lvmsync"))
+                .args(line.split_whitespace())
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());

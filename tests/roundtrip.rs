@@ -24,7 +24,8 @@ use lvmsync::delta::samples::Samples;
 use lvmsync::engine::apply::{Applied, Applier};
 use lvmsync::engine::deliver::{DeltaSink, Proto3Sink};
 use lvmsync::engine::pump::{PumpOptions, pump};
-use lvmsync::engine::receive::{ReceiveOptions, Target, UndoTo, prepare, receive};
+use lvmsync::engine::receive::{UndoTo, receive};
+use lvmsync::engine::target::{ReceiveOptions, Target, prepare};
 use lvmsync::error::{ExitCode, Result};
 use lvmsync::extent::{Change, ChangeList, ChangeListBuilder, Extent, Kind};
 use lvmsync::monitor::{Monitor, Recording, Silent};
@@ -329,6 +330,7 @@ proptest! {
             let client = Client::connect(here.try_clone().unwrap(), here, &[], Arc::new(())).unwrap();
             let open = Open {
                 operation: OPERATION_APPLY.into(), destination: "vg/lv".into(), options: ApplyOptions::default(),
+                source: None,
             };
             let (_, mut out) = client.open(open).unwrap();
             std::io::Write::write_all(&mut out, &delta).unwrap();

@@ -11,6 +11,8 @@ pub struct Guest {
     pub(crate) disks: Vec<PathBuf>,
     pub(crate) scratch: PathBuf,
     pub(crate) shared: PathBuf,
+    /// For the commands of [`Guest::sh`]; a test process has threads, so its own environment stays as it is.
+    pub(crate) env: Vec<(String, String)>,
 }
 
 impl Guest {
@@ -52,6 +54,7 @@ impl Guest {
         let mut command = Command::new("bash");
         command.args(["-euo", "pipefail", "-c", script, "sh"]);
         command.current_dir(&self.scratch);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         match command.output() {
             Ok(output) => output,
             Err(e) => panic!("cannot run bash: {e}"),

@@ -3,7 +3,7 @@
 //! own, so the test binary and the host's tools are simply there; what it writes stays in its memory.
 //!
 //! Three ways in:
-//! - [`test`]: the body of an ordinary `#[test]` runs as root inside a guest;
+//! - [`test()`]: the body of an ordinary `#[test]` runs as root inside a guest;
 //! - [`Script`]: a test that boots several times on the same disks, and cuts the power in between;
 //! - [`Machine`]: boots a guest with a shell command; the other two and `cargo xtask lab` are made of it.
 //!

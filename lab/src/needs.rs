@@ -63,15 +63,17 @@ pub fn missing() -> Vec<Need> {
     NEEDS
         .iter()
         .copied()
-        .filter(|need| !installed(need.program))
+        .filter(|need| !need.installed())
         .collect()
 }
 
-/// Not through PATH: an ordinary user's has no sbin, and the guest's root does.
-fn installed(program: &str) -> bool {
-    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
-        .iter()
-        .any(|directory| Path::new(directory).join(program).exists())
+impl Need {
+    /// Not through PATH: an ordinary user's has no sbin, and the guest's root does.
+    pub fn installed(&self) -> bool {
+        ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
+            .iter()
+            .any(|directory| Path::new(directory).join(self.program).exists())
+    }
 }
 
 /// One sentence that says what to install, or nothing.

@@ -211,6 +211,7 @@ impl Guest {
                 .collect(),
             scratch,
             shared: PathBuf::from(variable("LAB_JOB")?),
+            env: Vec::new(),
         })
     }
 }

@@ -112,7 +112,7 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
             let whole = read_whole(input, &name, cancel, &terminal)?;
             if let Some(header) = &whole.header {
                 let receive_options = target.receive_options(cancel, &terminal);
-                crate::engine::receive::check(
+                crate::engine::target::check(
                     header,
                     &whole.samples,
                     &target.target(),
@@ -190,7 +190,7 @@ fn add(total: &mut Summary, received: &Received) {
 pub(super) fn open_input(name: &str, cancel: &Cancel) -> Result<Box<dyn Read + Send>> {
     if name == "-" {
         return Ok(Box::new(CancelableReader::new(
-            std::io::stdin(),
+            output::data_in()?,
             cancel.clone(),
         )));
     }

@@ -11,7 +11,7 @@ use crate::delta::codec::Compression;
 use crate::error::{ExitCode, Result};
 use crate::extent::{Change, ChangeList, Extent, Kind};
 use crate::source::{SendSource, SourceRequest};
-use crate::units::Bytes;
+use crate::units::{Bytes, count};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -62,8 +62,8 @@ pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
     })?;
     if !args.json {
         terminal.summary(&format!(
-            "{} extents, {} data, {} zero, of {}; chunks of {}",
-            changes.len(),
+            "{}, {} data, {} zero, of {}; chunks of {}",
+            count(changes.len() as u64, "extent"),
             Bytes(changes.bytes(Kind::Data)),
             Bytes(changes.bytes(Kind::Zero)),
             Bytes(size),

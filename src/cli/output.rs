@@ -2,9 +2,30 @@
 //!
 //! Guarantees: the only place that prints; a closed pipe ends a listing quietly, and fails a data stream.
 
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::os::fd::AsFd;
 
 use crate::error::{Error, ExitCode, Result};
+
+/// Standard input as it is. The library's own `Stdin` has a buffer of its own, and whoever waits for the
+/// descriptor to become readable would not see what is in it.
+pub(super) fn data_in() -> Result<File> {
+    io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map(File::from)
+        .map_err(|error| Error::io("cannot use standard input", error))
+}
+
+/// Standard output as it is, for data: the library's own looks for line ends in all that it writes.
+pub(super) fn data_out() -> Result<File> {
+    io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map(File::from)
+        .map_err(|error| Error::io("cannot use standard output", error))
+}
 
 /// A line for the user on stderr.
 pub(super) fn message(text: &str) {
@@ -24,7 +45,7 @@ pub(super) fn clap_message(error: &clap::Error) -> ExitCode {
 
 /// Writes a listing to stdout. That the reader went away early (`| head`) is its good right.
 pub(super) fn listing(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::with_capacity(64 << 10, data_out()?);
     match write(&mut out).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|error| Error::io("cannot write to standard output", error)),

@@ -13,10 +13,12 @@ use crate::delta::codec::Compression;
 use crate::engine::deliver::DeltaSink;
 use crate::error::{Error, Result};
 use crate::session::client::SessionEvents;
-use crate::session::message::{Ack, ApplyOptions, OPERATION_APPLY, Open};
+use crate::session::message::{Ack, ApplyOptions, OPERATION_APPLY, Open, SourceIdentity};
 use crate::session::remote::{RemoteEnd, RemoteOptions};
 use crate::source::SendSource;
 use crate::units::Bytes;
+use crate::volume::VolumeIdentity;
+use crate::volume::host::boot_id;
 
 /// Sends `source` to `path` at `host`.
 pub(super) fn send(
@@ -40,6 +42,7 @@ pub(super) fn send(
         operation: OPERATION_APPLY.to_owned(),
         destination: path.to_owned(),
         options: apply_options(job, source),
+        source: identity(source),
     };
     let (ready, mut out) = client.open(open).map_err(|error| end.explain(error))?;
     tracing::info!(
@@ -104,6 +107,20 @@ fn apply_options(job: &Job<'_>, source: &SendSource) -> ApplyOptions {
         create: source.header.is_full_copy(),
         dry_run: job.dry_run,
     }
+}
+
+/// For a far end that turns out to be this machine.
+fn identity(source: &SendSource) -> Option<SourceIdentity> {
+    let boot_id = boot_id()?;
+    let (device, file) = match source.data.identity() {
+        VolumeIdentity::Block(device) => (Some((device.major, device.minor)), None),
+        VolumeIdentity::File { filesystem, inode } => (None, Some((filesystem, inode))),
+    };
+    Some(SourceIdentity {
+        boot_id,
+        device,
+        file,
+    })
 }
 
 /// A delta without frames: enough for the far end to see whether the real one would fit.

@@ -16,7 +16,8 @@ use crate::destination::Destination;
 use crate::engine::apply::Applier;
 use crate::engine::deliver::{DeltaSink, Paced, Proto3Sink, TargetSink};
 use crate::engine::pump::{PumpOptions, pump};
-use crate::engine::receive::{conclude, prepare, start_undo};
+use crate::engine::receive::{conclude, start_undo};
+use crate::engine::target::{check, prepare};
 use crate::engine::throttle::Throttle;
 use crate::engine::undo::undo_header;
 use crate::error::{Error, ExitCode, Result};
@@ -25,7 +26,7 @@ use crate::monitor::Monitor;
 use crate::partial_file::PartialFile;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
 use crate::source::{SendSource, SourceRequest};
-use crate::units::{Bytes, parse_size};
+use crate::units::{Bytes, count, parse_size};
 
 const AFTER_HELP: &str = "\
 NEW is a snapshot, an origin, or any block device or file. With --from OLD only what differs between OLD and
@@ -184,10 +185,10 @@ pub(super) fn sentence(summary: &Summary) -> String {
         return summary.sentence("sent");
     }
     format!(
-        "would send {} data and {} zero in {} extents, of {}; nothing was written",
+        "would send {} data and {} zero in {}, of {}; nothing was written",
         Bytes(summary.data_bytes),
         Bytes(summary.zero_bytes),
-        summary.extents,
+        count(summary.extents, "extent"),
         Bytes(summary.volume_size)
     )
 }
@@ -258,14 +259,14 @@ impl Job<'_> {
 
     fn to_file_or_stdout(&self, source: &SendSource, summary: &mut Summary) -> Result<()> {
         let Some(path) = &self.to.output else {
-            let stdout = io::stdout();
+            let stdout = output::data_out()?;
             if io::IsTerminal::is_terminal(&stdout) {
                 return Err(Error::Usage(
                     "standard output is a terminal: send the delta into a pipe or a file"
                         .to_owned(),
                 ));
             }
-            return self.write_delta(source, stdout.lock(), "standard output", summary);
+            return self.write_delta(source, stdout, "standard output", summary);
         };
         let file = PartialFile::create(path, self.write.overwrite)?;
         let name = path.display().to_string();
@@ -318,7 +319,7 @@ impl Job<'_> {
             cancel: self.cancel,
             monitor: self.monitor,
         };
-        pump(&source.data, &source.changes, sink, &options)
+        pump(&source.data, &source.changes, sink, &options).map_err(|error| source.explain(error))
     }
 
     /// Both ends are here: frames go from the reader to the volume without becoming a delta.
@@ -334,12 +335,7 @@ impl Job<'_> {
         let receive_options = destination.receive_options(self.cancel, self.monitor);
         let target = destination.target();
         if self.dry_run {
-            return crate::engine::receive::check(
-                &source.header,
-                &source.samples,
-                &target,
-                &receive_options,
-            );
+            return check(&source.header, &source.samples, &target, &receive_options);
         }
         let old_size = target.volume.size_bytes();
         prepare(&source.header, &source.samples, &target, &receive_options)?;
@@ -358,7 +354,8 @@ impl Job<'_> {
             };
             let throttle = Throttle::new(self.to.bwlimit, self.cancel);
             let mut sink = TargetSink::new(&mut applier, throttle);
-            let result = pump(&source.data, &source.changes, &mut sink, &options);
+            let result = pump(&source.data, &source.changes, &mut sink, &options)
+                .map_err(|error| source.explain(error));
             conclude(applier, result, &target, self.monitor)
         })?;
         summary.data_bytes = applied.data_bytes;

@@ -1,5 +1,7 @@
 //! `lvmsync serve`: the far end of a session, started by ssh.
 
+use std::fs::File;
+
 use clap::Args;
 
 use super::{TalkArgs, output};
@@ -12,6 +14,9 @@ use crate::monitor::Monitor;
 use crate::session::SessionError;
 use crate::session::message::{Ack, ApplyOptions, Done, Open, Ready};
 use crate::session::server::{Replies, Server};
+use crate::sys::device::DeviceNumber;
+use crate::volume::VolumeIdentity;
+use crate::volume::host::boot_id;
 
 /// The far end of a session; ssh starts it, people do not
 #[derive(Args, Debug)]
@@ -22,8 +27,8 @@ pub(super) struct ServeArgs {
 
 pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     super::start_logging(args.talk.verbose);
-    let input = CancelableReader::new(std::io::stdin(), cancel.clone());
-    let mut server = Server::accept(input, std::io::stdout()).map_err(lost)?;
+    let input = CancelableReader::new(output::data_in()?, cancel.clone());
+    let mut server = Server::accept(input, output::data_out()?).map_err(lost)?;
     let open = server.request().map_err(lost)?;
     let replies = server.replies();
     match serve(&mut server, &open, &replies, cancel) {
@@ -48,17 +53,20 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     }
 }
 
-type Stdin = CancelableReader<std::io::Stdin>;
+type Stdin = CancelableReader<File>;
 
 fn serve(
-    server: &mut Server<Stdin, std::io::Stdout>,
+    server: &mut Server<Stdin, File>,
     open: &Open,
-    replies: &Replies<std::io::Stdout>,
+    replies: &Replies<File>,
     cancel: &Cancel,
 ) -> Result<Done> {
     let monitor = Relay(replies.clone());
-    let destination =
-        Destination::open(&open.destination, None, &destination_options(&open.options))?;
+    let destination = Destination::open(
+        &open.destination,
+        source_here(open),
+        &destination_options(&open.options),
+    )?;
     server
         .ready(Ready {
             destination: open.destination.clone(),
@@ -96,6 +104,19 @@ fn lost(error: SessionError) -> Error {
     error.into_error("the sender")
 }
 
+/// What the sender reads from, if that is on this very machine.
+fn source_here(open: &Open) -> Option<VolumeIdentity> {
+    let source = open.source.as_ref()?;
+    if boot_id()? != source.boot_id {
+        return None;
+    }
+    match (source.device, source.file) {
+        (Some((major, minor)), _) => Some(VolumeIdentity::Block(DeviceNumber { major, minor })),
+        (None, Some((filesystem, inode))) => Some(VolumeIdentity::File { filesystem, inode }),
+        (None, None) => None,
+    }
+}
+
 fn destination_options(options: &ApplyOptions) -> DestinationOptions {
     DestinationOptions {
         undo: options.undo.clone().map(Into::into),
@@ -109,7 +130,7 @@ fn destination_options(options: &ApplyOptions) -> DestinationOptions {
 }
 
 /// Warnings go to the sender; its own progress is its own.
-struct Relay(Replies<std::io::Stdout>);
+struct Relay(Replies<File>);
 
 impl Monitor for Relay {
     fn plan(&self, _: u64) {}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::units::Bytes;
+use crate::units::{Bytes, count};
 
 /// What a send or an apply did.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -39,10 +39,10 @@ impl Summary {
         let elapsed = Duration::try_from_secs_f64(self.seconds).unwrap_or_default();
         let rate = Bytes(per_second(self.bytes_sent, elapsed));
         let mut text = format!(
-            "{verb} {} in {} ({rate}/s): {} extents, {} data, {} zero",
+            "{verb} {} in {} ({rate}/s): {}, {} data, {} zero",
             Bytes(self.bytes_sent),
             shown_seconds(elapsed),
-            self.extents,
+            count(self.extents, "extent"),
             Bytes(self.data_bytes),
             Bytes(self.zero_bytes)
         );

@@ -10,6 +10,7 @@ pub mod order;
 pub mod plan;
 pub mod pump;
 pub mod receive;
+pub mod target;
 pub mod throttle;
 pub mod undo;
 pub mod zeroes;

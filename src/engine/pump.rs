@@ -1,7 +1,7 @@
 //! Reads a change list from a volume and delivers it as frames, in order.
 //!
 //! Guarantees: frames reach the sink in ascending order, whatever thread read them; each carries the
-//! checksum that was computed right after it was read; at most [`AHEAD`] steps a worker are in memory.
+//! checksum that was computed right after it was read; at most `AHEAD` steps a worker are in memory.
 //!
 //! Every worker walks the same plan and takes each n-th step of it, and the sink's thread asks the workers
 //! in turn: the order is kept without a queue to sort, and reads, compression and delivery overlap.

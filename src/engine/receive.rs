@@ -8,9 +8,8 @@ use std::io::{BufReader, Read};
 
 use super::apply::{Applied, Applier, OnDurable};
 use super::order::Ordered;
+use super::target::{ReceiveOptions, Target, check, prepare};
 use super::undo::{DurableWrite, UndoRecorder, undo_header};
-use crate::cancel::Cancel;
-use crate::delta::codec::Compression;
 use crate::delta::header::{Header, Planned, Source};
 use crate::delta::proto3::{FirstLine, Proto3Reader, read_first_line};
 use crate::delta::reader::DeltaReader;
@@ -20,31 +19,6 @@ use crate::extent::Kind;
 use crate::monitor::Monitor;
 use crate::sys::aligned::AlignedBuffer;
 use crate::units::Bytes;
-use crate::volume::WriteAt;
-
-/// A volume that is to be written.
-pub struct Target<'a> {
-    /// The volume.
-    pub volume: &'a dyn WriteAt,
-    /// Its name for messages.
-    pub name: &'a str,
-    /// A regular file: may be made longer, and shorter again by an undo.
-    pub is_file: bool,
-}
-
-/// What the caller allows, and who listens.
-pub struct ReceiveOptions<'a> {
-    /// Accept a destination that is not in the base state.
-    pub force: bool,
-    /// Accept a destination that is smaller, leaving out what is past its end.
-    pub allow_smaller: bool,
-    /// Compression of the undo.
-    pub undo_compression: Compression,
-    /// Stops the run.
-    pub cancel: &'a Cancel,
-    /// Hears of progress and warnings.
-    pub monitor: &'a dyn Monitor,
-}
 
 /// What was received.
 #[derive(Debug)]
@@ -65,109 +39,6 @@ pub struct UndoTo<'a> {
     pub name: &'a str,
     /// Makes an empty temporary file.
     pub spool: &'a dyn Fn() -> std::io::Result<File>,
-}
-
-/// Checks a destination against the delta that is to be applied, and makes a file as long as it needs to
-/// be. Nothing else is changed here.
-pub fn prepare(
-    header: &Header,
-    samples: &Samples,
-    target: &Target<'_>,
-    options: &ReceiveOptions<'_>,
-) -> Result<()> {
-    check(header, samples, target, options)?;
-    if target.volume.size_bytes() < header.volume_size && may_grow(header, target) {
-        target
-            .volume
-            .set_size(header.volume_size)
-            .map_err(|error| {
-                let action = format!(
-                    "cannot make {} {} long",
-                    target.name,
-                    Bytes(header.volume_size)
-                );
-                Error::io(action, error)
-            })?;
-    }
-    Ok(())
-}
-
-/// Checks a destination against the delta that is to be applied: its size, and that it is the base. Writes
-/// nothing.
-pub fn check(
-    header: &Header,
-    samples: &Samples,
-    target: &Target<'_>,
-    options: &ReceiveOptions<'_>,
-) -> Result<()> {
-    let size = target.volume.size_bytes();
-    let needed = header.volume_size;
-    if size < needed && !may_grow(header, target) {
-        let found = format!(
-            "the destination has {size} bytes ({}), the delta needs {needed} ({})",
-            Bytes(size),
-            Bytes(needed)
-        );
-        if !options.allow_smaller {
-            let way_out = "Make it larger, or leave out what is past its end with --allow-smaller.";
-            return Err(Error::refused(target.name, found, way_out));
-        }
-        options.monitor.warn(&format!(
-            "{}: {found}; what is past its end is left out",
-            target.name
-        ));
-    }
-    let comparable = if options.allow_smaller {
-        size
-    } else {
-        u64::MAX
-    };
-    check_samples(header, &samples.below(comparable), target, options)
-}
-
-/// A file that has at least the size of the base grows with the volume.
-fn may_grow(header: &Header, target: &Target<'_>) -> bool {
-    target.is_file && target.volume.size_bytes() >= header.base_size.unwrap_or(0)
-}
-
-fn check_samples(
-    header: &Header,
-    samples: &Samples,
-    target: &Target<'_>,
-    options: &ReceiveOptions<'_>,
-) -> Result<()> {
-    if header.is_full_copy() || options.force {
-        return Ok(());
-    }
-    if samples.is_empty() {
-        options.monitor.warn(&format!(
-            "{}: this delta changes nearly everything, so there are no unchanged blocks by which to see that \
-             the destination is its base",
-            target.name
-        ));
-    }
-    let mismatch = samples.first_mismatch(&target.volume).map_err(|error| {
-        Error::io(
-            format!("cannot read the sampled blocks of {}", target.name),
-            error,
-        )
-    })?;
-    let Some(offset) = mismatch else {
-        return Ok(());
-    };
-    let base = header.base.as_ref().map_or_else(
-        || "its base".to_owned(),
-        |base| format!("its base {} ({})", base.name, base.id),
-    );
-    Err(Error::refused(
-        target.name,
-        format!(
-            "the destination is not in the state that this delta begins from: the block at {offset} is not what \
-             it is in {base}. Nothing was written"
-        ),
-        "Apply the deltas that are missing in between, or send a full copy: lvmsync send NEW DEST. \
-         --force applies it all the same, and the result is neither state.",
-    ))
 }
 
 /// Reads a whole delta and checks that it could be applied. Writes nothing.

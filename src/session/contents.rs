@@ -36,6 +36,22 @@ pub struct Open {
     /// How.
     #[serde(default)]
     pub options: ApplyOptions,
+    /// Where the data comes from, if the client can tell.
+    #[serde(default)]
+    pub source: Option<SourceIdentity>,
+}
+
+/// What the data is read from, so that a server on the same machine sees that it is not its destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceIdentity {
+    /// The client's `/proc/sys/kernel/random/boot_id`: the same on one running kernel only.
+    pub boot_id: String,
+    /// Major and minor number, for a block device.
+    #[serde(default)]
+    pub device: Option<(u32, u32)>,
+    /// Filesystem and inode number, for a file.
+    #[serde(default)]
+    pub file: Option<(u64, u64)>,
 }
 
 /// [`Open::operation`]: apply the delta stream that follows.

@@ -81,7 +81,7 @@ pub enum SessionError {
 }
 
 impl SessionError {
-    /// The run's error: a reported one keeps the peer's exit code, the rest is [`ExitCode::Remote`].
+    /// The run's error: a reported refusal or damage keeps its code, the rest is [`ExitCode::Remote`].
     pub fn into_error(self, host: &str) -> Error {
         match self {
             SessionError::Reported(failure) => reported(host, &failure),
@@ -108,10 +108,18 @@ impl SessionError {
 }
 
 fn reported(host: &str, failure: &Failure) -> Error {
-    let code = ExitCode::from_number(failure.code)
-        // An error is never success, whatever the peer says.
-        .filter(|code| *code != ExitCode::Done)
-        .unwrap_or(ExitCode::Remote);
+    // What is true of the volume or the delta wherever it was found keeps its code. Everything else that
+    // happened over there, a full disk or a signal, is to us that the far end failed.
+    let code = match ExitCode::from_number(failure.code) {
+        Some(
+            code @ (ExitCode::Usage
+            | ExitCode::Differ
+            | ExitCode::TrackingLost
+            | ExitCode::Refused
+            | ExitCode::Damaged),
+        ) => code,
+        _ => ExitCode::Remote,
+    };
     Error::RemoteFailed {
         host: sanitise(host),
         message: sanitise(&failure.message),

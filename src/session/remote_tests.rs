@@ -231,6 +231,7 @@ fn open() -> Open {
         operation: OPERATION_APPLY.into(),
         destination,
         options: ApplyOptions::default(),
+        source: None,
     }
 }
 

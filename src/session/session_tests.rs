@@ -32,6 +32,7 @@ fn request() -> Open {
             force: true,
             ..Default::default()
         },
+        source: None,
     }
 }
 
@@ -204,7 +205,7 @@ fn a_failure_after_the_last_byte_is_not_success() {
         Arc::new(()),
     );
     let error = done.unwrap_err().into_error("h");
-    assert_eq!(error.exit_code(), ExitCode::Failed);
+    assert_eq!(error.exit_code(), ExitCode::Remote);
     assert!(error.to_string().contains("cannot sync: "), "{error}");
 }
 
@@ -541,6 +542,7 @@ fn any_message() -> impl Strategy<Value = Message> {
                 operation: OPERATION_APPLY.into(),
                 destination,
                 options,
+                source: None,
             })
         }),
         (text, any::<u64>()).prop_map(|(destination, size_bytes)| {

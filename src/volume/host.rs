@@ -46,6 +46,12 @@ impl VolumeIdentity {
     }
 }
 
+/// What no other running kernel has, and this one has until it stops; `None` where /proc is not there.
+pub fn boot_id() -> Option<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
 impl fmt::Display for VolumeIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,10 +1,11 @@
 //! `cargo xtask lab`: a guest for a script or for a person.
 
 use crate::Done;
+use crate::build::lvmsync;
 use clap::{Args, Subcommand};
 use lab::{Error, Machine, Screen, Setup};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 #[derive(Subcommand)]
@@ -54,7 +55,7 @@ pub(crate) fn lab(what: &Lab) -> Done {
         Lab::Shell { machine } => {
             let setup = machine.setup(24 * 3600)?;
             // A session of its own with the console as its terminal, or there would be no job control and no Ctrl-C.
-            let shell = "echo 'A throwaway machine with real LVM: disks in $LAB_DISKS, `lab-host` for more hosts.'\n\
+            let shell = "echo \"A throwaway machine with real LVM. Disks: $LAB_DISKS. More hosts: lab-host add NAME.\"\n\
                          exec setsid --ctty --wait bash -i < /dev/console > /dev/console 2>&1";
             run(setup, shell, Screen::Terminal)
         }
@@ -97,32 +98,6 @@ fn run(setup: Setup, command: &str, screen: Screen) -> Done {
     }
     let status = outcome.status.and_then(|status| u8::try_from(status).ok());
     Ok(status.map_or(ExitCode::FAILURE, ExitCode::from))
-}
-
-/// Builds the program and says where it is.
-pub(crate) fn lvmsync(profile: &str) -> lab::Result<PathBuf> {
-    let status = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "lvmsync",
-            "--bin",
-            "lvmsync",
-            "--profile",
-            profile,
-        ])
-        .status()
-        .map_err(|e| Error::new(format!("cannot run cargo: {e}")))?;
-    if !status.success() {
-        return Err(Error::new("lvmsync does not build"));
-    }
-    let directory = if profile == "dev" { "debug" } else { profile };
-    let exe = std::env::current_exe().map_err(|e| Error::new(format!("where am I? {e}")))?;
-    exe.ancestors()
-        .find(|path| path.join("CACHEDIR.TAG").exists())
-        .map(|target| target.join(directory).join("lvmsync"))
-        .ok_or_else(|| Error::new("xtask does not run from a target directory"))
 }
 
 /// One word for the shell.

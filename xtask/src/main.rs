@@ -5,9 +5,19 @@
     reason = "a developer's tool talks to a person"
 )]
 
+mod bench;
+mod build;
+mod counts;
+mod demo;
+mod fuzz;
 mod guests;
+mod packages;
+mod show;
+mod table;
+mod test;
 
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// The project's own commands.
@@ -20,11 +30,22 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Check everything: format, lints, documentation, all tests, fuzzers. Installs what it needs.
+    Test(test::TestArgs),
+    /// See the main job on a real kernel: first copy, changes over ssh, undo.
+    Demo(demo::DemoArgs),
+    /// Measure speed and memory against what they are meant to be.
+    Bench(bench::BenchArgs),
+    /// Run fuzzers, with plain stable Rust.
+    Fuzz(fuzz::FuzzArgs),
     /// Run a script, or a shell, in a throwaway machine with real LVM.
     Lab {
         #[command(subcommand)]
         what: guests::Lab,
     },
+    /// Part of `bench`, for the guest.
+    #[command(hide = true)]
+    BenchScatter { device: PathBuf, count: u64 },
 }
 
 /// What a task says of itself: done, or not done although it has said why.
@@ -32,6 +53,11 @@ type Done = lab::Result<ExitCode>;
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
+        Task::Test(args) => test::test(&args),
+        Task::Demo(args) => demo::demo(&args),
+        Task::Bench(args) => bench::bench(&args),
+        Task::BenchScatter { device, count } => bench::scatter(&device, count),
+        Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Lab { what } => guests::lab(&what),
     };
     done.unwrap_or_else(|e| {
