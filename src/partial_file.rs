@@ -33,6 +33,7 @@ pub struct PartialFile {
     file: Option<File>,
     partial: PathBuf,
     name: PathBuf,
+    stays: bool,
 }
 
 impl PartialFile {
@@ -48,9 +49,7 @@ impl PartialFile {
                 "Choose another name, or replace it with --overwrite.",
             ));
         }
-        let mut partial = name.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
+        let partial = partial_name(name);
         let action = || format!("cannot create {}", partial.display());
         let file = File::options()
             .read(true)
@@ -76,6 +75,7 @@ impl PartialFile {
             file: Some(file),
             partial,
             name: name.to_owned(),
+            stays: false,
         })
     }
 
@@ -86,9 +86,22 @@ impl PartialFile {
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// The name that it takes in the end.
-    pub fn name(&self) -> &Path {
-        &self.name
+    /// From now on it stays under its partial name if it is not finished, whatever ends the run.
+    pub fn keep_unfinished(&mut self) {
+        self.stays = true;
+        self.unregister();
+    }
+
+    /// Removes it.
+    pub fn discard(mut self) {
+        self.stays = false;
+    }
+
+    fn unregister(&self) {
+        registered()
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.partial);
     }
 
     /// Makes the content durable, gives the file its name, and makes that durable, too.
@@ -110,14 +123,18 @@ impl PartialFile {
 
 impl Drop for PartialFile {
     fn drop(&mut self) {
-        if self.file.take().is_some() {
+        if self.file.take().is_some() && !self.stays {
             let _ = std::fs::remove_file(&self.partial);
         }
-        registered()
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.partial);
+        self.unregister();
     }
+}
+
+/// The name of `name` while it is not finished.
+pub fn partial_name(name: &Path) -> PathBuf {
+    let mut partial = name.as_os_str().to_owned();
+    partial.push(".partial");
+    PathBuf::from(partial)
 }
 
 /// Makes the names in the directory of `path` durable.

@@ -33,6 +33,17 @@ pub struct Applied {
     pub skipped_bytes: u64,
 }
 
+/// What is left of the undo after an apply that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UndoLeft {
+    /// None was asked for, or none is needed.
+    None,
+    /// One that undoes what was written.
+    Whole,
+    /// One without its end: what it saved is durable, but it could not be closed.
+    Unfinished,
+}
+
 /// Hears up to which volume offset everything is durable.
 pub type OnDurable<'a> = &'a mut dyn FnMut(u64, &Applied) -> Result<()>;
 
@@ -45,6 +56,8 @@ pub struct Applier<'a, W: DurableWrite> {
     held_bytes: u64,
     unsynced_bytes: u64,
     applied: Applied,
+    touched: bool,
+    had_undo: bool,
     cancel: &'a Cancel,
     on_durable: OnDurable<'a>,
 }
@@ -61,19 +74,21 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         Self {
             target,
             name,
+            had_undo: undo.is_some(),
             undo,
             held: Vec::new(),
             held_bytes: 0,
             unsynced_bytes: 0,
             applied: Applied::default(),
+            touched: false,
             cancel,
             on_durable,
         }
     }
 
-    /// What was done so far.
-    pub fn applied(&self) -> &Applied {
-        &self.applied
+    /// Whether the target may have been changed: a write that failed may have written something.
+    pub fn has_touched_target(&self) -> bool {
+        self.touched
     }
 
     /// Writes `data`, whose checksum the caller has seen match.
@@ -107,8 +122,9 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         Ok(())
     }
 
-    /// Makes everything durable and closes the undo.
-    pub fn finish(mut self) -> Result<Applied> {
+    /// Makes everything durable and closes the undo. What is held is written only here, so this fails like any
+    /// write; then [`Self::abandon`] is what is left to do.
+    pub fn finish(&mut self) -> Result<Applied> {
         self.release_held()?;
         self.sync()?;
         if let Some(undo) = self.undo.take() {
@@ -118,12 +134,22 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     }
 
     /// Ends an apply that failed: closes the undo, which then undoes what was written, and makes what was
-    /// written durable as far as that still works. Answers whether there is a usable undo.
-    pub fn abandon(mut self) -> bool {
+    /// written durable as far as that still works. An undo of a target that was not touched goes.
+    pub fn abandon(mut self) -> UndoLeft {
         let _ = self.target.sync();
-        self.undo
-            .take()
-            .is_some_and(|undo| !undo.is_empty() && undo.finish().is_ok())
+        match self.undo.take() {
+            Some(undo) if !self.touched => {
+                undo.discard();
+                UndoLeft::None
+            }
+            Some(undo) => match undo.finish() {
+                Ok(_) => UndoLeft::Whole,
+                Err(_) => UndoLeft::Unfinished,
+            },
+            // It was there, and could not be closed.
+            None if self.had_undo => UndoLeft::Unfinished,
+            None => UndoLeft::None,
+        }
     }
 
     /// The part of `extent` that the target has; the rest is counted as skipped.
@@ -153,7 +179,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         }
         if let Some(undo) = &mut self.undo {
             let extents: Vec<Extent> = held.iter().map(|(extent, _)| *extent).collect();
-            undo.save(&self.target, &extents)?;
+            undo.save(&self.target, self.name, &extents)?;
         }
         for (extent, data) in held {
             self.put(extent, data.as_deref())?;
@@ -163,6 +189,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
 
     fn put(&mut self, extent: Extent, data: Option<&[u8]>) -> Result<()> {
         self.cancel.check()?;
+        self.touched = true;
         match data {
             Some(data) => {
                 self.target
