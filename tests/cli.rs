@@ -782,6 +782,29 @@ fn the_undo_of_a_killed_apply_stays_and_brings_back_the_base() {
 }
 
 #[test]
+fn outputs_are_private_and_never_replace_a_device() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = Dir::new();
+    dir.ok("send --from cow:store.img new.img -o x.delta");
+    dir.ok("apply x.delta copy.img --undo u.delta");
+    for name in ["x.delta", "u.delta"] {
+        let mode = fs::metadata(dir.path(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    dir.fails(
+        "send new.img -o /dev/null --overwrite",
+        2,
+        &["/dev/null", "--stdout"],
+    );
+    dir.fails(
+        "apply x.delta copy.img --undo /dev/null --overwrite",
+        2,
+        &["/dev/null"],
+    );
+    assert!(!fs::metadata("/dev/null").unwrap().is_file());
+}
+
+#[test]
 fn disk_full_is_1_and_the_partial_file_goes() {
     // /dev/full takes an open and fails every write.
     let dir = Dir::new();
