@@ -12,10 +12,10 @@ use crate::dm::snapshot::Role;
 use crate::engine::apply::OnDurable;
 use crate::engine::receive::{Received, UndoTo, receive, rehearse};
 use crate::engine::target::{ReceiveOptions, Target};
-use crate::engine::undo::DurableWrite;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
-use crate::partial_file::{PartialFile, sync_directory_of};
+use crate::partial_file::sync_directory_of;
+use crate::undo_file::UndoFile;
 use crate::volume::ReadAt;
 use crate::volume::host::VolumeIdentity;
 use crate::volume::in_use::{holders_of, overlap};
@@ -36,6 +36,8 @@ pub struct DestinationOptions {
     pub allow_in_use: bool,
     /// Make an empty file where there is none: for a full copy.
     pub create: bool,
+    /// The delta is an undo whose run was cut.
+    pub unfinished: bool,
     /// Compression of the undo file.
     pub undo_compression: Compression,
 }
@@ -113,6 +115,7 @@ impl Destination {
         ReceiveOptions {
             force: self.options.force,
             allow_smaller: self.options.allow_smaller,
+            unfinished: self.options.unfinished,
             undo_compression: self.options.undo_compression,
             cancel,
             monitor,
@@ -160,7 +163,7 @@ impl Destination {
         };
         let mut undo = UndoFile::create(path, self.options.overwrite)?;
         let name = path.display().to_string();
-        let spool = || spool_beside(path);
+        let spool = || UndoFile::spool_beside(path);
         work(Some(UndoTo {
             out: &mut undo,
             name: &name,
@@ -234,63 +237,4 @@ fn refuse_held(identity: VolumeIdentity, name: &str, options: &DestinationOption
         "Unmount or deactivate what uses it. --allow-in-use writes to it all the same, and a mounted \
          filesystem will very likely be destroyed.",
     ))
-}
-
-/// An undo file: takes its name when it is whole.
-struct UndoFile {
-    file: Option<PartialFile>,
-}
-
-impl UndoFile {
-    fn create(path: &Path, overwrite: bool) -> Result<Self> {
-        let file = PartialFile::create(path, overwrite)?;
-        // Without its name in the directory the undo would not survive a power cut, synced or not.
-        sync_directory_of(path)
-            .map_err(|error| Error::io(format!("cannot make {} durable", path.display()), error))?;
-        Ok(Self { file: Some(file) })
-    }
-
-    fn open(&self) -> std::io::Result<&std::fs::File> {
-        self.file
-            .as_ref()
-            .ok_or(std::io::ErrorKind::NotFound)?
-            .file()
-    }
-}
-
-impl std::io::Write for UndoFile {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.open()?.write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl DurableWrite for UndoFile {
-    fn sync(&mut self) -> std::io::Result<()> {
-        self.open()?.sync_data()
-    }
-
-    fn complete(&mut self) -> std::io::Result<()> {
-        match self.file.take() {
-            Some(file) => file.persist().map_err(std::io::Error::other),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A file without a name, beside the undo: there is room for it where there is room for the undo.
-fn spool_beside(path: &Path) -> std::io::Result<std::fs::File> {
-    let directory = path.parent().filter(|parent| *parent != Path::new(""));
-    let directory = directory.unwrap_or(Path::new("."));
-    let flags =
-        rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
-    Ok(rustix::fs::open(
-        directory,
-        flags,
-        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
-    )?
-    .into())
 }

@@ -15,7 +15,8 @@
 //! | [`dm`] | device-mapper and LVM: names, UUIDs, tables, who is open |
 //! | [`engine`] | the data path: plan, pump, apply, undo |
 //! | [`source`], [`destination`] | from what the user typed to what the engine moves |
-//! | [`cancel`], [`monitor`], [`partial_file`] | stopping cleanly, telling, files that appear when whole |
+//! | [`cancel`], [`monitor`] | stopping cleanly, telling |
+//! | [`partial_file`], [`undo_file`] | files that appear when whole, and one that stays when it is needed |
 
 // A model in a test counts in whatever is handy.
 #![cfg_attr(
@@ -43,6 +44,7 @@ pub mod partial_file;
 pub mod session;
 pub mod source;
 pub mod sys;
+pub mod undo_file;
 pub mod units;
 pub mod volume;
 

@@ -33,6 +33,7 @@ pub struct PartialFile {
     file: Option<File>,
     partial: PathBuf,
     name: PathBuf,
+    stays: bool,
 }
 
 impl PartialFile {
@@ -40,32 +41,17 @@ impl PartialFile {
     /// taken over; one that another run is writing now is an error. Unless `overwrite`, an existing `name`
     /// is an error, too.
     pub fn create(name: &Path, overwrite: bool) -> Result<Self> {
-        let shown = name.display();
-        if !overwrite && name.symlink_metadata().is_ok() {
-            return Err(Error::refused(
-                shown.to_string(),
-                "this file exists",
-                "Choose another name, or replace it with --overwrite.",
-            ));
-        }
-        let mut partial = name.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
+        refuse_existing(name, overwrite)?;
+        let partial = partial_name(name);
         let action = || format!("cannot create {}", partial.display());
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&partial)
-            .map_err(|error| Error::io(action(), error))?;
-        if file.try_lock().is_err() {
+        let file = open_alone(&partial).map_err(|error| Error::io(action(), error))?;
+        let Some(file) = file else {
             return Err(Error::refused(
                 partial.display().to_string(),
                 "another run is writing this file",
                 "",
             ));
-        }
+        };
         file.set_len(0)
             .map_err(|error| Error::io(action(), error))?;
         registered()
@@ -76,6 +62,7 @@ impl PartialFile {
             file: Some(file),
             partial,
             name: name.to_owned(),
+            stays: false,
         })
     }
 
@@ -86,9 +73,22 @@ impl PartialFile {
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// The name that it takes in the end.
-    pub fn name(&self) -> &Path {
-        &self.name
+    /// From now on it stays under its partial name if it is not finished, whatever ends the run.
+    pub fn keep_unfinished(&mut self) {
+        self.stays = true;
+        self.unregister();
+    }
+
+    /// Removes it.
+    pub fn discard(mut self) {
+        self.stays = false;
+    }
+
+    fn unregister(&self) {
+        registered()
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.partial);
     }
 
     /// Makes the content durable, gives the file its name, and makes that durable, too.
@@ -110,14 +110,57 @@ impl PartialFile {
 
 impl Drop for PartialFile {
     fn drop(&mut self) {
-        if self.file.take().is_some() {
+        if self.file.take().is_some() && !self.stays {
             let _ = std::fs::remove_file(&self.partial);
         }
-        registered()
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.partial);
+        self.unregister();
     }
+}
+
+/// A rename would replace a device node or a pipe by a file.
+fn refuse_existing(name: &Path, overwrite: bool) -> Result<()> {
+    let shown = name.display().to_string();
+    if std::fs::metadata(name).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(Error::Usage(format!(
+            "{shown} is not a regular file: to write into a pipe or a device use --stdout > {shown}, to \
+             write to a volume give it as DEST"
+        )));
+    }
+    if !overwrite && name.symlink_metadata().is_ok() {
+        let way_out = "Choose another name, or replace it with --overwrite.";
+        return Err(Error::refused(shown, "this file exists", way_out));
+    }
+    Ok(())
+}
+
+/// Opens or makes a file for us alone; `None` if another run has it. What it holds are the contents of
+/// disks, so nobody else may read it.
+fn open_alone(partial: &Path) -> io::Result<Option<File>> {
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(no_follow)
+        .open(partial)?;
+    if file.try_lock().is_err() {
+        return Ok(None);
+    }
+    // Between open and lock the other run may have finished: then this file has its name by now.
+    let ours = file.metadata()?;
+    let is_still_there = std::fs::symlink_metadata(partial)
+        .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
+    Ok((is_still_there && ours.is_file()).then_some(file))
+}
+
+/// The name of `name` while it is not finished.
+pub fn partial_name(name: &Path) -> PathBuf {
+    let mut partial = name.as_os_str().to_owned();
+    partial.push(".partial");
+    PathBuf::from(partial)
 }
 
 /// Makes the names in the directory of `path` durable.

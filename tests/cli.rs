@@ -745,6 +745,65 @@ fn an_apply_that_fails_in_the_middle_leaves_an_undo_that_works() {
     }
 }
 
+/// SIGKILL stands for the power cut: no destructor runs.
+#[test]
+fn the_undo_of_a_killed_apply_stays_and_brings_back_the_base() {
+    let dir = Dir::with(12_000, &(0..11_900).collect::<Vec<_>>());
+    let mut interrupted = 0;
+    for milliseconds in [300, 500, 700, 900] {
+        fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+        let line = "send --from cow:store.img new.img copy.img --undo way-back --bwlimit 40M";
+        let mut child = dir.command(line).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if dir.path("way-back").exists() {
+            dir.ok("apply way-back copy.img");
+        } else if dir.read("copy.img") != dir.read("base.img") {
+            interrupted += 1;
+            dir.fails(line, 5, &["way-back.partial", "--unfinished"]);
+            dir.fails("apply way-back.partial copy.img", 6, &["way-back.partial"]);
+            // What was not synced may be garbage after a power cut.
+            let mut torn = dir.read("way-back.partial");
+            torn.extend([0x5a; 3000]);
+            fs::write(dir.path("way-back.partial"), torn).unwrap();
+            dir.ok("apply --unfinished way-back.partial copy.img");
+        }
+        assert!(
+            dir.read("copy.img") == dir.read("base.img"),
+            "after {milliseconds} ms"
+        );
+        let _ = fs::remove_file(dir.path("way-back"));
+        let _ = fs::remove_file(dir.path("way-back.partial"));
+    }
+    assert!(interrupted > 0, "none of the kills came in the middle");
+    dir.ok("send --from cow:store.img new.img -o x.delta");
+    dir.fails("apply --unfinished x.delta copy.img", 2, &["--unfinished"]);
+}
+
+#[test]
+fn outputs_are_private_and_never_replace_a_device() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = Dir::new();
+    dir.ok("send --from cow:store.img new.img -o x.delta");
+    dir.ok("apply x.delta copy.img --undo u.delta");
+    for name in ["x.delta", "u.delta"] {
+        let mode = fs::metadata(dir.path(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    dir.fails(
+        "send new.img -o /dev/null --overwrite",
+        2,
+        &["/dev/null", "--stdout"],
+    );
+    dir.fails(
+        "apply x.delta copy.img --undo /dev/null --overwrite",
+        2,
+        &["/dev/null"],
+    );
+    assert!(!fs::metadata("/dev/null").unwrap().is_file());
+}
+
 #[test]
 fn disk_full_is_1_and_the_partial_file_goes() {
     // /dev/full takes an open and fails every write.

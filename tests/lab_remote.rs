@@ -91,7 +91,7 @@ fn another_host_gets_every_byte() {
         // The undo is written over there; a blank in its name goes through the far shell.
         write("/dev/there/copy", &old, 0);
         let mut send = tool.command("send --from vg/s1 vg/s2 far:there/copy --undo");
-        Run::new("send --undo", send.arg(&far_undo).output().unwrap()).ok();
+        Run::new("send --undo", &send.arg(&far_undo).output().unwrap()).ok();
         assert_same("/dev/there/copy", &new, "with an undo");
         let apply = format!("ssh far lvmsync apply \"'{far_undo}'\" there/copy");
         guest.sh(&format!("{apply} 2>&1"));
@@ -147,7 +147,7 @@ fn a_far_end_that_cannot_be_used() {
             .args(["-e", "ssh -o ConnectTimeout=1"])
             .output()
             .unwrap();
-        Run::new("host down", run).ends(7, &["far: ", "cannot connect"]);
+        Run::new("host down", &run).ends(7, &["far: ", "cannot connect"]);
         far.link_up();
         tool.run("send vg/s2 nowhere.invalid:x")
             .ends(7, &["nowhere.invalid", "cannot connect"]);

@@ -239,6 +239,7 @@ fn apply_with(
     let options = ReceiveOptions {
         force,
         allow_smaller: false,
+        unfinished: false,
         undo_compression: Compression::Lz4,
         cancel: &cancel,
         monitor,
@@ -345,7 +346,8 @@ proptest! {
         let volume = MemoryVolume::new(model.base.clone());
         let cancel = Cancel::new();
         let options = ReceiveOptions {
-            force: false, allow_smaller: false, undo_compression: Compression::None,
+            force: false, allow_smaller: false,
+        unfinished: false, undo_compression: Compression::None,
             cancel: &cancel, monitor: &Silent,
         };
         prepare(&model.header(&changes), &model.samples(&changes), &target(&volume), &options).unwrap();
@@ -517,6 +519,7 @@ fn the_undo_is_durable_before_anything_is_overwritten() {
     let options = ReceiveOptions {
         force: false,
         allow_smaller: false,
+        unfinished: false,
         undo_compression: Compression::None,
         cancel: &cancel,
         monitor: &Silent,

@@ -40,6 +40,10 @@ pub(super) struct ApplyArgs {
     #[arg(short = 'n', long, visible_alias = "dry-run")]
     check: bool,
 
+    /// FILE is the undo (FILE.partial) of a run that was cut: put back what it saved, as far as it goes
+    #[arg(long)]
+    unfinished: bool,
+
     /// Print the result as a JSON object on stdout
     #[arg(long)]
     json: bool,
@@ -81,6 +85,7 @@ impl WriteArgs {
             allow_smaller: self.allow_smaller,
             allow_in_use: self.allow_in_use,
             create: false,
+            unfinished: false,
             undo_compression,
         }
     }
@@ -97,7 +102,10 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
         ));
     }
     let terminal = args.talk.terminal();
-    let options = args.write.options(Compression::None);
+    let options = DestinationOptions {
+        unfinished: args.unfinished,
+        ..args.write.options(Compression::None)
+    };
     let mut total = Summary {
         destination: destination.clone(),
         dry_run: args.check,

@@ -93,6 +93,11 @@ impl TalkArgs {
     }
 }
 
+/// The definition of the command line, for manual pages.
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Runs the command line and says with which code the process ends.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
     let cancel = match Cancel::on_signals() {

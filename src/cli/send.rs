@@ -337,9 +337,9 @@ impl Job<'_> {
         if self.dry_run {
             return check(&source.header, &source.samples, &target, &receive_options);
         }
-        let old_size = target.volume.size_bytes();
-        prepare(&source.header, &source.samples, &target, &receive_options)?;
         let applied = destination.with_undo(|undo| {
+            let old_size = target.volume.size_bytes();
+            prepare(&source.header, &source.samples, &target, &receive_options)?;
             let header = undo_header(&source.header, old_size);
             let undo = start_undo(undo, &header, &source.samples, &receive_options)?;
             let mut nothing = |_: u64, _: &crate::engine::apply::Applied| Ok(());

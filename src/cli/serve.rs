@@ -125,6 +125,7 @@ fn destination_options(options: &ApplyOptions) -> DestinationOptions {
         allow_smaller: options.allow_smaller,
         allow_in_use: options.allow_in_use,
         create: options.create && !options.dry_run,
+        unfinished: false,
         undo_compression: Compression::None,
     }
 }

@@ -61,7 +61,16 @@ fn resolve_name(arg: &str, name: &LvName) -> Result<Resolved> {
     let active = match DeviceMapper::open() {
         // Without device-mapper or root only the file can be meant, if there is one.
         Err(_) if file_exists => None,
-        dm => find_active(&dm?, name)?,
+        Err(error) => {
+            return Err(Error::Lvm {
+                what: arg.to_owned(),
+                reason: format!(
+                    "there is no such path here, and logical volumes cannot be looked up: {}",
+                    error.chain()
+                ),
+            });
+        }
+        Ok(dm) => find_active(&dm, name)?,
     };
     match (active, file_exists) {
         (Some(_), true) => Err(Error::Usage(format!(

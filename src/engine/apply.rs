@@ -33,6 +33,17 @@ pub struct Applied {
     pub skipped_bytes: u64,
 }
 
+/// What is left of the undo after an apply that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UndoLeft {
+    /// None was asked for, or none is needed.
+    None,
+    /// One that undoes what was written.
+    Whole,
+    /// One without its end: what it saved is durable, but it could not be closed.
+    Unfinished,
+}
+
 /// Hears up to which volume offset everything is durable.
 pub type OnDurable<'a> = &'a mut dyn FnMut(u64, &Applied) -> Result<()>;
 
@@ -46,6 +57,7 @@ pub struct Applier<'a, W: DurableWrite> {
     unsynced_bytes: u64,
     applied: Applied,
     touched: bool,
+    had_undo: bool,
     cancel: &'a Cancel,
     on_durable: OnDurable<'a>,
 }
@@ -62,6 +74,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         Self {
             target,
             name,
+            had_undo: undo.is_some(),
             undo,
             held: Vec::new(),
             held_bytes: 0,
@@ -121,14 +134,22 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     }
 
     /// Ends an apply that failed: closes the undo, which then undoes what was written, and makes what was
-    /// written durable as far as that still works. Answers whether there is a usable undo; one of a target that
-    /// was not touched is of no use and goes.
-    pub fn abandon(mut self) -> bool {
+    /// written durable as far as that still works. An undo of a target that was not touched goes.
+    pub fn abandon(mut self) -> UndoLeft {
         let _ = self.target.sync();
-        let touched = self.touched;
-        self.undo
-            .take()
-            .is_some_and(|undo| touched && !undo.is_empty() && undo.finish().is_ok())
+        match self.undo.take() {
+            Some(undo) if !self.touched => {
+                undo.discard();
+                UndoLeft::None
+            }
+            Some(undo) => match undo.finish() {
+                Ok(_) => UndoLeft::Whole,
+                Err(_) => UndoLeft::Unfinished,
+            },
+            // It was there, and could not be closed.
+            None if self.had_undo => UndoLeft::Unfinished,
+            None => UndoLeft::None,
+        }
     }
 
     /// The part of `extent` that the target has; the rest is counted as skipped.
@@ -158,7 +179,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         }
         if let Some(undo) = &mut self.undo {
             let extents: Vec<Extent> = held.iter().map(|(extent, _)| *extent).collect();
-            undo.save(&self.target, &extents)?;
+            undo.save(&self.target, self.name, &extents)?;
         }
         for (extent, data) in held {
             self.put(extent, data.as_deref())?;

@@ -6,15 +6,16 @@
 use std::fs::File;
 use std::io::{BufReader, Read};
 
-use super::apply::{Applied, Applier, OnDurable};
+use super::apply::{Applied, Applier, OnDurable, UndoLeft};
 use super::order::Ordered;
 use super::target::{ReceiveOptions, Target, check, prepare};
 use super::undo::{DurableWrite, UndoRecorder, undo_header};
+use crate::delta::FormatError;
 use crate::delta::header::{Header, Planned, Source};
 use crate::delta::proto3::{FirstLine, Proto3Reader, read_first_line};
-use crate::delta::reader::DeltaReader;
+use crate::delta::reader::{DeltaReader, FrameHeader};
 use crate::delta::samples::Samples;
-use crate::error::{Error, Result};
+use crate::error::{Error, ExitCode, Result};
 use crate::extent::Kind;
 use crate::monitor::Monitor;
 use crate::sys::aligned::AlignedBuffer;
@@ -100,6 +101,11 @@ fn receive_version_4<R: Read>(
     on_durable: OnDurable<'_>,
 ) -> Result<Received> {
     let header = reader.header().clone();
+    if options.unfinished && header.source != Source::Undo {
+        return Err(Error::Usage(format!(
+            "{what}: --unfinished is for an undo whose run was cut, and this is none"
+        )));
+    }
     let old_size = target.volume.size_bytes();
     prepare(&header, reader.samples(), target, options)?;
     options.monitor.plan(
@@ -138,22 +144,44 @@ fn apply_frames<R: Read, W: DurableWrite>(
     let mut buffer = AlignedBuffer::new(0);
     loop {
         options.cancel.check()?;
-        let Some(frame) = reader.next_frame().map_err(damaged)? else {
-            return Ok(());
+        let frame = match next_frame(reader, &mut buffer) {
+            // What was not synced when the run was cut may be anything; nothing was overwritten for it.
+            Err(error) if options.unfinished && error.exit_code() == ExitCode::Damaged => {
+                options
+                    .monitor
+                    .warn(&format!("{what}: put back up to where it was cut: {error}"));
+                return Ok(());
+            }
+            frame => frame.map_err(damaged)?,
         };
+        let Some(frame) = frame else { return Ok(()) };
         match frame.kind {
             Kind::Zero => applier.write_zeroes(frame.extent)?,
             Kind::Data => {
                 let length = usize::try_from(frame.extent.length()).unwrap_or(0);
-                if buffer.len() < length {
-                    buffer = AlignedBuffer::new(length.next_power_of_two());
-                }
-                reader.payload(&mut buffer[..length]).map_err(damaged)?;
                 applier.write(frame.extent, &buffer[..length])?;
             }
         }
         options.monitor.advance(frame.extent.length());
     }
+}
+
+/// The next frame, its data in the first bytes of `buffer`.
+fn next_frame<R: Read>(
+    reader: &mut DeltaReader<R>,
+    buffer: &mut AlignedBuffer,
+) -> std::result::Result<Option<FrameHeader>, FormatError> {
+    let Some(frame) = reader.next_frame()? else {
+        return Ok(None);
+    };
+    if frame.kind == Kind::Data {
+        let length = usize::try_from(frame.extent.length()).unwrap_or(0);
+        if buffer.len() < length {
+            *buffer = AlignedBuffer::new(length.next_power_of_two());
+        }
+        reader.payload(&mut buffer[..length])?;
+    }
+    Ok(Some(frame))
 }
 
 fn receive_version_3<R: Read>(
@@ -289,12 +317,15 @@ pub fn conclude<W: DurableWrite>(
         Err(error) => error,
     };
     let wrote = applier.has_touched_target();
-    let has_undo = applier.abandon();
+    let undo = applier.abandon();
     if wrote {
-        let way_out = if has_undo {
-            "apply the undo, or run the same again"
-        } else {
-            "run the same again"
+        let way_out = match undo {
+            UndoLeft::Whole => "apply the undo, or run the same again",
+            UndoLeft::Unfinished => {
+                "the undo could not be closed, but what it saved is there: \
+                 apply it, with .partial added to its name, with --unfinished"
+            }
+            UndoLeft::None => "run the same again",
         };
         monitor.warn(&format!(
             "{}: partly written, now neither in the old state nor in the new one: {way_out}",

@@ -28,6 +28,8 @@ pub struct ReceiveOptions<'a> {
     pub force: bool,
     /// Accept a destination that is smaller, leaving out what is past its end.
     pub allow_smaller: bool,
+    /// The delta is the undo of an apply that was cut: put back what it saved, as far as that goes.
+    pub unfinished: bool,
     /// Compression of the undo.
     pub undo_compression: Compression,
     /// Stops the run.

@@ -21,6 +21,9 @@ pub trait DurableWrite: Write + Send {
     /// Returns when everything written so far is on stable storage.
     fn sync(&mut self) -> io::Result<()>;
 
+    /// Called when the undo is not needed: nothing was overwritten.
+    fn discard(&mut self) {}
+
     /// Called once, when the undo is whole and synced: a file takes its name now.
     fn complete(&mut self) -> io::Result<()> {
         Ok(())
@@ -42,6 +45,10 @@ impl DurableWrite for Vec<u8> {
 impl<W: DurableWrite + ?Sized> DurableWrite for &mut W {
     fn sync(&mut self) -> io::Result<()> {
         (**self).sync()
+    }
+
+    fn discard(&mut self) {
+        (**self).discard();
     }
 
     fn complete(&mut self) -> io::Result<()> {
@@ -97,9 +104,9 @@ impl<W: DurableWrite> UndoRecorder<W> {
         })
     }
 
-    /// Saves what `target` holds in `extents` (ascending, each at most 1 MiB of data or any length of
+    /// Saves what `target`, called `name` in messages, holds in `extents` (ascending, each at most 1 MiB of data or any length of
     /// what will be zeroed), durably.
-    pub fn save(&mut self, target: &dyn ReadAt, extents: &[Extent]) -> Result<()> {
+    pub fn save(&mut self, target: &dyn ReadAt, name: &str, extents: &[Extent]) -> Result<()> {
         for extent in extents {
             let end = extent.end().min(self.old_size_bytes);
             let mut position = extent.offset();
@@ -108,7 +115,7 @@ impl<W: DurableWrite> UndoRecorder<W> {
                 let Some(piece) = Extent::from_range(position, end.min(boundary)) else {
                     break;
                 };
-                self.save_piece(target, piece)?;
+                self.save_piece(target, name, piece)?;
                 position = piece.end();
             }
         }
@@ -118,14 +125,14 @@ impl<W: DurableWrite> UndoRecorder<W> {
             .map_err(|e| self.failed(e))
     }
 
-    fn save_piece(&mut self, target: &dyn ReadAt, piece: Extent) -> Result<()> {
+    fn save_piece(&mut self, target: &dyn ReadAt, name: &str, piece: Extent) -> Result<()> {
         self.old
             .resize(usize::try_from(piece.length()).unwrap_or(0), 0);
         target
             .read_exact_at(&mut self.old, piece.offset())
             .map_err(|error| {
                 Error::io(
-                    format!("cannot read the old content at {piece} for the undo"),
+                    format!("cannot read the old content of {name} at {piece} for the undo"),
                     error,
                 )
             })?;
@@ -150,9 +157,9 @@ impl<W: DurableWrite> UndoRecorder<W> {
         Ok(())
     }
 
-    /// True when nothing was saved.
-    pub fn is_empty(&self) -> bool {
-        self.writer.counts().data_frames + self.writer.counts().zero_frames == 0
+    /// Gives the undo up: nothing was overwritten.
+    pub fn discard(mut self) {
+        self.writer.get_mut().discard();
     }
 
     /// Closes the undo, durably.

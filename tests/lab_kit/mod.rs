@@ -54,7 +54,7 @@ impl Tool {
     /// Runs `arguments`, separated by blanks, to the end.
     pub(crate) fn run(&self, arguments: &str) -> Run {
         let output = self.command(arguments).output().unwrap();
-        Run::new(arguments, output)
+        Run::new(arguments, &output)
     }
 
     /// Starts `arguments`; nobody reads what it says before [`Run::of`] does.
@@ -100,7 +100,7 @@ impl Tool {
 }
 
 impl Run {
-    pub(crate) fn new(arguments: &str, output: Output) -> Self {
+    pub(crate) fn new(arguments: &str, output: &Output) -> Self {
         Self {
             arguments: arguments.to_owned(),
             code: output.status.code(),
@@ -111,7 +111,7 @@ impl Run {
 
     /// The end of what [`Tool::start`] started.
     pub(crate) fn of(child: Child) -> Self {
-        Self::new("(started)", child.wait_with_output().unwrap())
+        Self::new("(started)", &child.wait_with_output().unwrap())
     }
 
     /// It succeeded.
