@@ -2,7 +2,7 @@
 //!
 //! Guarantees: after a signal every loop that asks [`Cancel::check`] and every read through
 //! [`CancelableReader`] ends with an error, so that destructors run: temporary files go, children end. A
-//! run that is stuck in the kernel all the same is ended after [`GRACE`], its registered files removed.
+//! run that is stuck all the same is ended after [`GRACE`] or by a second signal, its temporary files removed.
 //! A signal that was ignored when we were started (`nohup`) stays ignored.
 
 use std::io::{self, Read};
@@ -60,13 +60,17 @@ impl Cancel {
         std::thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
-                if signals.forever().next().is_some() {
-                    to_set.cancel();
-                    std::thread::sleep(GRACE);
-                    crate::partial_file::remove_unfinished();
-                    // The run did not end by itself within its grace.
-                    std::process::exit(ExitCode::Interrupted as i32);
+                if signals.forever().next().is_none() {
+                    return;
                 }
+                to_set.cancel();
+                // The run ends by itself, or else when its grace is over, or at a second signal.
+                let start = std::time::Instant::now();
+                while start.elapsed() < GRACE && signals.pending().next().is_none() {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                crate::partial_file::remove_unfinished();
+                std::process::exit(ExitCode::Interrupted as i32);
             })?;
         Ok(cancel)
     }

@@ -47,6 +47,8 @@ pub struct Destination {
     volume: Volume,
     name: String,
     is_file: bool,
+    /// The file, if it was made for this run.
+    made: Option<PathBuf>,
     options: DestinationOptions,
 }
 
@@ -67,6 +69,7 @@ impl Destination {
             }
             Err(_) => PathBuf::from(name),
         };
+        let existed = path.exists();
         if let Ok(identity) = VolumeIdentity::of_path(&path) {
             refuse_overlap(source, identity, name)?;
             refuse_held(identity, name, options)?;
@@ -88,8 +91,14 @@ impl Destination {
             volume,
             name: name.to_owned(),
             is_file,
+            made: (!existed && is_file).then_some(path),
             options: options.clone(),
         })
+    }
+
+    /// True where there is nothing yet and a full copy would make a file.
+    pub fn could_make(name: &str, options: &DestinationOptions) -> bool {
+        options.create && resolve(name).is_err() && is_free_file_name(Path::new(name))
     }
 
     /// Its size in bytes.
@@ -158,9 +167,24 @@ impl Destination {
 
     /// Runs `work` with the undo that was asked for, if one was.
     pub fn with_undo<T>(&self, work: impl FnOnce(Option<UndoTo<'_>>) -> Result<T>) -> Result<T> {
+        let result = self.run_with_undo(work);
+        if let (Err(_), Some(made)) = (&result, &self.made) {
+            // Half a copy under the name of a whole one would be taken for it.
+            let _ = std::fs::remove_file(made);
+        }
+        result
+    }
+
+    fn run_with_undo<T>(&self, work: impl FnOnce(Option<UndoTo<'_>>) -> Result<T>) -> Result<T> {
         let Some(path) = &self.options.undo else {
             return work(None);
         };
+        if VolumeIdentity::of_path(path).is_ok_and(|undo| undo == self.volume.identity()) {
+            return Err(Error::Usage(format!(
+                "{}: the undo cannot be the destination itself",
+                path.display()
+            )));
+        }
         let mut undo = UndoFile::create(path, self.options.overwrite)?;
         let name = path.display().to_string();
         let spool = || UndoFile::spool_beside(path);

@@ -4,7 +4,7 @@
 //! removed on every way out, and what SIGKILL leaves under `NAME.partial` is taken over by the next run.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -146,7 +146,8 @@ fn open_alone(partial: &Path) -> io::Result<Option<File>> {
         .mode(0o600)
         .custom_flags(no_follow)
         .open(partial)?;
-    if file.try_lock().is_err() {
+    // A filesystem without locks has no other run that could hold one.
+    if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
         return Ok(None);
     }
     // Between open and lock the other run may have finished: then this file has its name by now.

@@ -34,6 +34,8 @@ pub struct SourceRequest<'a> {
     pub new: Option<&'a str>,
     /// Read the data here instead of from NEW.
     pub data_source: Option<&'a str>,
+    /// With `cow:STORE`, which does not tell: the volume's size when the snapshot was made.
+    pub base_size: Option<u64>,
     /// For the header.
     pub compression: Compression,
     /// Stops the run.
@@ -179,18 +181,26 @@ fn from_store(request: &SourceRequest<'_>, store: &str, new: &str) -> Result<Sen
     let resolved = resolve(new)?;
     let data = Volume::open(resolved.path())?;
     let size = data.size_bytes();
-    let table = read_table(&Volume::open(store)?, store, size)?;
-    let samples = Samples::take(&data, &table.changes)
+    let base_size = request.base_size.unwrap_or(size);
+    if base_size > size {
+        return Err(Error::Usage(format!(
+            "--base-size is {base_size} bytes, and {new} has only {size}: a volume with snapshots does not \
+             become smaller"
+        )));
+    }
+    let table = read_table(&Volume::open(store)?, store, base_size)?;
+    let changes = with_tail(table.changes, base_size, size);
+    let samples = Samples::take(&data, &changes)
         .map_err(|error| Error::io(format!("cannot read sampled blocks of {new}"), error))?;
     let header = Header {
-        base_size: Some(size),
+        base_size: Some(base_size),
         granularity: table.chunk_bytes,
-        ..header(request, Source::Cow, size, &table.changes)
+        ..header(request, Source::Cow, size, &changes)
     };
     Ok(SendSource {
         header,
         samples,
-        changes: table.changes,
+        changes,
         data,
         name: new.to_owned(),
         snapshot: snapshot_in(resolved),
@@ -241,16 +251,7 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
         _ => return Err(not_related(&base, snapshot, &new_name)),
     }
     let (base_size, size) = (snapshot.origin_size_bytes, target.size_bytes);
-    if let Some(tail) = Extent::from_range(base_size, size) {
-        // The kernel records nothing past the size that the snapshot was made with.
-        let tail: ChangeList = [Change {
-            extent: tail,
-            kind: Kind::Data,
-        }]
-        .into_iter()
-        .collect();
-        changes = changes.union(&tail);
-    }
+    let changes = with_tail(changes, base_size, size);
     let changes = changes.clip(size);
 
     let samples = Volume::open(&base.path).and_then(|volume| {
@@ -274,6 +275,15 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
         name: new_name,
         snapshot: snapshot_in(new_volume),
     })
+}
+
+/// The kernel records nothing past the size that a snapshot was made with: all of it may have changed.
+fn with_tail(changes: ChangeList, base_size: u64, size: u64) -> ChangeList {
+    let Some(extent) = Extent::from_range(base_size, size) else {
+        return changes;
+    };
+    let kind = Kind::Data;
+    changes.union(&[Change { extent, kind }].into_iter().collect())
 }
 
 /// An I/O error from a snapshot that is not in order any more is that, and nothing else.

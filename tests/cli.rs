@@ -732,9 +732,9 @@ fn an_apply_that_fails_in_the_middle_leaves_an_undo_that_works() {
     for part in [10, 50, 90] {
         fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
         fs::write(dir.path("cut.delta"), &delta[..delta.len() * part / 100]).unwrap();
-        let undo = format!("u{part}");
+        let undo = format!("u{part}.partial");
         dir.fails(
-            &format!("apply cut.delta copy.img --undo {undo}"),
+            &format!("apply cut.delta copy.img --undo u{part}"),
             6,
             &["cut.delta"],
         );
@@ -779,6 +779,131 @@ fn the_undo_of_a_killed_apply_stays_and_brings_back_the_base() {
     assert!(interrupted > 0, "none of the kills came in the middle");
     dir.ok("send --from cow:store.img new.img -o x.delta");
     dir.fails("apply --unfinished x.delta copy.img", 2, &["--unfinished"]);
+}
+
+/// Run again, a failed apply must not replace the way back by an undo of half-new content.
+#[test]
+fn the_undo_of_a_failed_apply_is_never_replaced() {
+    let dir = Dir::with(6000, &(0..5900).collect::<Vec<_>>());
+    let delta = dir.delta();
+    fs::write(dir.path("cut.delta"), &delta[..delta.len() * 9 / 10]).unwrap();
+    for again in [
+        "apply x.delta copy.img --undo back",
+        "apply x.delta copy.img --undo back --overwrite",
+        "--apply x.delta copy.img --snapback back",
+    ] {
+        fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+        dir.fails(
+            "--apply cut.delta copy.img --snapback back",
+            6,
+            &[".partial"],
+        );
+        assert!(dir.read("copy.img") != dir.read("base.img"));
+        dir.fails(again, 5, &["back.partial", "the only way back"]);
+        dir.ok("apply back.partial copy.img");
+        assert!(dir.read("copy.img") == dir.read("base.img"));
+        fs::remove_file(dir.path("back.partial")).unwrap();
+    }
+}
+
+#[test]
+fn an_output_never_replaces_what_it_is_made_from() {
+    let dir = Dir::new();
+    dir.delta();
+    let before = (
+        dir.read("new.img"),
+        dir.read("store.img"),
+        dir.read("copy.img"),
+    );
+    for line in [
+        "send --from cow:store.img new.img -o new.img --overwrite",
+        "send --from cow:store.img new.img -o store.img --overwrite",
+        "apply x.delta copy.img --undo copy.img --overwrite",
+        "--apply x.delta copy.img --snapback copy.img",
+        "send --from cow:store.img new.img copy.img --undo copy.img --overwrite",
+    ] {
+        dir.fails(line, 2, &["cannot"]);
+        let after = (
+            dir.read("new.img"),
+            dir.read("store.img"),
+            dir.read("copy.img"),
+        );
+        assert!(before == after, "{line}");
+    }
+    std::os::unix::fs::symlink(dir.path("base.img"), dir.path("y.delta.partial")).unwrap();
+    dir.fails("send new.img -o y.delta", 1, &["y.delta.partial"]);
+    assert_eq!(
+        dir.read("base.img"),
+        dir.read("copy.img"),
+        "not through a link"
+    );
+}
+
+#[test]
+fn what_was_made_for_a_copy_that_failed_goes() {
+    let dir = Dir::new();
+    dir.ok("send new.img -o full.delta");
+    let delta = dir.read("full.delta");
+    fs::write(dir.path("cut.delta"), &delta[..delta.len() / 2]).unwrap();
+    dir.fails("apply cut.delta made.img", 6, &["cut.delta"]);
+    assert!(!dir.path("made.img").exists());
+    dir.ok("send -n new.img made.img");
+    assert!(!dir.path("made.img").exists());
+    fs::write(dir.path("u"), "").unwrap();
+    fs::write(dir.path("short.img"), &dir.read("new.img")[..5000]).unwrap();
+    dir.fails("send new.img short.img --undo u", 5, &["--overwrite"]);
+    assert_eq!(
+        fs::metadata(dir.path("short.img")).unwrap().len(),
+        5000,
+        "not even its size"
+    );
+}
+
+#[test]
+fn the_undo_on_a_smaller_destination_fits_it() {
+    let dir = Dir::new();
+    dir.delta();
+    fs::write(dir.path("small.img"), &dir.read("base.img")[..600_000]).unwrap();
+    dir.ok("apply x.delta small.img --allow-smaller --undo u");
+    dir.ok("apply u small.img");
+    assert_eq!(dir.read("small.img"), dir.read("base.img")[..600_000]);
+}
+
+#[test]
+fn a_chain_is_checked_and_applied_in_order() {
+    let dir = Dir::new();
+    dir.delta();
+    dir.ok("send new.img -o second.delta");
+    dir.ok("apply x.delta second.delta copy.img --check");
+    assert_eq!(dir.read("copy.img"), dir.read("base.img"));
+    dir.ok("apply x.delta second.delta copy.img");
+    assert_eq!(dir.read("copy.img"), dir.read("new.img"));
+}
+
+#[test]
+fn an_extended_origin_of_a_store_is_told_by_its_old_size() {
+    let dir = Dir::new();
+    let mut grown = dir.read("new.img");
+    grown.extend([9; 10_000]);
+    fs::write(dir.path("grown.img"), &grown).unwrap();
+    let json = dir.ok("diff --from cow:store.img grown.img --base-size 1M --json");
+    assert!(
+        json.contains("{\"offset\":1048576,\"length\":10000,\"kind\":\"data\"}"),
+        "{json}"
+    );
+    dir.ok("send --from cow:store.img grown.img copy.img --base-size 1M --undo u");
+    assert_eq!(dir.read("copy.img"), grown);
+    dir.ok("apply u copy.img");
+    assert_eq!(
+        dir.read("copy.img"),
+        dir.read("base.img"),
+        "and is as short as it was"
+    );
+    dir.fails(
+        "diff --from cow:store.img new.img --base-size 2M",
+        2,
+        &["--base-size"],
+    );
 }
 
 #[test]

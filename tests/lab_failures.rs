@@ -183,7 +183,7 @@ fn bad_disks_are_reported() {
         nothing_left_but(guest, &tool);
         load(good);
         assert!(content("/dev/vg/copy") != old && content("/dev/vg/copy") != new);
-        tool.run("apply undo /dev/mapper/bad").ok();
+        tool.run("apply undo.partial /dev/mapper/bad").ok();
         assert_same(
             "/dev/vg/copy",
             &old,
@@ -202,8 +202,8 @@ fn bad_disks_are_reported() {
         tool.run("apply delta /dev/mapper/bad --undo undo2")
             .ends(1, &["/dev/mapper/bad"]);
         load(good);
-        if tool.path("undo2").exists() {
-            tool.run("apply undo2 /dev/mapper/bad").ok();
+        if tool.path("undo2.partial").exists() {
+            tool.run("apply undo2.partial /dev/mapper/bad").ok();
         }
         assert_same("/dev/vg/copy", &old, "an unreadable place");
         load("0 16384 error");
@@ -230,8 +230,8 @@ fn bad_disks_are_reported() {
         tool.run("vg/s1 vg/copy -r /dev/mapper/bad --snapback undo3")
             .ends(1, &["cannot read"]);
         // What had not been overwritten yet needs no undo.
-        if tool.path("undo3").exists() {
-            tool.run("apply undo3 vg/copy").ok();
+        if tool.path("undo3.partial").exists() {
+            tool.run("apply undo3.partial vg/copy").ok();
         }
         assert_same("/dev/vg/copy", &old, "undone after a read error");
 

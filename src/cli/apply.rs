@@ -8,6 +8,7 @@ use std::time::Instant;
 use clap::Args;
 
 use super::inspect::read_whole;
+use super::progress::Terminal;
 use super::summary::Summary;
 use super::{TalkArgs, output};
 use crate::cancel::{Cancel, CancelableReader};
@@ -113,27 +114,15 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
     };
     let start = Instant::now();
     let target = open_destination(destination, deltas, &options, args.check)?;
-    for delta in deltas {
+    for (number, delta) in deltas.iter().enumerate() {
         let input = open_input(delta, cancel)?;
+        let name = shown_name(delta);
         if args.check {
-            let name = shown_name(delta);
-            let whole = read_whole(input, &name, cancel, &terminal)?;
-            if let Some(header) = &whole.header {
-                let receive_options = target.receive_options(cancel, &terminal);
-                crate::engine::target::check(
-                    header,
-                    &whole.samples,
-                    &target.target(),
-                    &receive_options,
-                )?;
-            }
-            continue;
+            check(input, &name, number == 0, &target, cancel, &terminal)?;
+        } else {
+            let received = target.receive(input, &name, cancel, &terminal, &mut |_, _| Ok(()))?;
+            add(&mut total, &received);
         }
-        let received =
-            target.receive(input, &shown_name(delta), cancel, &terminal, &mut |_, _| {
-                Ok(())
-            })?;
-        add(&mut total, &received);
     }
     total.seconds = start.elapsed().as_secs_f64();
     total.undo = args
@@ -155,6 +144,37 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
+/// Reads a whole delta. Only the `first` of several can be held against the destination: the others begin from
+/// what that one makes of it.
+fn check(
+    input: impl Read,
+    name: &str,
+    first: bool,
+    target: &Destination,
+    cancel: &Cancel,
+    terminal: &Terminal,
+) -> Result<()> {
+    let whole = read_whole(input, name, cancel, terminal)?;
+    match &whole.header {
+        Some(header) if first => {
+            let options = target.receive_options(cancel, terminal);
+            crate::engine::target::check(header, &whole.samples, &target.target(), &options)
+        }
+        Some(_) => {
+            terminal.warn(&format!(
+                "{name}: it is sound; whether it fits shows when the deltas before it are applied"
+            ));
+            Ok(())
+        }
+        None => {
+            terminal.warn(&format!(
+                "{name}: a PROTO[3] stream says nothing by which to see that it fits"
+            ));
+            Ok(())
+        }
+    }
+}
+
 /// A single full copy may make its file; whether it is one is only known once its header was read, so the
 /// file is looked at first.
 fn open_destination(
@@ -167,8 +187,11 @@ fn open_destination(
         let Some(first) = deltas.first().filter(|first| *first != "-") else {
             return false;
         };
-        File::open(first)
+        // A pipe can be read only once.
+        std::fs::metadata(first)
             .ok()
+            .filter(std::fs::Metadata::is_file)
+            .and_then(|_| File::open(first).ok())
             .and_then(|file| crate::delta::reader::DeltaReader::new(file).ok())
             .is_some_and(|reader| reader.header().is_full_copy())
     };

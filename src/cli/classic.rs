@@ -4,6 +4,7 @@
 //! a destination that is in use or too small is refused; exit codes tell failures apart.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::{ArgAction, Parser};
 
@@ -143,6 +144,7 @@ fn apply(
     cancel: &Cancel,
     terminal: &Terminal,
 ) -> Result<Summary> {
+    let start = Instant::now();
     let options = args.write_args().options(Compression::None);
     let received = apply_one(file, destination, &options, cancel, terminal)?;
     let applied = &received.applied;
@@ -156,6 +158,7 @@ fn apply(
         data_bytes: applied.data_bytes,
         zero_bytes: applied.zero_bytes,
         bytes_sent: received.delta_bytes,
+        seconds: start.elapsed().as_secs_f64(),
         undo: args
             .snapback
             .as_ref()
@@ -192,6 +195,7 @@ fn send(
             from: Some(snapshot),
             new: None,
             data_source: args.data_source.as_deref(),
+            base_size: None,
             compression: Compression::None,
             cancel,
             monitor: terminal,

@@ -11,7 +11,7 @@ use crate::delta::codec::Compression;
 use crate::error::{ExitCode, Result};
 use crate::extent::{Change, ChangeList, Extent, Kind};
 use crate::source::{SendSource, SourceRequest};
-use crate::units::{Bytes, count};
+use crate::units::{Bytes, count, parse_size};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -31,6 +31,10 @@ pub(super) struct DiffArgs {
     /// The new state: a later snapshot of the same origin, or the origin
     new: String,
 
+    /// With cow:STORE, size of the volume when the snapshot was made, if it was extended since
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    base_size: Option<u64>,
+
     /// One JSON object
     #[arg(long, conflicts_with = "map")]
     json: bool,
@@ -49,6 +53,7 @@ pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
         from: Some(&args.from),
         new: Some(&args.new),
         data_source: None,
+        base_size: args.base_size,
         compression: Compression::None,
         cancel,
         monitor: &terminal,

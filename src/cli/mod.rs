@@ -126,11 +126,20 @@ enum Parsed {
 
 /// A verb as the first word, or nothing that the original knew: ours. Everything else is the original's.
 fn parse(arguments: Vec<OsString>) -> std::result::Result<Parsed, clap::Error> {
-    let first = arguments.iter().skip(1).find(|argument| {
-        !["-v", "-q", "-vv", "--verbose", "--quiet"]
-            .iter()
-            .any(|flag| argument == flag)
-    });
+    let mut words = arguments.iter().skip(1);
+    let first = loop {
+        match words.next() {
+            Some(word)
+                if ["-v", "-q", "-vv", "--verbose", "--quiet"]
+                    .iter()
+                    .any(|f| word == f) => {}
+            Some(word) if word == "--progress" => {
+                words.next();
+            }
+            Some(word) if word.to_string_lossy().starts_with("--progress=") => {}
+            word => break word,
+        }
+    };
     let is_ours = first.is_none_or(|word| {
         VERBS.iter().any(|verb| word == verb)
             || ["-h", "--help", "-V", "--version"]

@@ -1,7 +1,7 @@
 //! `lvmsync send`: sends what changed, or everything, to a volume here or elsewhere, a file, or stdout.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -27,6 +27,7 @@ use crate::partial_file::PartialFile;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
 use crate::source::{SendSource, SourceRequest};
 use crate::units::{Bytes, count, parse_size};
+use crate::volume::VolumeIdentity;
 
 const AFTER_HELP: &str = "\
 NEW is a snapshot, an origin, or any block device or file. With --from OLD only what differs between OLD and
@@ -62,6 +63,10 @@ pub(super) struct SendArgs {
     #[arg(value_name = "[HOST:]DEST", required_unless_present_any = ["output", "stdout"])]
     #[arg(conflicts_with_all = ["output", "stdout"])]
     destination: Option<String>,
+
+    /// With cow:STORE, size of the volume when the snapshot was made, if it was extended since
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "from")]
+    base_size: Option<u64>,
 
     #[command(flatten)]
     to: ToArgs,
@@ -156,6 +161,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
             from: args.from.as_deref(),
             new: Some(&args.new),
             data_source: None,
+            base_size: args.base_size,
             compression: args.to.compress,
             cancel,
             monitor: &terminal,
@@ -268,6 +274,7 @@ impl Job<'_> {
             }
             return self.write_delta(source, stdout, "standard output", summary);
         };
+        self.refuse_input_as_output(source, path)?;
         let file = PartialFile::create(path, self.write.overwrite)?;
         let name = path.display().to_string();
         let out = file
@@ -275,6 +282,22 @@ impl Job<'_> {
             .map_err(|error| Error::io(format!("cannot write {name}"), error))?;
         self.write_delta(source, out, &name, summary)?;
         file.persist()
+    }
+
+    /// `--overwrite` must not cost the volume that is sent, or the store that says what changed.
+    fn refuse_input_as_output(&self, source: &SendSource, path: &Path) -> Result<()> {
+        let Ok(output) = VolumeIdentity::of_path(path) else {
+            return Ok(());
+        };
+        let store = self.request.from.and_then(|from| from.strip_prefix("cow:"));
+        let store = store.and_then(|store| VolumeIdentity::of_path(store).ok());
+        if output == source.data.identity() || Some(output) == store {
+            return Err(Error::Usage(format!(
+                "{} is what is being sent; the delta cannot replace it",
+                path.display()
+            )));
+        }
+        Ok(())
     }
 
     /// Writes the delta in the format that was asked for.
@@ -330,7 +353,10 @@ impl Job<'_> {
         summary: &mut Summary,
     ) -> Result<()> {
         let mut options = self.write.options(self.to.compress);
-        options.create = source.header.is_full_copy() && !self.dry_run;
+        options.create = source.header.is_full_copy();
+        if self.dry_run && Destination::could_make(destination, &options) {
+            return Ok(());
+        }
         let destination = Destination::open(destination, Some(source.data.identity()), &options)?;
         let receive_options = destination.receive_options(self.cancel, self.monitor);
         let target = destination.target();

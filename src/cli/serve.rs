@@ -62,11 +62,23 @@ fn serve(
     cancel: &Cancel,
 ) -> Result<Done> {
     let monitor = Relay(replies.clone());
-    let destination = Destination::open(
-        &open.destination,
-        source_here(open),
-        &destination_options(&open.options),
-    )?;
+    let options = destination_options(&open.options);
+    if open.options.dry_run && Destination::could_make(&open.destination, &options) {
+        let destination = open.destination.clone();
+        let ready = Ready {
+            destination,
+            size_bytes: 0,
+            kind: "file".to_owned(),
+        };
+        server.ready(ready).map_err(lost)?;
+        std::io::copy(server, &mut std::io::sink())
+            .map_err(|error| Error::io("cannot read what is sent", error))?;
+        return Ok(Done {
+            dry_run: true,
+            ..Done::default()
+        });
+    }
+    let destination = Destination::open(&open.destination, source_here(open), &options)?;
     server
         .ready(Ready {
             destination: open.destination.clone(),
@@ -124,7 +136,7 @@ fn destination_options(options: &ApplyOptions) -> DestinationOptions {
         force: options.force,
         allow_smaller: options.allow_smaller,
         allow_in_use: options.allow_in_use,
-        create: options.create && !options.dry_run,
+        create: options.create,
         unfinished: false,
         undo_compression: Compression::None,
     }

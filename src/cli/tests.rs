@@ -22,6 +22,8 @@ fn a_verb_makes_it_ours_and_anything_else_is_the_originals() {
         "send vg/s1 host:vg/x",
         "send --from vg/s1 vg/s2 -o x.delta -z zstd:9",
         "-v send vg/s1 vg/x",
+        "--progress none send vg/s1 vg/x",
+        "--progress=json -v send vg/s1 vg/x",
         "-q diff --from vg/s1 vg/s2",
         "apply a b c vg/x --undo u",
         "inspect x --json",

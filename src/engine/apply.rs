@@ -142,7 +142,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
                 undo.discard();
                 UndoLeft::None
             }
-            Some(undo) => match undo.finish() {
+            Some(undo) => match undo.finish_unnamed() {
                 Ok(_) => UndoLeft::Whole,
                 Err(_) => UndoLeft::Unfinished,
             },

@@ -295,7 +295,7 @@ pub fn start_undo<'a>(
             undo.out,
             undo.name,
             header,
-            samples,
+            &samples.below(header.volume_size),
             options.undo_compression,
         )
     })
@@ -320,10 +320,10 @@ pub fn conclude<W: DurableWrite>(
     let undo = applier.abandon();
     if wrote {
         let way_out = match undo {
-            UndoLeft::Whole => "apply the undo, or run the same again",
+            UndoLeft::Whole => "apply the undo, which is there with .partial added to its name",
             UndoLeft::Unfinished => {
-                "the undo could not be closed, but what it saved is there: \
-                 apply it, with .partial added to its name, with --unfinished"
+                "the undo could not be closed, but what it saved is there: apply it, with .partial added \
+                 to its name, with --unfinished"
             }
             UndoLeft::None => "run the same again",
         };

@@ -82,6 +82,8 @@ pub struct UndoRecorder<W: DurableWrite> {
     old_size_bytes: u64,
     old: Vec<u8>,
     packed: Vec<u8>,
+    /// A save failed: what stands at the end of the file is not known.
+    broken: bool,
 }
 
 impl<W: DurableWrite> UndoRecorder<W> {
@@ -101,12 +103,19 @@ impl<W: DurableWrite> UndoRecorder<W> {
             old_size_bytes: header.volume_size,
             old: Vec::new(),
             packed: Vec::new(),
+            broken: false,
         })
     }
 
     /// Saves what `target`, called `name` in messages, holds in `extents` (ascending, each at most 1 MiB of data or any length of
     /// what will be zeroed), durably.
     pub fn save(&mut self, target: &dyn ReadAt, name: &str, extents: &[Extent]) -> Result<()> {
+        let saved = self.save_all(target, name, extents);
+        self.broken |= saved.is_err();
+        saved
+    }
+
+    fn save_all(&mut self, target: &dyn ReadAt, name: &str, extents: &[Extent]) -> Result<()> {
         for extent in extents {
             let end = extent.end().min(self.old_size_bytes);
             let mut position = extent.offset();
@@ -162,13 +171,31 @@ impl<W: DurableWrite> UndoRecorder<W> {
         self.writer.get_mut().discard();
     }
 
-    /// Closes the undo, durably.
+    /// Closes the undo of an apply that is done, durably: it takes its name.
     pub fn finish(self) -> Result<Counts> {
+        let name = self.name.clone();
+        let failed = |error| Error::io(format!("cannot write the undo file {name}"), error);
+        let (counts, mut out) = self.close()?;
+        out.complete().map_err(failed)?;
+        Ok(counts)
+    }
+
+    /// Closes the undo of an apply that failed, durably: it is whole, and keeps its unfinished name, because
+    /// the destination is not what a finished undo would say it is.
+    pub fn finish_unnamed(self) -> Result<Counts> {
+        self.close().map(|(counts, _)| counts)
+    }
+
+    fn close(self) -> Result<(Counts, W)> {
         let name = self.name;
         let failed = |error| Error::io(format!("cannot write the undo file {name}"), error);
+        if self.broken {
+            // A torn record may stand at its end: nothing that follows could be read.
+            return Err(failed(io::Error::other("an earlier write failed")));
+        }
         let (counts, mut out) = self.writer.finish().map_err(failed)?;
-        out.sync().and_then(|()| out.complete()).map_err(failed)?;
-        Ok(counts)
+        out.sync().map_err(failed)?;
+        Ok((counts, out))
     }
 
     fn failed(&self, error: io::Error) -> Error {
