@@ -13,6 +13,7 @@ mod lab_kit;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
 use lab::Guest;
 use lab_kit::{Random, Tool, assert_same, content, exceptions, long, setup, write};
@@ -88,7 +89,8 @@ fn check_list(tool: &Tool, old: &str, new: &str, tables: &[&str], untracked_from
 
 #[test]
 fn every_chunk_size_on_an_odd_volume() {
-    let setup = setup().disk("512M");
+    let limit = Duration::from_secs(if long() { 300 } else { 120 });
+    let setup = setup().disk("512M").time_limit(limit);
     lab::test("every_chunk_size_on_an_odd_volume", setup, |guest| {
         let tool = Tool::new(guest);
         let mut random = Random::new(7);

@@ -34,6 +34,7 @@ fn states(guest: &Guest) -> (Vec<u8>, Vec<u8>) {
     write("/dev/vg/data", &random.bytes(SIZE / 2), 0);
     guest.sh("lvcreate -qq -s -c 16k -L 8M -n s1 vg/data 2>&1");
     write("/dev/vg/data", &random.bytes(SIZE / 4), SIZE as u64 / 4);
+    write("/dev/vg/data", &random.bytes(9000), SIZE as u64 - 9000);
     guest.sh("lvcreate -qq -s -c 16k -L 8M -n s2 vg/data 2>&1");
     let old = content("/dev/vg/s1");
     write("/dev/there/copy", &old, 0);
