@@ -348,7 +348,8 @@ impl Job<'_> {
             let undo = start_undo(undo, &header, &source.samples, &receive_options)?;
             let mut nothing = |_: u64, _: &crate::engine::apply::Applied| Ok(());
             let mut applier =
-                Applier::new(target.volume, target.name, undo, self.cancel, &mut nothing);
+                Applier::new(target.volume, target.name, undo, self.cancel, &mut nothing)
+                    .sync_once();
             // Frames stay in memory: to compress them would be work for nothing.
             let options = PumpOptions {
                 name: &source.name,
