@@ -566,4 +566,29 @@ mod tests {
         );
         assert_eq!(builder.finish().len(), 10_000);
     }
+
+    #[test]
+    fn parts_with_wrong_numbers_or_order_lose_nothing() {
+        let of =
+            |list: &'static [(u64, u64)]| list.iter().map(|(o, l)| Extent::new(*o, *l).unwrap());
+        let list = |extents: &'static [(u64, u64)]| -> ChangeList {
+            of(extents)
+                .map(|extent| Change {
+                    extent,
+                    kind: Kind::Data,
+                })
+                .collect()
+        };
+        let all = list(&[(0, 4), (8, 4), (20, 4)]);
+        let (low, high) = (of(&[(0, 4), (8, 4)]), of(&[(20, 4)]));
+        for (few, many) in [(2, 1), (1, 1), (3, 1), (2, 0), (0, 0), (2, 2)] {
+            let parts = [(low.clone(), few), (high.clone(), many)];
+            assert_eq!(ChangeList::from_ascending(&parts, Kind::Data), all);
+        }
+        let parts = [(high.clone(), 1), (low.clone(), 2)];
+        assert_eq!(ChangeList::from_ascending(&parts, Kind::Data), all);
+        let parts = [(low, 2), (of(&[(12, 4)]), 1)];
+        let joined = list(&[(0, 4), (8, 8)]);
+        assert_eq!(ChangeList::from_ascending(&parts, Kind::Data), joined);
+    }
 }

@@ -1,6 +1,7 @@
 //! Tests of the exception store reader against a model, through stores built in the kernel's order.
 
 use std::collections::BTreeSet;
+use std::io;
 
 use proptest::prelude::*;
 
@@ -8,6 +9,7 @@ use super::cow::{ExceptionTable, Layout, StoreError, read_exceptions};
 use super::cow_build::{StoreBuilder, store_bytes, store_of};
 use crate::error::ExitCode;
 use crate::extent::{ChangeList, Extent, Kind};
+use crate::volume::ReadAt;
 use crate::volume::memory::MemoryVolume;
 
 /// Stores are built without data: the reader looks at metadata and sizes only.
@@ -292,5 +294,71 @@ fn every_bit_flip_of_the_metadata_is_survived() {
                     .all(|change| change.extent.end() <= 8 * 512)
             );
         }
+    }
+}
+
+/// A store whose reads fail from some place on.
+struct Failing {
+    store: MemoryVolume,
+    from: u64,
+}
+
+impl ReadAt for Failing {
+    fn size_bytes(&self) -> u64 {
+        self.store.size_bytes()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if offset + buffer.len() as u64 > self.from {
+            return Err(io::Error::other("a bad block"));
+        }
+        self.store.read_exact_at(buffer, offset)
+    }
+}
+
+/// More entries than one batch of areas holds, on an origin that two threads share: a run crosses the middle.
+#[test]
+fn long_tables_are_read_ahead_and_lose_nothing() {
+    const CHUNK: u64 = 512;
+    let chunks = 1u64 << 21;
+    let middle = chunks / 2;
+    let around = (0..5000u64).map(|n| middle - 2500 + n);
+    let scattered = (0..45_000u64).map(|n| (n * 7919 * 13) % chunks);
+    let old: Vec<u64> = around.chain(scattered).collect();
+    let origin = chunks * CHUNK - 100;
+    let bytes = store(CHUNK, &old);
+    let table = read(bytes.clone(), origin).unwrap();
+    assert_eq!(table.exceptions, old.len() as u64);
+    assert_eq!(table.areas, old.len() as u64 / 32 + 1);
+    assert_eq!(table.changes, model(CHUNK, &old, origin));
+
+    let layout = Layout::new(CHUNK).unwrap();
+    let at = |area: u64| layout.area_chunk(area).unwrap() * CHUNK;
+    let failing = |bytes: Vec<u8>, from: u64| {
+        let store = MemoryVolume::new(bytes);
+        read_exceptions(&Failing { store, from }, origin)
+    };
+    // Nothing after the table is read, and a bad block in it is an error with its place.
+    let last = table.areas - 1;
+    assert_eq!(failing(bytes.clone(), at(last) + CHUNK).unwrap(), table);
+    for area in [1, 511, 512, 513, last] {
+        let error = failing(bytes.clone(), at(area)).unwrap_err();
+        assert!(
+            matches!(error, StoreError::Read { offset, .. } if offset == at(area)),
+            "{error}"
+        );
+        assert_eq!(error.exit_code(), ExitCode::Failed);
+    }
+    // What comes first in the table counts: an end before the bad block, a bad entry before it.
+    for area in [510, 700u64] {
+        let entry = at(area) as usize + 16;
+        let mut ended = bytes.clone();
+        ended[entry + 8..entry + 16].fill(0);
+        let short = failing(ended, at(area + 1)).unwrap();
+        assert_eq!(short.exceptions, area * 32 + 1);
+        let mut damaged = bytes.clone();
+        damaged[entry..entry + 8].fill(0xff);
+        let error = failing(damaged, at(area + 1)).unwrap_err();
+        assert!(matches!(error, StoreError::OldChunk { .. }), "{error}");
     }
 }
