@@ -53,10 +53,10 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Opens `name` for writing. `source` is what the data is read from, if that is on this host.
+    /// Opens `name` for writing. `sources` is what is read meanwhile, as far as it is on this host.
     pub fn open(
         name: &str,
-        source: Option<VolumeIdentity>,
+        sources: &[VolumeIdentity],
         options: &DestinationOptions,
     ) -> Result<Self> {
         let path = match resolve(name) {
@@ -71,7 +71,7 @@ impl Destination {
         };
         let existed = path.exists();
         if let Ok(identity) = VolumeIdentity::of_path(&path) {
-            refuse_overlap(source, identity, name)?;
+            refuse_overlap(sources, identity, name)?;
             refuse_held(identity, name, options)?;
         }
         let write_options = WriteOptions {
@@ -85,7 +85,7 @@ impl Destination {
                 .map_err(|error| Error::io(format!("cannot make {name} durable"), error))?;
         }
         // Once more for the file that is open now, whatever stood at the path before.
-        refuse_overlap(source, volume.identity(), name)?;
+        refuse_overlap(sources, volume.identity(), name)?;
         let is_file = matches!(volume.identity(), VolumeIdentity::File { .. });
         Ok(Self {
             volume,
@@ -235,11 +235,14 @@ fn refuse_unwritable(resolved: &Resolved, name: &str) -> Result<()> {
 }
 
 fn refuse_overlap(
-    source: Option<VolumeIdentity>,
+    sources: &[VolumeIdentity],
     destination: VolumeIdentity,
     name: &str,
 ) -> Result<()> {
-    match source.and_then(|source| overlap(source, destination)) {
+    match sources
+        .iter()
+        .find_map(|source| overlap(*source, destination))
+    {
         Some(found) => Err(Error::refused(
             name,
             format!("cannot be the destination: {found}"),

@@ -5,6 +5,7 @@
 //! data and zero overlap, data wins, because reading the bytes is always right.
 
 use std::fmt;
+use std::thread;
 
 /// A run of bytes of a volume. `length` is never 0 and `offset + length` never passes 2^63.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,49 +84,85 @@ pub struct Change {
     pub kind: Kind,
 }
 
-/// 16 bytes: the kind lives in the top bit of the length, which [`MAX_OFFSET`] keeps free.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Packed {
-    offset: u64,
-    length_and_kind: u64,
-}
+/// 16 bytes: offset, then length with the kind in its top bit, which [`MAX_OFFSET`] keeps free.
+///
+/// A plain array, because a vector of zeroed arrays comes from the system without being touched, so that
+/// two threads can fill the pages of one list.
+type Packed = [u64; 2];
 
 const ZERO_BIT: u64 = 1 << 63;
 
-impl Packed {
+trait Pack {
+    fn new(extent: Extent, kind: Kind) -> Self;
+    fn offset(self) -> u64;
+    fn kind(self) -> Kind;
+    fn length(self) -> u64;
+    fn end(self) -> u64;
+    fn change(self) -> Change;
+}
+
+impl Pack for Packed {
+    #[inline]
     fn new(extent: Extent, kind: Kind) -> Self {
         let flag = if kind == Kind::Zero { ZERO_BIT } else { 0 };
-        Self {
-            offset: extent.offset,
-            length_and_kind: extent.length | flag,
-        }
+        [extent.offset, extent.length | flag]
     }
 
+    #[inline]
+    fn offset(self) -> u64 {
+        self[0]
+    }
+
+    #[inline]
     fn kind(self) -> Kind {
-        if self.length_and_kind & ZERO_BIT == 0 {
+        if self[1] & ZERO_BIT == 0 {
             Kind::Data
         } else {
             Kind::Zero
         }
     }
 
+    #[inline]
     fn length(self) -> u64 {
-        self.length_and_kind & !ZERO_BIT
+        self[1] & !ZERO_BIT
     }
 
+    #[inline]
     fn end(self) -> u64 {
-        self.offset + self.length()
+        self.offset() + self.length()
     }
 
+    #[inline]
     fn change(self) -> Change {
         Change {
             extent: Extent {
-                offset: self.offset,
+                offset: self.offset(),
                 length: self.length(),
             },
             kind: self.kind(),
         }
     }
+}
+
+/// Fills all of `places`. Gives the hull of what it put there, or `None` if the extents are out of order or
+/// not exactly as many as there are places.
+fn fill(
+    places: &mut [Packed],
+    mut extents: impl Iterator<Item = Extent>,
+    kind: Kind,
+) -> Option<Option<Extent>> {
+    let mut hull: Option<Extent> = None;
+    for place in places {
+        let extent = extents.next()?;
+        let start = match hull {
+            Some(hull) if extent.offset <= hull.end() => return None,
+            Some(hull) => hull.offset,
+            None => extent.offset,
+        };
+        hull = Extent::from_range(start, extent.end());
+        *place = Packed::new(extent, kind);
+    }
+    extents.next().is_none().then_some(hull)
 }
 
 /// Sorted, disjoint, coalesced changes.
@@ -150,28 +187,50 @@ impl ChangeList {
         builder.finish()
     }
 
-    /// A list from extents of one kind that mostly arrive in order, with room for `count` of them.
+    /// A list of one kind from parts that follow each other, each with the number of its extents; each part
+    /// is filled in by a thread of its own.
     ///
-    /// For callers with millions: as long as each extent begins after the last one's end, nothing is
-    /// sorted or gone over again. Where that does not hold, the builder puts it right.
-    pub fn from_ascending(
-        extents: impl IntoIterator<Item = Extent>,
-        kind: Kind,
-        count: usize,
-    ) -> Self {
-        let mut packed: Vec<Packed> = Vec::with_capacity(count);
-        let mut last_end = 0;
-        let mut in_order = true;
-        for extent in extents {
-            in_order &= extent.offset > last_end || packed.is_empty();
-            last_end = extent.end();
-            packed.push(Packed::new(extent, kind));
+    /// For callers with millions: as long as each extent begins after the last one's end and the numbers
+    /// are right, nothing is sorted or gone over again. Where that does not hold, the builder puts it right.
+    pub fn from_ascending<I>(parts: &[(I, usize)], kind: Kind) -> Self
+    where
+        I: Iterator<Item = Extent> + Clone + Sync,
+    {
+        let total = parts.iter().map(|(_, count)| count).sum();
+        let mut packed: Vec<Packed> = vec![[0; 2]; total];
+        let mut rest = packed.as_mut_slice();
+        let mut parts_and_places = Vec::with_capacity(parts.len());
+        for (extents, count) in parts {
+            let (places, after) = std::mem::take(&mut rest).split_at_mut(*count);
+            rest = after;
+            parts_and_places.push((extents, places));
         }
+        let mut bounds = Vec::with_capacity(parts.len());
+        thread::scope(|scope| {
+            let last = parts_and_places.pop();
+            let others: Vec<_> = parts_and_places
+                .into_iter()
+                .map(|(extents, places)| scope.spawn(|| fill(places, extents.clone(), kind)))
+                .collect();
+            let last = last.map(|(extents, places)| fill(places, extents.clone(), kind));
+            bounds.extend(others.into_iter().map(|other| other.join().ok().flatten()));
+            bounds.extend(last);
+        });
+        let in_order = bounds.iter().all(Option::is_some)
+            && bounds
+                .iter()
+                .flatten()
+                .flatten()
+                .is_sorted_by(|one, next| one.end() < next.offset());
         if in_order {
-            Self { packed }
-        } else {
-            ChangeListBuilder { packed }.finish()
+            return Self { packed };
         }
+        drop(packed);
+        let mut builder = ChangeListBuilder::default();
+        for extent in parts.iter().flat_map(|(extents, _)| extents.clone()) {
+            builder.push(extent, kind);
+        }
+        builder.finish()
     }
 
     /// Number of extents.
@@ -225,14 +284,14 @@ impl ChangeList {
     /// The part below `size_bytes`.
     pub fn clip(mut self, size_bytes: u64) -> Self {
         while let Some(last) = self.packed.last_mut() {
-            if last.offset >= size_bytes {
+            if last.offset() >= size_bytes {
                 self.packed.pop();
                 continue;
             }
             if last.end() > size_bytes {
                 let clipped = Extent {
-                    offset: last.offset,
-                    length: size_bytes - last.offset,
+                    offset: last.offset(),
+                    length: size_bytes - last.offset(),
                 };
                 *last = Packed::new(clipped, last.kind());
             }
@@ -245,7 +304,11 @@ impl ChangeList {
     pub fn unchanged(&self, size_bytes: u64) -> impl Iterator<Item = Extent> + '_ {
         let mut position = 0;
         let ends = std::iter::once((size_bytes, size_bytes));
-        let changes = self.packed.iter().map(|p| (p.offset, p.end())).chain(ends);
+        let changes = self
+            .packed
+            .iter()
+            .map(|p| (p.offset(), p.end()))
+            .chain(ends);
         changes.filter_map(move |(start, end)| {
             let gap = Extent::from_range(position, start.min(size_bytes));
             position = position.max(end);
@@ -258,7 +321,7 @@ impl ChangeList {
         let next = self.packed.partition_point(|p| p.end() <= extent.offset);
         self.packed
             .get(next)
-            .is_some_and(|p| p.offset < extent.end())
+            .is_some_and(|p| p.offset() < extent.end())
     }
 }
 
@@ -289,11 +352,11 @@ impl ChangeListBuilder {
     pub fn push(&mut self, extent: Extent, kind: Kind) {
         let new = Packed::new(extent, kind);
         if let Some(last) = self.packed.last_mut()
-            && last.end() == new.offset
+            && last.end() == new.offset()
             && last.kind() == kind
         {
             let joined = Extent {
-                offset: last.offset,
+                offset: last.offset(),
                 length: last.length() + extent.length,
             };
             *last = Packed::new(joined, kind);
@@ -318,13 +381,13 @@ impl ChangeListBuilder {
     }
 
     fn compact(&mut self) {
-        if !self.packed.is_sorted_by_key(|p| p.offset) {
-            self.packed.sort_unstable_by_key(|p| p.offset);
+        if !self.packed.is_sorted_by_key(|p| p.offset()) {
+            self.packed.sort_unstable_by_key(|p| p.offset());
         }
         if self
             .packed
             .windows(2)
-            .any(|pair| pair[1].offset < pair[0].end())
+            .any(|pair| pair[1].offset() < pair[0].end())
         {
             self.packed = resolve_overlaps(&self.packed);
         } else {
@@ -336,10 +399,10 @@ impl ChangeListBuilder {
 /// In place: for sorted, disjoint input.
 fn join_neighbours(packed: &mut Vec<Packed>) {
     packed.dedup_by(|next, last| {
-        let touching = last.end() == next.offset && last.kind() == next.kind();
+        let touching = last.end() == next.offset() && last.kind() == next.kind();
         if touching {
             let joined = Extent {
-                offset: last.offset,
+                offset: last.offset(),
                 length: last.length() + next.length(),
             };
             *last = Packed::new(joined, last.kind());
@@ -354,11 +417,11 @@ fn resolve_overlaps(sorted: &[Packed]) -> Vec<Packed> {
         let mut runs: Vec<Packed> = Vec::new();
         for p in sorted.iter().filter(|p| p.kind() == kind) {
             match runs.last_mut() {
-                Some(last) if p.offset <= last.end() => {
-                    let length = last.end().max(p.end()) - last.offset;
+                Some(last) if p.offset() <= last.end() => {
+                    let length = last.end().max(p.end()) - last.offset();
                     *last = Packed::new(
                         Extent {
-                            offset: last.offset,
+                            offset: last.offset(),
                             length,
                         },
                         kind,
@@ -374,10 +437,10 @@ fn resolve_overlaps(sorted: &[Packed]) -> Vec<Packed> {
     let mut merged = Vec::with_capacity(data.len() + zero.len());
     let mut next_data = 0;
     for run in zero {
-        let mut position = run.offset;
-        while next_data < data.len() && data[next_data].offset < run.end() {
+        let mut position = run.offset();
+        while next_data < data.len() && data[next_data].offset() < run.end() {
             let d = data[next_data];
-            if let Some(gap) = Extent::from_range(position, d.offset) {
+            if let Some(gap) = Extent::from_range(position, d.offset()) {
                 merged.push(Packed::new(gap, Kind::Zero));
             }
             position = position.max(d.end());
@@ -392,7 +455,7 @@ fn resolve_overlaps(sorted: &[Packed]) -> Vec<Packed> {
         }
     }
     merged.extend_from_slice(&data[next_data..]);
-    merged.sort_unstable_by_key(|p| p.offset);
+    merged.sort_unstable_by_key(|p| p.offset());
     join_neighbours(&mut merged);
     merged
 }
@@ -458,7 +521,7 @@ mod tests {
             let list = build(&pushes);
             prop_assert_eq!(cells_of(&list, 256), model);
             let joined = list.packed.windows(2).all(|w| {
-                w[0].end() < w[1].offset || (w[0].end() == w[1].offset && w[0].kind() != w[1].kind())
+                w[0].end() < w[1].offset() || (w[0].end() == w[1].offset() && w[0].kind() != w[1].kind())
             });
             prop_assert!(joined, "sorted and coalesced: {:?}", list);
         }
@@ -502,5 +565,30 @@ mod tests {
             builder.packed.capacity()
         );
         assert_eq!(builder.finish().len(), 10_000);
+    }
+
+    #[test]
+    fn parts_with_wrong_numbers_or_order_lose_nothing() {
+        let of =
+            |list: &'static [(u64, u64)]| list.iter().map(|(o, l)| Extent::new(*o, *l).unwrap());
+        let list = |extents: &'static [(u64, u64)]| -> ChangeList {
+            of(extents)
+                .map(|extent| Change {
+                    extent,
+                    kind: Kind::Data,
+                })
+                .collect()
+        };
+        let all = list(&[(0, 4), (8, 4), (20, 4)]);
+        let (low, high) = (of(&[(0, 4), (8, 4)]), of(&[(20, 4)]));
+        for (few, many) in [(2, 1), (1, 1), (3, 1), (2, 0), (0, 0), (2, 2)] {
+            let parts = [(low.clone(), few), (high.clone(), many)];
+            assert_eq!(ChangeList::from_ascending(&parts, Kind::Data), all);
+        }
+        let parts = [(high.clone(), 1), (low.clone(), 2)];
+        assert_eq!(ChangeList::from_ascending(&parts, Kind::Data), all);
+        let parts = [(low, 2), (of(&[(12, 4)]), 1)];
+        let joined = list(&[(0, 4), (8, 8)]);
+        assert_eq!(ChangeList::from_ascending(&parts, Kind::Data), joined);
     }
 }

@@ -830,6 +830,19 @@ fn an_output_never_replaces_what_it_is_made_from() {
         );
         assert!(before == after, "{line}");
     }
+    dir.ok("send new.img -o full.delta");
+    let full = dir.read("full.delta");
+    for line in [
+        "apply full.delta full.delta",
+        "--apply full.delta full.delta",
+        "send --from cow:store.img new.img store.img --force --allow-smaller",
+    ] {
+        dir.fails(line, 5, &["is the source itself"]);
+        assert!(
+            full == dir.read("full.delta") && before.1 == dir.read("store.img"),
+            "{line}"
+        );
+    }
     std::os::unix::fs::symlink(dir.path("base.img"), dir.path("y.delta.partial")).unwrap();
     dir.fails("send new.img -o y.delta", 1, &["y.delta.partial"]);
     assert_eq!(
@@ -849,6 +862,14 @@ fn what_was_made_for_a_copy_that_failed_goes() {
     assert!(!dir.path("made.img").exists());
     dir.ok("send -n new.img made.img");
     assert!(!dir.path("made.img").exists());
+    fs::write(dir.path("short.img"), &dir.read("new.img")[..5000]).unwrap();
+    fs::write(dir.path("cut.delta"), &delta[..4200]).unwrap();
+    dir.fails("apply cut.delta short.img --undo v", 6, &["cut.delta"]);
+    assert_eq!(
+        fs::metadata(dir.path("short.img")).unwrap().len(),
+        5000,
+        "as long as it was"
+    );
     fs::write(dir.path("u"), "").unwrap();
     fs::write(dir.path("short.img"), &dir.read("new.img")[..5000]).unwrap();
     dir.fails("send new.img short.img --undo u", 5, &["--overwrite"]);
@@ -865,6 +886,12 @@ fn the_undo_on_a_smaller_destination_fits_it() {
     dir.delta();
     fs::write(dir.path("small.img"), &dir.read("base.img")[..600_000]).unwrap();
     dir.ok("apply x.delta small.img --allow-smaller --undo u");
+    dir.ok("apply u copy.img --force");
+    assert_eq!(
+        dir.read("copy.img").len(),
+        1 << 20,
+        "a larger one is not cut"
+    );
     dir.ok("apply u small.img");
     assert_eq!(dir.read("small.img"), dir.read("base.img")[..600_000]);
 }

@@ -96,7 +96,7 @@ fn signals_leave_nothing_behind() {
             signal(&child, Signal::INT);
             Run::of(child).ends(130, &["interrupted"]);
             nothing_left(guest, &tool);
-            assert!(!tool.path("undo").exists());
+            assert!(!tool.path("undo.partial").exists());
             assert_same("/dev/vg/copy", &old, "not touched");
 
             // In the middle of what an undo was saved for, on a disk that takes its time: the undo is there.
@@ -113,10 +113,10 @@ fn signals_leave_nothing_behind() {
                 Run::of(child).ends(130, &["interrupted", "apply the undo"]);
                 assert_eq!(open_count(guest, "slow"), "0");
                 assert_eq!(lvmsync_processes(), [""; 0]);
-                assert_eq!(tool.partial_files(), [""; 0]);
                 assert!(content("/dev/vg/copy") != new, "it was in the middle");
-                tool.run("apply undo /dev/mapper/slow").ok();
+                tool.run("apply undo.partial /dev/mapper/slow").ok();
                 assert_same("/dev/vg/copy", &old, "undone");
+                std::fs::remove_file(tool.path("undo.partial")).unwrap();
             }
             guest.sh("dmsetup remove slow");
 
@@ -209,7 +209,8 @@ fn bad_disks_are_reported() {
         load("0 16384 error");
         tool.run("apply delta /dev/mapper/bad")
             .ends(1, &["sampled blocks"]);
-        tool.run(run).ends(5, &["--overwrite"]);
+        tool.run(run)
+            .ends(5, &["undo.partial", "the only way back"]);
 
         // A source that cannot be read: no file, no half of one, and it is said where.
         load(

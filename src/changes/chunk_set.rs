@@ -7,6 +7,8 @@ use crate::extent::{ChangeList, ChangeListBuilder, Extent, Kind, MAX_OFFSET};
 
 /// A volume of up to 2^28 chunks (1 TiB of 4 KiB chunks) is a bitmap of at most 32 MiB.
 const MAX_BITMAP_WORDS: usize = (32 << 20) / 8;
+/// A smaller bitmap is turned into a list by one thread.
+const WORTH_A_THREAD_WORDS: usize = 16 << 10;
 /// Above that, chunk numbers are collected and sorted in batches of 32 MiB.
 const BATCH_CHUNKS: usize = (32 << 20) / 8;
 
@@ -64,18 +66,37 @@ impl Bits {
     }
 
     fn into_changes(self) -> ChangeList {
-        let runs = Runs {
-            words: self.words.iter(),
-            word: 0,
-            next_chunk: 0,
-        };
-        let extents =
-            runs.filter_map(|(start, end)| extent_of_chunks(start, end, self.chunk_bytes));
-        ChangeList::from_ascending(extents, Kind::Data, count_runs(&self.words))
+        let chunk_bytes = self.chunk_bytes;
+        // Most of the time goes into the pages of a list that is new, and two threads share that well.
+        let (low, high) = self.words.split_at(self.middle());
+        let parts = [(low, 0), (high, low.len() as u64 * 64)].map(|(words, next_chunk)| {
+            let runs = Runs {
+                words: words.iter(),
+                word: 0,
+                next_chunk,
+            };
+            let extents =
+                runs.filter_map(move |(start, end)| extent_of_chunks(start, end, chunk_bytes));
+            (extents, count_runs(words))
+        });
+        ChangeList::from_ascending(&parts, Kind::Data)
+    }
+
+    /// A place in the middle that no run crosses; the end, if there is none.
+    fn middle(&self) -> usize {
+        if self.words.len() < WORTH_A_THREAD_WORDS {
+            return 0;
+        }
+        let half = self.words.len() / 2;
+        self.words[half..]
+            .windows(2)
+            .position(|pair| pair[0] >> 63 & pair[1] & 1 == 0)
+            .map_or(self.words.len(), |words| half + words + 1)
     }
 }
 
 /// The runs of set bits, as (first, one past the last), in ascending order.
+#[derive(Clone)]
 struct Runs<'a> {
     words: std::slice::Iter<'a, u64>,
     /// What is left of the current word.

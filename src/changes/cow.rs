@@ -15,9 +15,14 @@
 //!
 //! The first entry with `new_chunk` 0 ends the table.
 
+use std::io;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
 use super::chunk_set::ChunkSet;
 pub use super::cow_error::StoreError;
 use crate::extent::{ChangeList, MAX_OFFSET};
+use crate::sys::aligned::AlignedBuffer;
 use crate::units::{MIB, SECTOR_BYTES};
 use crate::volume::ReadAt;
 
@@ -55,7 +60,7 @@ pub struct ExceptionTable {
 /// Reads the whole table of `store`, the snapshot of an origin of `origin_size_bytes` (the size that the
 /// *snapshot* has, which is what the kernel tracked, even if the origin has grown since).
 ///
-/// One pass over the metadata; each area is read once, in one piece. On a live store the caller reads
+/// One pass over the metadata; each area is read once, in one piece, and none past the table's end. On a live store the caller reads
 /// with O_DIRECT, because the page cache of these devices is stale.
 pub fn read_exceptions(
     store: &dyn ReadAt,
@@ -93,8 +98,8 @@ pub fn read_header(store: &dyn ReadAt) -> Result<Layout, StoreError> {
     // A whole block where there is one, because O_DIRECT reads nothing smaller.
     let length = store.size_bytes().min(BLOCK_BYTES as u64);
     let mut buffer = AlignedBuffer::new(usize::try_from(length).unwrap_or(BLOCK_BYTES));
-    read(store, buffer.bytes_mut(), 0)?;
-    parse_header(buffer.bytes_mut())
+    read(store, &mut buffer, 0)?;
+    parse_header(&buffer)
 }
 
 /// Checks the first bytes of a store; at least [`HEADER_BYTES`] of them.
@@ -176,42 +181,173 @@ struct Counts {
     areas: u64,
 }
 
+/// Areas are read and handed over in batches of about this size.
+const BATCH_BYTES: u64 = 256 << 10;
+/// Larger areas are not read ahead: they need no help, and two of them would be too much memory.
+const MAX_AHEAD_CHUNK_BYTES: u64 = MIB;
+/// Batches that are read but not looked at yet.
+const BATCHES_AHEAD: usize = 4;
+
 /// Calls `add` with the checked `old_chunk` of every entry, in the table's order.
+///
+/// The first batch is read here, and for most tables that is all. For longer ones a thread reads on while
+/// this one looks at what was read; errors come in the table's order, whoever found them.
 fn read_areas(
     store: &dyn ReadAt,
     layout: Layout,
     origin_chunks: u64,
-    mut add: impl FnMut(u64),
+    add: impl FnMut(u64),
 ) -> Result<Counts, StoreError> {
-    let mut check = EntryCheck {
+    let mut parser = AreaParser {
+        check: EntryCheck {
+            layout,
+            origin_chunks,
+            store_chunks: store.size_bytes() / layout.chunk_bytes(),
+            window_start: 0,
+            window_length: 0,
+        },
+        counts: Counts {
+            exceptions: 0,
+            areas: 0,
+        },
+        add,
+    };
+    let mut reader = AreaReader {
+        store,
         layout,
-        origin_chunks,
-        store_chunks: store.size_bytes() / layout.chunk_bytes(),
-        window_start: 0,
-        window_length: 0,
+        next_area: 0,
     };
-    let mut buffer =
-        AlignedBuffer::new(usize::try_from(layout.chunk_bytes()).unwrap_or(BLOCK_BYTES));
-    let mut counts = Counts {
-        exceptions: 0,
-        areas: 0,
-    };
+    let mut batch = reader.new_batch();
     loop {
-        let offset = area_offset(store, layout, counts.areas)?;
-        read(store, buffer.bytes_mut(), offset)?;
-        counts.areas += 1;
-        let (entries, _) = buffer.bytes_mut().as_chunks::<ENTRY_BYTES>();
-        for (slot, entry) in entries.iter().enumerate() {
-            let [old_chunk, new_chunk] = split_entry(entry);
-            if new_chunk == 0 {
-                return Ok(counts);
-            }
-            check.entry(old_chunk, new_chunk, || {
-                offset + (slot * ENTRY_BYTES) as u64
-            })?;
-            add(old_chunk);
-            counts.exceptions += 1;
+        reader.fill(&mut batch);
+        if parser.parse(&mut batch)? == Table::Ends {
+            return Ok(parser.counts);
         }
+        if layout.chunk_bytes() <= MAX_AHEAD_CHUNK_BYTES {
+            break;
+        }
+    }
+    thread::scope(|scope| {
+        let (to_parser, batches) = sync_channel(BATCHES_AHEAD);
+        let (give_back, empty) = sync_channel::<Batch>(BATCHES_AHEAD);
+        scope.spawn(move || {
+            loop {
+                let mut batch = empty.try_recv().unwrap_or_else(|_| reader.new_batch());
+                reader.fill(&mut batch);
+                let is_last = batch.is_last;
+                if to_parser.send(batch).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        // The channel closes only after a last batch, which ends the table or is an error.
+        while let Ok(mut batch) = batches.recv() {
+            if parser.parse(&mut batch)? == Table::Ends {
+                return Ok(parser.counts);
+            }
+            let _ = give_back.try_send(batch);
+        }
+        Err(StoreError::Read {
+            offset: 0,
+            length: 0,
+            source: io::Error::other("the reading thread ended early"),
+        })
+    })
+}
+
+/// Some areas that follow each other.
+struct Batch {
+    bytes: AlignedBuffer,
+    /// Where in the store each one was.
+    offsets: Vec<u64>,
+    /// What stopped the reading after these.
+    error: Option<StoreError>,
+    /// Nothing will be read after these.
+    is_last: bool,
+}
+
+struct AreaReader<'a> {
+    store: &'a dyn ReadAt,
+    layout: Layout,
+    next_area: u64,
+}
+
+impl AreaReader<'_> {
+    fn new_batch(&self) -> Batch {
+        let bytes = self.layout.chunk_bytes().max(BATCH_BYTES);
+        Batch {
+            bytes: AlignedBuffer::new(usize::try_from(bytes).unwrap_or(BLOCK_BYTES)),
+            offsets: Vec::new(),
+            error: None,
+            is_last: false,
+        }
+    }
+
+    /// Reads the next areas, up to one that holds the end of the table for certain: an area whose last
+    /// entry is free. So nothing after the table is read, where the areas are as the kernel leaves them.
+    fn fill(&mut self, batch: &mut Batch) {
+        batch.offsets.clear();
+        let length = usize::try_from(self.layout.chunk_bytes()).unwrap_or(usize::MAX);
+        for area in batch.bytes.chunks_exact_mut(length) {
+            let done = area_offset(self.store, self.layout, self.next_area).and_then(|offset| {
+                read(self.store, area, offset)?;
+                Ok(offset)
+            });
+            match done {
+                Ok(offset) => batch.offsets.push(offset),
+                Err(error) => {
+                    batch.error = Some(error);
+                    batch.is_last = true;
+                    return;
+                }
+            }
+            self.next_area += 1;
+            let (entries, _) = area.as_chunks::<ENTRY_BYTES>();
+            if entries
+                .last()
+                .is_some_and(|entry| split_entry(entry)[1] == 0)
+            {
+                batch.is_last = true;
+                return;
+            }
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Table {
+    GoesOn,
+    Ends,
+}
+
+/// Checks entries and passes them on.
+struct AreaParser<F> {
+    check: EntryCheck,
+    counts: Counts,
+    add: F,
+}
+
+impl<F: FnMut(u64)> AreaParser<F> {
+    /// An error that stopped the reading counts only if the table does not end before it.
+    fn parse(&mut self, batch: &mut Batch) -> Result<Table, StoreError> {
+        let length = usize::try_from(self.check.layout.chunk_bytes()).unwrap_or(usize::MAX);
+        for (area, offset) in batch.bytes.chunks_exact(length).zip(&batch.offsets) {
+            self.counts.areas += 1;
+            let (entries, _) = area.as_chunks::<ENTRY_BYTES>();
+            for (slot, entry) in entries.iter().enumerate() {
+                let [old_chunk, new_chunk] = split_entry(entry);
+                if new_chunk == 0 {
+                    self.counts.exceptions += slot as u64;
+                    return Ok(Table::Ends);
+                }
+                self.check.entry(old_chunk, new_chunk, || {
+                    offset + (slot * ENTRY_BYTES) as u64
+                })?;
+                (self.add)(old_chunk);
+            }
+            self.counts.exceptions += entries.len() as u64;
+        }
+        batch.error.take().map_or(Ok(Table::GoesOn), Err)
     }
 }
 
@@ -308,27 +444,4 @@ fn read(store: &dyn ReadAt, buffer: &mut [u8], offset: u64) -> Result<(), StoreE
             length,
             source,
         })
-}
-
-/// Memory that begins at a multiple of the block, so that a direct read needs no copy.
-struct AlignedBuffer {
-    memory: Vec<u8>,
-    start: usize,
-    length: usize,
-}
-
-impl AlignedBuffer {
-    fn new(length: usize) -> Self {
-        let memory = vec![0; length + BLOCK_BYTES];
-        let start = memory.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
-        Self {
-            memory,
-            start,
-            length,
-        }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.length]
-    }
 }

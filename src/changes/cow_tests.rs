@@ -1,6 +1,7 @@
 //! Tests of the exception store reader against a model, through stores built in the kernel's order.
 
 use std::collections::BTreeSet;
+use std::io;
 
 use proptest::prelude::*;
 
@@ -8,6 +9,7 @@ use super::cow::{ExceptionTable, Layout, StoreError, read_exceptions};
 use super::cow_build::{StoreBuilder, store_bytes, store_of};
 use crate::error::ExitCode;
 use crate::extent::{ChangeList, Extent, Kind};
+use crate::volume::ReadAt;
 use crate::volume::memory::MemoryVolume;
 
 /// Stores are built without data: the reader looks at metadata and sizes only.
@@ -295,72 +297,68 @@ fn every_bit_flip_of_the_metadata_is_survived() {
     }
 }
 
-/// The bar is twice the time of reading the metadata chunks alone. Run in release:
-/// `cargo test --release --lib four_million -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn four_million_exceptions() {
-    use std::os::unix::fs::FileExt;
-    let file = tempfile::tempfile().unwrap();
-    let layout = Layout::new(4096).unwrap();
-    let (count, origin_chunks) = (4_000_000u64, 1u64 << 24);
-    let volume = FileTwin(file);
-    let mut builder = StoreBuilder::new(&volume, layout);
-    for index in 0..count {
-        builder
-            .push(
-                index.wrapping_mul(0x9E37_79B9_7F4A_7C15) % origin_chunks,
-                &[],
-            )
-            .unwrap();
-    }
-    builder.finish().unwrap();
-    for origin_chunks in [origin_chunks, 1 << 28, 1 << 30] {
-        let mut times = Vec::new();
-        for _ in 0..7 {
-            let start = std::time::Instant::now();
-            let mut buffer = vec![0; 4096];
-            for area in 0..=count / 256 {
-                let chunk = layout.area_chunk(area).unwrap();
-                volume.0.read_exact_at(&mut buffer, chunk * 4096).unwrap();
-            }
-            let alone = start.elapsed();
-            let start = std::time::Instant::now();
-            let table = read_exceptions(&volume, origin_chunks * 4096).unwrap();
-            assert_eq!(table.exceptions, count);
-            times.push((
-                start.elapsed().as_secs_f64() / alone.as_secs_f64(),
-                start.elapsed(),
-                alone,
-            ));
-        }
-        times.sort_by(|a, b| a.0.total_cmp(&b.0));
-        println!("{origin_chunks} chunks: {:.2} {:?}", times[3].0, times[3]);
-    }
+/// A store whose reads fail from some place on.
+struct Failing {
+    store: MemoryVolume,
+    from: u64,
 }
 
-struct FileTwin(std::fs::File);
-
-impl crate::volume::ReadAt for FileTwin {
+impl ReadAt for Failing {
     fn size_bytes(&self) -> u64 {
-        self.0.metadata().unwrap().len()
+        self.store.size_bytes()
     }
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(&self.0, buffer, offset)
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if offset + buffer.len() as u64 > self.from {
+            return Err(io::Error::other("a bad block"));
+        }
+        self.store.read_exact_at(buffer, offset)
     }
 }
 
-impl crate::volume::WriteAt for FileTwin {
-    fn write_all_at(&self, buffer: &[u8], offset: u64) -> std::io::Result<()> {
-        std::os::unix::fs::FileExt::write_all_at(&self.0, buffer, offset)
+/// More entries than one batch of areas holds, on an origin that two threads share: a run crosses the middle.
+#[test]
+fn long_tables_are_read_ahead_and_lose_nothing() {
+    const CHUNK: u64 = 512;
+    let chunks = 1u64 << 21;
+    let middle = chunks / 2;
+    let around = (0..5000u64).map(|n| middle - 2500 + n);
+    let scattered = (0..45_000u64).map(|n| (n * 7919 * 13) % chunks);
+    let old: Vec<u64> = around.chain(scattered).collect();
+    let origin = chunks * CHUNK - 100;
+    let bytes = store(CHUNK, &old);
+    let table = read(bytes.clone(), origin).unwrap();
+    assert_eq!(table.exceptions, old.len() as u64);
+    assert_eq!(table.areas, old.len() as u64 / 32 + 1);
+    assert_eq!(table.changes, model(CHUNK, &old, origin));
+
+    let layout = Layout::new(CHUNK).unwrap();
+    let at = |area: u64| layout.area_chunk(area).unwrap() * CHUNK;
+    let failing = |bytes: Vec<u8>, from: u64| {
+        let store = MemoryVolume::new(bytes);
+        read_exceptions(&Failing { store, from }, origin)
+    };
+    // Nothing after the table is read, and a bad block in it is an error with its place.
+    let last = table.areas - 1;
+    assert_eq!(failing(bytes.clone(), at(last) + CHUNK).unwrap(), table);
+    for area in [1, 511, 512, 513, last] {
+        let error = failing(bytes.clone(), at(area)).unwrap_err();
+        assert!(
+            matches!(error, StoreError::Read { offset, .. } if offset == at(area)),
+            "{error}"
+        );
+        assert_eq!(error.exit_code(), ExitCode::Failed);
     }
-    fn zero_at(&self, _: Extent) -> std::io::Result<()> {
-        Ok(())
-    }
-    fn set_size(&self, size_bytes: u64) -> std::io::Result<()> {
-        self.0.set_len(size_bytes)
-    }
-    fn sync(&self) -> std::io::Result<()> {
-        Ok(())
+    // What comes first in the table counts: an end before the bad block, a bad entry before it.
+    for area in [510, 700u64] {
+        let entry = at(area) as usize + 16;
+        let mut ended = bytes.clone();
+        ended[entry + 8..entry + 16].fill(0);
+        let short = failing(ended, at(area + 1)).unwrap();
+        assert_eq!(short.exceptions, area * 32 + 1);
+        let mut damaged = bytes.clone();
+        damaged[entry..entry + 8].fill(0xff);
+        let error = failing(damaged, at(area + 1)).unwrap_err();
+        assert!(matches!(error, StoreError::OldChunk { .. }), "{error}");
     }
 }

@@ -17,6 +17,7 @@ use crate::destination::{Destination, DestinationOptions};
 use crate::engine::receive::Received;
 use crate::error::{Error, ExitCode, Result};
 use crate::monitor::Monitor;
+use crate::volume::VolumeIdentity;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -198,7 +199,7 @@ fn open_destination(
     let create = !check && !std::path::Path::new(name).exists() && begins_with_full_copy();
     Destination::open(
         name,
-        None,
+        &identities(deltas),
         &DestinationOptions {
             create,
             ..options.clone()
@@ -215,6 +216,22 @@ fn add(total: &mut Summary, received: &Received) {
     if let Some(header) = &received.header {
         total.volume_size = header.volume_size;
     }
+}
+
+/// The deltas themselves, none of which may be the destination.
+fn identities(deltas: &[String]) -> Vec<VolumeIdentity> {
+    let path = |delta: &String| {
+        if delta == "-" {
+            "/dev/stdin".to_owned()
+        } else {
+            delta.clone()
+        }
+    };
+    deltas
+        .iter()
+        .map(path)
+        .filter_map(|path| VolumeIdentity::of_path(path).ok())
+        .collect()
 }
 
 /// `-` is standard input.
@@ -246,7 +263,7 @@ pub(super) fn apply_one(
     cancel: &Cancel,
     monitor: &dyn Monitor,
 ) -> Result<Received> {
-    let target = Destination::open(destination, None, options)?;
+    let target = Destination::open(destination, &identities(&[delta.to_owned()]), options)?;
     let input = open_input(delta, cancel)?;
     target.receive(input, &shown_name(delta), cancel, monitor, &mut |_, _| {
         Ok(())

@@ -284,14 +284,18 @@ impl Job<'_> {
         file.persist()
     }
 
+    /// The exception store that was given as `cow:STORE`.
+    fn store_identity(&self) -> Option<VolumeIdentity> {
+        let store = self.request.from?.strip_prefix("cow:")?;
+        VolumeIdentity::of_path(store).ok()
+    }
+
     /// `--overwrite` must not cost the volume that is sent, or the store that says what changed.
     fn refuse_input_as_output(&self, source: &SendSource, path: &Path) -> Result<()> {
         let Ok(output) = VolumeIdentity::of_path(path) else {
             return Ok(());
         };
-        let store = self.request.from.and_then(|from| from.strip_prefix("cow:"));
-        let store = store.and_then(|store| VolumeIdentity::of_path(store).ok());
-        if output == source.data.identity() || Some(output) == store {
+        if output == source.data.identity() || Some(output) == self.store_identity() {
             return Err(Error::Usage(format!(
                 "{} is what is being sent; the delta cannot replace it",
                 path.display()
@@ -357,7 +361,9 @@ impl Job<'_> {
         if self.dry_run && Destination::could_make(destination, &options) {
             return Ok(());
         }
-        let destination = Destination::open(destination, Some(source.data.identity()), &options)?;
+        let mut sources = vec![source.data.identity()];
+        sources.extend(self.store_identity());
+        let destination = Destination::open(destination, &sources, &options)?;
         let receive_options = destination.receive_options(self.cancel, self.monitor);
         let target = destination.target();
         if self.dry_run {
@@ -366,11 +372,12 @@ impl Job<'_> {
         let applied = destination.with_undo(|undo| {
             let old_size = target.volume.size_bytes();
             prepare(&source.header, &source.samples, &target, &receive_options)?;
-            let header = undo_header(&source.header, old_size);
+            let header = undo_header(&source.header, old_size, target.volume.size_bytes());
             let undo = start_undo(undo, &header, &source.samples, &receive_options)?;
             let mut nothing = |_: u64, _: &crate::engine::apply::Applied| Ok(());
             let mut applier =
-                Applier::new(target.volume, target.name, undo, self.cancel, &mut nothing);
+                Applier::new(target.volume, target.name, undo, self.cancel, &mut nothing)
+                    .sync_once();
             // Frames stay in memory: to compress them would be work for nothing.
             let options = PumpOptions {
                 name: &source.name,
@@ -382,7 +389,7 @@ impl Job<'_> {
             let mut sink = TargetSink::new(&mut applier, throttle);
             let result = pump(&source.data, &source.changes, &mut sink, &options)
                 .map_err(|error| source.explain(error));
-            conclude(applier, result, &target, self.monitor)
+            conclude(applier, result, &target, old_size, self.monitor)
         })?;
         summary.data_bytes = applied.data_bytes;
         summary.zero_bytes = applied.zero_bytes;

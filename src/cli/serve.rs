@@ -78,7 +78,7 @@ fn serve(
             ..Done::default()
         });
     }
-    let destination = Destination::open(&open.destination, source_here(open), &options)?;
+    let destination = Destination::open(&open.destination, source_here(open).as_slice(), &options)?;
     server
         .ready(Ready {
             destination: open.destination.clone(),

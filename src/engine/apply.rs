@@ -1,8 +1,8 @@
 //! Puts frames onto a volume.
 //!
 //! Guarantees: with an undo, the old content of a region is durable before the region is overwritten; data
-//! is made durable every [`SYNC_EVERY_BYTES`] and the caller told up to where; [`Applier::finish`] returns
-//! only after a last sync. Order is the caller's: frames are applied as they come.
+//! is made durable every [`SYNC_EVERY_BYTES`] and the caller told up to where, unless it has no use for
+//! that; [`Applier::finish`] returns only after a last sync. Order is the caller's: frames are applied as they come.
 
 use super::FrameSink;
 use super::undo::{DurableWrite, UndoRecorder};
@@ -55,6 +55,7 @@ pub struct Applier<'a, W: DurableWrite> {
     held: Vec<(Extent, Option<Vec<u8>>)>,
     held_bytes: u64,
     unsynced_bytes: u64,
+    sync_every_bytes: u64,
     applied: Applied,
     touched: bool,
     had_undo: bool,
@@ -79,6 +80,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             held: Vec::new(),
             held_bytes: 0,
             unsynced_bytes: 0,
+            sync_every_bytes: SYNC_EVERY_BYTES,
             applied: Applied::default(),
             touched: false,
             cancel,
@@ -89,6 +91,14 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     /// Whether the target may have been changed: a write that failed may have written something.
     pub fn has_touched_target(&self) -> bool {
         self.touched
+    }
+
+    /// Syncs only at the end. For a run that nobody resumes: each sync on the way would stop the reading
+    /// until the disk is done, and nobody is told.
+    #[must_use]
+    pub fn sync_once(mut self) -> Self {
+        self.sync_every_bytes = u64::MAX;
+        self
     }
 
     /// Writes `data`, whose checksum the caller has seen match.
@@ -210,7 +220,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         }
         // Zeroes cost the disk little, however many there are.
         self.unsynced_bytes += data.map_or(4096, |data| data.len() as u64);
-        if self.unsynced_bytes >= SYNC_EVERY_BYTES {
+        if self.unsynced_bytes >= self.sync_every_bytes {
             self.sync()?;
             (self.on_durable)(extent.end(), &self.applied)?;
         }

@@ -116,13 +116,13 @@ fn receive_version_4<R: Read>(
     );
     let undo = start_undo(
         undo,
-        &undo_header(&header, old_size),
+        &undo_header(&header, old_size, target.volume.size_bytes()),
         reader.samples(),
         options,
     )?;
     let mut applier = Applier::new(target.volume, target.name, undo, options.cancel, on_durable);
     let result = apply_frames(&mut reader, what, &mut applier, options);
-    let applied = conclude(applier, result, target, options.monitor)?;
+    let applied = conclude(applier, result, target, old_size, options.monitor)?;
     shrink_after_undo(&header, target)?;
     Ok(Received {
         applied,
@@ -211,7 +211,7 @@ fn receive_version_3<R: Read>(
         let mut applier =
             Applier::<File>::new(target.volume, target.name, None, options.cancel, on_durable);
         let result = apply_pieces(&mut reader, what, &mut applier, &check_end, options);
-        let applied = conclude(applier, result, target, options.monitor)?;
+        let applied = conclude(applier, result, target, size, options.monitor)?;
         return Ok(Received {
             applied,
             delta_bytes: reader.position(),
@@ -225,7 +225,7 @@ fn receive_version_3<R: Read>(
     let header = anonymous_header(size);
     let undo = start_undo(
         Some(undo),
-        &undo_header(&header, size),
+        &undo_header(&header, size, size),
         &Samples::default(),
         options,
     )?;
@@ -234,7 +234,7 @@ fn receive_version_3<R: Read>(
         options.monitor.advance(extent.length());
         applier.write(extent, data)
     });
-    let applied = conclude(applier, result, target, options.monitor)?;
+    let applied = conclude(applier, result, target, size, options.monitor)?;
     Ok(Received {
         applied,
         delta_bytes: applied.data_bytes,
@@ -302,11 +302,13 @@ pub fn start_undo<'a>(
     .transpose()
 }
 
-/// Ends an apply, well or badly. After a failure the error tells what state the destination is in.
+/// Ends an apply, well or badly. After a failure a warning tells what state the destination is in; one that was
+/// only made longer has `old_size_bytes` again.
 pub fn conclude<W: DurableWrite>(
     mut applier: Applier<'_, W>,
     result: Result<()>,
     target: &Target<'_>,
+    old_size_bytes: u64,
     monitor: &dyn Monitor,
 ) -> Result<Applied> {
     let error = match result.and_then(|()| applier.finish()) {
@@ -318,6 +320,10 @@ pub fn conclude<W: DurableWrite>(
     };
     let wrote = applier.has_touched_target();
     let undo = applier.abandon();
+    if !wrote && target.is_file && target.volume.size_bytes() > old_size_bytes {
+        // It was made longer for what then did not come.
+        let _ = target.volume.set_size(old_size_bytes);
+    }
     if wrote {
         let way_out = match undo {
             UndoLeft::Whole => "apply the undo, which is there with .partial added to its name",

@@ -56,14 +56,15 @@ impl<W: DurableWrite + ?Sized> DurableWrite for &mut W {
     }
 }
 
-/// The header of the undo of a delta with `header`, for a destination of `old_size_bytes`.
-pub fn undo_header(header: &Header, old_size_bytes: u64) -> Header {
+/// The header of the undo of a delta with `header`, for a destination that had `old_size_bytes` and has
+/// `new_size_bytes` while the delta is applied.
+pub fn undo_header(header: &Header, old_size_bytes: u64, new_size_bytes: u64) -> Header {
     // A file that the delta makes longer gets its old size back; of a larger device only the part that
     // the delta knows is concerned.
     let touched = header.volume_size.max(header.base_size.unwrap_or(0));
     Header {
         volume_size: old_size_bytes.min(touched),
-        base_size: Some(header.volume_size),
+        base_size: Some(header.volume_size.min(new_size_bytes)),
         base: header.target.clone(),
         target: header.base.clone(),
         source: Source::Undo,

@@ -12,6 +12,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
+use rustix::fs::OFlags;
+
 use super::file::write_zeroes;
 use super::host::VolumeIdentity;
 use super::{ReadAt, WriteAt};
@@ -54,6 +56,8 @@ impl BlockVolume {
         // A tail shorter than a block cannot be reached with direct I/O.
         let direct = direct && size_bytes.is_multiple_of(unit as u64) && unit <= ALIGNMENT;
         if !direct {
+            let flags = rustix::fs::fcntl_getfl(&file)?;
+            rustix::fs::fcntl_setfl(&file, flags - OFlags::DIRECT)?;
             ioctl::flush_buffers(&file)?;
         }
         Ok(Self {

@@ -91,11 +91,12 @@ impl Tool {
         (json["volume_size"].as_u64().unwrap(), extents.collect())
     }
 
-    /// Files that a run should have taken away.
+    /// Files that a run should have taken away. The undo of a run that failed is not one of them.
     pub(crate) fn partial_files(&self) -> Vec<String> {
         let names = fs::read_dir(&self.directory).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
-        names.filter(|name| name.ends_with(".partial")).collect()
+        let left = |name: &String| name.ends_with(".partial") && !name.starts_with("undo");
+        names.filter(left).collect()
     }
 }
 
