@@ -6,10 +6,6 @@
 use crate::delta::MAX_FRAME_BYTES;
 use crate::extent::{ChangeList, Extent, Kind};
 
-/// Changed extents that are no farther apart are read together: one larger read costs less than two small
-/// ones and a seek, and the bytes between are thrown away.
-const MAX_GAP_BYTES: u64 = 16 << 10;
-
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -25,9 +21,13 @@ pub enum Step {
 }
 
 /// The steps for a change list. Cheap to make again and to walk through.
-pub fn steps(changes: &ChangeList) -> impl Iterator<Item = Step> + '_ {
+///
+/// Changed extents that are at most `max_gap_bytes` apart are read together: one larger read costs less than
+/// two small ones and a wait, and the bytes between are thrown away.
+pub fn steps(changes: &ChangeList, max_gap_bytes: u64) -> impl Iterator<Item = Step> + '_ {
     Steps {
         changes,
+        max_gap_bytes,
         next: 0,
         rest: None,
     }
@@ -35,6 +35,7 @@ pub fn steps(changes: &ChangeList) -> impl Iterator<Item = Step> + '_ {
 
 struct Steps<'a> {
     changes: &'a ChangeList,
+    max_gap_bytes: u64,
     next: usize,
     /// What is left of a data extent that was cut.
     rest: Option<Extent>,
@@ -77,7 +78,7 @@ impl Iterator for Steps<'_> {
         let mut frames = vec![first];
         let (start, mut end) = (first.offset(), first.end());
         while let Some(piece) = self.next_piece() {
-            if piece.offset() - end > MAX_GAP_BYTES || piece.end() - start > MAX_FRAME_BYTES {
+            if piece.offset() - end > self.max_gap_bytes || piece.end() - start > MAX_FRAME_BYTES {
                 self.put_back(piece);
                 break;
             }
@@ -96,6 +97,8 @@ mod tests {
     use crate::extent::{Change, ChangeListBuilder};
     use proptest::prelude::*;
 
+    const GAP: u64 = 16 << 10;
+
     proptest! {
         #[test]
         fn steps_are_exactly_the_list(
@@ -111,7 +114,7 @@ mod tests {
             let list = builder.finish();
             let mut rebuilt = ChangeListBuilder::default();
             let mut position = 0;
-            for step in steps(&list) {
+            for step in steps(&list, GAP) {
                 let (frames, kind) = match step {
                     Step::Zero(extent) => (vec![extent], Kind::Zero),
                     Step::Read { read, frames } => {
@@ -144,7 +147,7 @@ mod tests {
             })
             .into_iter()
             .collect();
-        let all: Vec<Step> = steps(&list).collect();
+        let all: Vec<Step> = steps(&list, GAP).collect();
         assert_eq!(all.len(), 2);
         let Step::Read { read, frames } = &all[0] else {
             panic!()

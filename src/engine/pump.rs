@@ -20,8 +20,10 @@ use crate::monitor::Monitor;
 use crate::sys::aligned::AlignedBuffer;
 use crate::volume::ReadAt;
 
-/// Steps that a worker may be ahead of the sink.
+/// Steps that a worker may be ahead of the sink. Each costs a buffer of up to 1 MiB.
 const AHEAD: usize = 2;
+/// Larger steps get a buffer for the largest, so that it need not grow step by step.
+const SMALL_STEP_BYTES: usize = 64 << 10;
 /// More readers do not help a disk, and each costs buffers.
 const MAX_WORKERS: usize = 4;
 
@@ -45,11 +47,13 @@ pub fn pump(
     options: &PumpOptions<'_>,
 ) -> Result<()> {
     let workers = worker_count(changes);
+    // With one processor nothing is gained by working ahead, and every buffer costs page faults.
+    let ahead = if workers == 1 { 1 } else { AHEAD };
     thread::scope(|scope| {
         let mut lanes = Vec::with_capacity(workers);
         for number in 0..workers {
-            let (to_sink, from_worker) = sync_channel(AHEAD);
-            let (give_back, buffers) = sync_channel(AHEAD + 2);
+            let (to_sink, from_worker) = sync_channel(ahead);
+            let (give_back, buffers) = sync_channel(ahead + 2);
             let worker = Worker {
                 source,
                 changes,
@@ -169,7 +173,10 @@ impl Worker<'_> {
             }
         };
         let mut scratch = Vec::new();
-        for step in steps(self.changes).skip(self.number).step_by(self.workers) {
+        for step in steps(self.changes, self.source.gap_worth_reading())
+            .skip(self.number)
+            .step_by(self.workers)
+        {
             if options.cancel.is_cancelled() {
                 let _ = self.to_sink.send(Err(Error::Interrupted));
                 return;
@@ -208,7 +215,13 @@ impl Worker<'_> {
         };
         let length = usize::try_from(read.length()).unwrap_or(0);
         if batch.buffer.len() < length {
-            batch.buffer = AlignedBuffer::new(length.next_power_of_two());
+            let largest = usize::try_from(MAX_FRAME_BYTES).unwrap_or(length);
+            let room = if length <= SMALL_STEP_BYTES {
+                SMALL_STEP_BYTES
+            } else {
+                largest
+            };
+            batch.buffer = AlignedBuffer::new(room);
         }
         self.source
             .read_exact_at(&mut batch.buffer[..length], read.offset())

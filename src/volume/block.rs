@@ -185,6 +185,11 @@ impl ReadAt for BlockVolume {
         self.size_bytes
     }
 
+    /// Past the page cache each read waits for the device, about as long as a fast one takes for this much.
+    fn gap_worth_reading(&self) -> u64 {
+        if self.is_direct() { 64 << 10 } else { 16 << 10 }
+    }
+
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.check(offset, buffer.len() as u64, io::ErrorKind::UnexpectedEof)?;
         if self.is_aligned(buffer, offset) {

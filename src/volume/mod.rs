@@ -26,6 +26,11 @@ pub trait ReadAt: Send + Sync {
     /// Fills all of `buffer` from `offset`, or fails: past the end is `UnexpectedEof`.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// Up to how many bytes that nobody asked for are cheaper to read along than a second read is.
+    fn gap_worth_reading(&self) -> u64 {
+        16 << 10
+    }
+
     /// The next extent at or after `offset` that may hold anything but zeroes; `None` when only
     /// zeroes follow. What cannot tell calls everything data.
     fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
@@ -59,6 +64,9 @@ macro_rules! forward {
             }
             fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
                 (**self).read_exact_at(buffer, offset)
+            }
+            fn gap_worth_reading(&self) -> u64 {
+                (**self).gap_worth_reading()
             }
             fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
                 (**self).next_data(offset)

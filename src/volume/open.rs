@@ -302,6 +302,13 @@ impl ReadAt for Volume {
         }
     }
 
+    fn gap_worth_reading(&self) -> u64 {
+        match &self.inner {
+            Inner::Block(volume) => volume.gap_worth_reading(),
+            Inner::File(volume) => volume.gap_worth_reading(),
+        }
+    }
+
     fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
         match &self.inner {
             Inner::Block(volume) => volume.next_data(offset),
