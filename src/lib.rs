@@ -8,7 +8,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | [`extent`], [`units`], [`error`] | the words: extents and change lists, sizes, what can go wrong |
+//! | [`extent`], [`change_list`], [`units`], [`error`] | the words: extents and lists of them, sizes, what can go wrong |
 //! | [`changes`] | change sources: bytes of kernel metadata in, change lists out (pure) |
 //! | [`delta`] | the delta format, `docs/format.md` (pure but for Read and Write) |
 //! | [`volume`], [`sys`] | block devices, files, their twins for tests; the ioctls and buffers below them |
@@ -29,6 +29,7 @@
 )]
 
 pub mod cancel;
+pub mod change_list;
 pub mod changes;
 pub mod cli;
 pub mod delta;

@@ -10,6 +10,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cancel::Cancel;
+use crate::change_list::ChangeList;
 use crate::changes::cow::{ExceptionTable, read_exceptions};
 use crate::delta::codec::Compression;
 use crate::delta::header::{Header, Planned, Source, State};
@@ -21,7 +22,7 @@ use crate::dm::snapshot::{LogicalVolume, Role, ThickSnapshot};
 use crate::dm::table::SnapshotStatus;
 use crate::engine::copy_list::whole_volume;
 use crate::error::{Error, Result};
-use crate::extent::{Change, ChangeList, Extent, Kind};
+use crate::extent::{Change, Extent, Kind};
 use crate::monitor::Monitor;
 use crate::volume::ReadAt;
 use crate::volume::open::Volume;

@@ -16,6 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use lvmsync::cancel::Cancel;
+use lvmsync::change_list::{ChangeList, ChangeListBuilder};
 use lvmsync::changes::cow::{Layout, read_exceptions};
 use lvmsync::changes::cow_build::store_of;
 use lvmsync::delta::codec::Compression;
@@ -27,7 +28,7 @@ use lvmsync::engine::pump::{PumpOptions, pump};
 use lvmsync::engine::receive::{UndoTo, receive};
 use lvmsync::engine::target::{ReceiveOptions, Target, prepare};
 use lvmsync::error::{ExitCode, Result};
-use lvmsync::extent::{Change, ChangeList, ChangeListBuilder, Extent, Kind};
+use lvmsync::extent::{Change, Extent, Kind};
 use lvmsync::monitor::{Monitor, Recording, Silent};
 use lvmsync::session::client::Client;
 use lvmsync::session::message::{ApplyOptions, Done, OPERATION_APPLY, Open, Ready};

@@ -3,7 +3,8 @@
 //! Guarantees: no chunk that was added is missing from the list; chunks below the limit cost at most
 //! 32 MiB beside the list, however many there are and however often they come.
 
-use crate::extent::{ChangeList, ChangeListBuilder, Extent, Kind, MAX_OFFSET};
+use crate::change_list::{ChangeList, ChangeListBuilder};
+use crate::extent::{Extent, Kind, MAX_OFFSET};
 
 /// A volume of up to 2^28 chunks (1 TiB of 4 KiB chunks) is a bitmap of at most 32 MiB.
 const MAX_BITMAP_WORDS: usize = (32 << 20) / 8;

@@ -7,8 +7,9 @@ use proptest::prelude::*;
 
 use super::cow::{ExceptionTable, Layout, StoreError, read_exceptions};
 use super::cow_build::{StoreBuilder, store_bytes, store_of};
+use crate::change_list::ChangeList;
 use crate::error::ExitCode;
-use crate::extent::{ChangeList, Extent, Kind};
+use crate::extent::{Extent, Kind};
 use crate::volume::ReadAt;
 use crate::volume::memory::MemoryVolume;
 

@@ -5,6 +5,7 @@
 
 mod chunk_set;
 pub mod cow;
+mod cow_areas;
 pub mod cow_build;
 mod cow_error;
 

@@ -6,9 +6,10 @@ use clap::Args;
 
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
+use crate::change_list::ChangeList;
 use crate::delta::codec::Compression;
 use crate::error::{ExitCode, Result};
-use crate::extent::{Change, ChangeList, Extent, Kind};
+use crate::extent::{Change, Extent, Kind};
 use crate::source::{SendSource, SourceRequest};
 use crate::units::{Bytes, count, parse_size};
 

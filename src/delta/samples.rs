@@ -7,7 +7,8 @@ use std::io;
 
 use super::FormatError;
 use super::record::{u32_at, u64_at};
-use crate::extent::{ChangeList, Extent};
+use crate::change_list::ChangeList;
+use crate::extent::Extent;
 use crate::volume::ReadAt;
 
 /// Bytes of a sampled block.

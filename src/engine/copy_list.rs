@@ -6,8 +6,9 @@
 use std::io;
 
 use crate::cancel::Cancel;
+use crate::change_list::{ChangeList, ChangeListBuilder};
 use crate::error::{Error, Result};
-use crate::extent::{ChangeList, ChangeListBuilder, Extent, Kind};
+use crate::extent::{Extent, Kind};
 use crate::volume::ReadAt;
 
 /// All of `volume`, its holes as zero. `name` is for messages.

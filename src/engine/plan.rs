@@ -3,8 +3,9 @@
 //! Pure. Guarantees: the frames of all steps together are exactly the change list, in order; a data frame
 //! never crosses a multiple of 1 MiB; a read is at most 1 MiB.
 
+use crate::change_list::ChangeList;
 use crate::delta::MAX_FRAME_BYTES;
-use crate::extent::{ChangeList, Extent, Kind};
+use crate::extent::{Extent, Kind};
 
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +95,8 @@ impl Iterator for Steps<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::extent::{Change, ChangeListBuilder};
+    use crate::change_list::ChangeListBuilder;
+    use crate::extent::Change;
     use proptest::prelude::*;
 
     const GAP: u64 = 16 << 10;

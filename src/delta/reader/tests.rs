@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::change_list::ChangeList;
 use crate::delta::codec::{Codec, Compression, Compressor};
 use crate::delta::header::tests::header;
 use crate::delta::writer::{DeltaWriter, TRAILER_RECORD_BYTES};
-use crate::extent::ChangeList;
 use crate::volume::memory::MemoryVolume;
 
 /// Frames as `(extent, None for zero)`.

@@ -6,11 +6,11 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::change_list::ChangeList;
 use crate::changes::cow::Layout;
 use crate::changes::cow_build::store_of;
 use crate::delta::codec::{Compression, Compressor};
 use crate::delta::header::tests::header;
-use crate::extent::ChangeList;
 use crate::session::message::Message;
 use crate::volume::memory::MemoryVolume;
 
