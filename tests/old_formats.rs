@@ -176,6 +176,7 @@ fn a_stranger_can_read_it_by_the_document() {
     let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
     assert_eq!(&bytes[..17], b"lvmsync PROTO[4]\n");
     let (mut at, mut seen, mut volume) = (17, String::new(), base());
+    let mut index: Vec<(u64, usize)> = Vec::new();
     loop {
         assert_eq!(u32_at(at + 28), crc32c::crc32c(&bytes[at..at + 28]));
         let (kind, codec) = (bytes[at], bytes[at + 1]);
@@ -203,10 +204,20 @@ fn a_stranger_can_read_it_by_the_document() {
                 volume[offset..offset + length].copy_from_slice(&data);
             }
             b'Z' => volume[offset..offset + length].fill(0),
+            b'I' => index.extend(payload.chunks(16).map(|entry| {
+                let half = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap());
+                (half(0), half(8) as usize)
+            })),
             b'T' => break,
             _ => {}
         }
         at += 32 + stored;
+    }
+    // The index leads straight to frames.
+    assert!(!index.is_empty());
+    for (volume_offset, delta_offset) in index {
+        assert!(b"DZ".contains(&bytes[delta_offset]));
+        assert_eq!(u64_at(delta_offset + 8), volume_offset);
     }
     assert_eq!(seen, "HSDZDIT");
     assert_eq!(bytes.len(), at + 128);

@@ -271,13 +271,11 @@ fn codecs() -> impl Strategy<Value = Compression> {
     ])
 }
 
+/// Each case moves megabytes, so there are fewer than PROPTEST_CASES says; the long run has 500.
 fn cases() -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(24);
+    let long = std::env::var_os("LVMSYNC_LONG").is_some_and(|value| value == "1");
     ProptestConfig {
-        cases,
+        cases: if long { 500 } else { 24 },
         ..ProptestConfig::default()
     }
 }

@@ -116,10 +116,11 @@ pub(crate) fn start(job: &Job, setup: &Setup, screen: Screen) -> Result<Running>
 
 /// A guest is several processes in a session of their own, and those that a SIGKILL to the first leaves behind do not end
 /// by themselves. So a shell stands beside them and kills them all, by id, when the guest has halted or when the shell's
-/// stdin ends: because the power is to be cut, or because we died, in whatever way.
+/// stdin ends: because the power is to be cut, or because we died, in whatever way. The kernel is stopped before anything
+/// is killed: it must not see its processes die, close their files and write out what a power cut loses.
 const WATCH: &str = r#"exec 3<&0
 "$@" </dev/null 3<&- & guest=$!
-{ read -r _ <&3; kill -KILL "$guest" "-$guest"; } 2>/dev/null &
+{ read -r _ <&3; kill -STOP "$guest"; kill -KILL "-$guest" "$guest"; } 2>/dev/null &
 wait "$guest"
 kill -KILL "-$guest" 2>/dev/null
 kill -KILL 0"#;

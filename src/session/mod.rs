@@ -18,6 +18,8 @@ pub mod text;
 pub mod transport;
 
 #[cfg(test)]
+mod message_tests;
+#[cfg(test)]
 mod remote_tests;
 #[cfg(test)]
 mod session_tests;
