@@ -209,7 +209,7 @@ fn runner(lab: bool, args: &TestArgs, seed: u64) -> Command {
     if args.long {
         command.env("LVMSYNC_LONG", "1");
         if std::env::var_os("PROPTEST_CASES").is_none() {
-            command.env("PROPTEST_CASES", "4096");
+            command.env("PROPTEST_CASES", "1024");
         }
     }
     command
