@@ -107,16 +107,6 @@ impl<W: Write> DeltaWriter<W> {
         Ok((self.counts, self.out))
     }
 
-    /// What was written so far.
-    pub fn counts(&self) -> &Counts {
-        &self.counts
-    }
-
-    /// Bytes of delta so far, gathered ones included.
-    pub fn position(&self) -> u64 {
-        self.position
-    }
-
     /// Passes on everything gathered, so that the writer below has all frames so far.
     pub fn flush(&mut self) -> io::Result<()> {
         self.pass_on()?;
