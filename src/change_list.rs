@@ -12,6 +12,7 @@ pub use builder::ChangeListBuilder;
 use crate::extent::{Change, Extent, Kind};
 
 mod builder;
+mod rest;
 
 /// 16 bytes: offset, then length with the kind in its top bit, which [`MAX_OFFSET`] keeps free.
 ///

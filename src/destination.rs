@@ -1,7 +1,8 @@
 //! Opening a volume that is to be overwritten.
 //!
 //! Guarantees: the source itself and whatever shares its data is never opened; a volume that is mounted or
-//! otherwise held is opened only with the override that says so; all this before anything is written.
+//! otherwise held is opened only with the override that says so; all this before anything is written. A file
+//! that is made for a full copy has its name only when it is whole; until then it is called `NAME.partial`.
 
 use std::path::{Path, PathBuf};
 
@@ -10,16 +11,21 @@ use crate::delta::codec::Compression;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
 use crate::engine::apply::OnDurable;
-use crate::engine::receive::{Received, UndoTo, receive, rehearse};
+use crate::engine::receive::{Received, Receiving, rehearse};
 use crate::engine::target::{ReceiveOptions, Target};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
-use crate::partial_file::sync_directory_of;
-use crate::undo_file::UndoFile;
-use crate::volume::ReadAt;
+use crate::partial_file::{partial_name, sync_directory_of};
+use crate::record::admission::Policy;
+use crate::record::identity;
+use crate::record::keeper::Keeper;
+use crate::record::store::StateDir;
+use crate::record::witness::Watch;
+use crate::undo_file::UndoFiles;
 use crate::volume::host::VolumeIdentity;
 use crate::volume::in_use::{holders_of, overlap};
 use crate::volume::open::{Volume, WriteOptions};
+use crate::volume::{ReadAt, WriteAt};
 
 /// How a destination is to be treated.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +46,12 @@ pub struct DestinationOptions {
     pub unfinished: bool,
     /// Compression of the undo file.
     pub undo_compression: Compression,
+    /// Where records are kept, if not where they are by default.
+    pub state_dir: Option<PathBuf>,
+    /// Refuse a delta where no record names its base.
+    pub require_record: bool,
+    /// Where the data comes from, for the record.
+    pub from: String,
 }
 
 /// An open destination.
@@ -47,8 +59,10 @@ pub struct Destination {
     volume: Volume,
     name: String,
     is_file: bool,
-    /// The file, if it was made for this run.
+    /// The name that the file gets when it is whole, if it was made for a full copy.
     made: Option<PathBuf>,
+    keeper: Keeper,
+    undo: UndoFiles,
     options: DestinationOptions,
 }
 
@@ -59,39 +73,55 @@ impl Destination {
         sources: &[VolumeIdentity],
         options: &DestinationOptions,
     ) -> Result<Self> {
-        let path = match resolve(name) {
+        let (path, made, known_as) = match resolve(name) {
             Ok(resolved) => {
                 refuse_unwritable(&resolved, name)?;
-                resolved.path().to_owned()
+                let known_as = identity::of_resolved(&resolved);
+                (resolved.path().to_owned(), None, Some(known_as))
             }
             Err(error) if !options.create || !is_free_file_name(Path::new(name)) => {
                 return Err(error);
             }
-            Err(_) => PathBuf::from(name),
+            Err(_) => {
+                let made = PathBuf::from(name);
+                (partial_name(&made), Some(made), None)
+            }
         };
-        let existed = path.exists();
         if let Ok(identity) = VolumeIdentity::of_path(&path) {
             refuse_overlap(sources, identity, name)?;
             refuse_held(identity, name, options)?;
         }
         let write_options = WriteOptions {
             allow_in_use: options.allow_in_use,
-            create: options.create,
+            create: made.is_some(),
             ..WriteOptions::default()
         };
         let volume = Volume::open_writable(&path, &write_options)?;
-        if options.create {
+        if made.is_some() {
             sync_directory_of(&path)
                 .map_err(|error| Error::io(format!("cannot make {name} durable"), error))?;
         }
         // Once more for the file that is open now, whatever stood at the path before.
         refuse_overlap(sources, volume.identity(), name)?;
-        let is_file = matches!(volume.identity(), VolumeIdentity::File { .. });
+        let known_as = known_as.unwrap_or_else(|| identity::of_path(&path));
+        let keeper = open_keeper(&known_as, name, &volume, options)?;
+        if made.is_some() && !keeper.was_incomplete() {
+            // What a run has left that nobody knows of any more.
+            volume
+                .set_size(0)
+                .map_err(|error| Error::io(format!("cannot empty {}", path.display()), error))?;
+        }
         Ok(Self {
+            undo: UndoFiles::new(
+                options.undo.as_deref(),
+                options.overwrite,
+                volume.identity(),
+            )?,
+            is_file: matches!(volume.identity(), VolumeIdentity::File { .. }),
             volume,
             name: name.to_owned(),
-            is_file,
-            made: (!existed && is_file).then_some(path),
+            made,
+            keeper,
             options: options.clone(),
         })
     }
@@ -131,17 +161,68 @@ impl Destination {
         }
     }
 
+    /// The destination's record.
+    pub fn keeper(&self) -> &Keeper {
+        &self.keeper
+    }
+
     /// Applies a delta from `input`, called `what` in messages.
     pub fn receive(
-        &self,
+        &mut self,
         input: impl std::io::Read,
         what: &str,
         cancel: &Cancel,
         monitor: &dyn Monitor,
         on_durable: OnDurable<'_>,
     ) -> Result<Received> {
+        self.write(cancel, monitor, |target, undo, options, keeper| {
+            let receiving = Receiving {
+                what,
+                target,
+                undo,
+                options,
+                keeper,
+            };
+            receiving.run(input, on_durable)
+        })
+    }
+
+    /// Runs `work`, which writes to the volume and keeps its record. A file that was made for it then gets its
+    /// name, or goes again if nothing of it is worth keeping.
+    pub fn write<T>(
+        &mut self,
+        cancel: &Cancel,
+        monitor: &dyn Monitor,
+        work: impl FnOnce(&Target<'_>, &UndoFiles, &ReceiveOptions<'_>, &mut Keeper) -> Result<T>,
+    ) -> Result<T> {
+        let target = Target {
+            volume: &self.volume,
+            name: &self.name,
+            is_file: self.is_file,
+        };
         let options = self.receive_options(cancel, monitor);
-        self.with_undo(|undo| receive(input, what, &self.target(), undo, &options, on_durable))
+        let result = work(&target, &self.undo, &options, &mut self.keeper);
+        match (&result, self.made.take()) {
+            (Ok(_), Some(name)) => self.give_name(&name)?,
+            (Err(_), Some(name)) => {
+                let is_begun = |record: &crate::record::Record| record.incomplete.is_some();
+                if !self.keeper.record().is_some_and(is_begun) {
+                    let _ = std::fs::remove_file(partial_name(&name));
+                }
+            }
+            (_, None) => {}
+        }
+        result
+    }
+
+    /// The content is durable; the name is made so.
+    fn give_name(&mut self, name: &Path) -> Result<()> {
+        std::fs::rename(partial_name(name), name)
+            .and_then(|()| sync_directory_of(name))
+            .map_err(|error| Error::io(format!("cannot finish {}", name.display()), error))?;
+        let state_dir = StateDir::choose(self.options.state_dir.as_deref());
+        self.keeper
+            .moved_to(state_dir.file_of(&identity::of_path(name)))
     }
 
     /// Reads a delta from `input` and checks that it could be applied; writes nothing.
@@ -157,6 +238,7 @@ impl Destination {
             what,
             &self.target(),
             &self.receive_options(cancel, monitor),
+            &self.keeper,
         )
     }
 
@@ -164,36 +246,23 @@ impl Destination {
     pub fn kind(&self) -> &'static str {
         if self.is_file { "file" } else { "block device" }
     }
+}
 
-    /// Runs `work` with the undo that was asked for, if one was.
-    pub fn with_undo<T>(&self, work: impl FnOnce(Option<UndoTo<'_>>) -> Result<T>) -> Result<T> {
-        let result = self.run_with_undo(work);
-        if let (Err(_), Some(made)) = (&result, &self.made) {
-            // Half a copy under the name of a whole one would be taken for it.
-            let _ = std::fs::remove_file(made);
-        }
-        result
-    }
-
-    fn run_with_undo<T>(&self, work: impl FnOnce(Option<UndoTo<'_>>) -> Result<T>) -> Result<T> {
-        let Some(path) = &self.options.undo else {
-            return work(None);
-        };
-        if VolumeIdentity::of_path(path).is_ok_and(|undo| undo == self.volume.identity()) {
-            return Err(Error::Usage(format!(
-                "{}: the undo cannot be the destination itself",
-                path.display()
-            )));
-        }
-        let mut undo = UndoFile::create(path, self.options.overwrite)?;
-        let name = path.display().to_string();
-        let spool = || UndoFile::spool_beside(path);
-        work(Some(UndoTo {
-            out: &mut undo,
-            name: &name,
-            spool: &spool,
-        }))
-    }
+fn open_keeper(
+    known_as: &str,
+    name: &str,
+    volume: &Volume,
+    options: &DestinationOptions,
+) -> Result<Keeper> {
+    let file = StateDir::choose(options.state_dir.as_deref()).file_of(known_as);
+    let policy = Policy {
+        force: options.force,
+        require_record: options.require_record,
+        ..Policy::default()
+    };
+    let watch =
+        Watch::of(volume).map_err(|error| Error::io(format!("cannot look at {name}"), error))?;
+    Keeper::open(file, name, &options.from, policy, Some(watch))
 }
 
 /// A full copy may make a file under this name. What stands for a volume that is not there is no such name: for

@@ -42,6 +42,7 @@ pub mod extent;
 pub mod fuzzing;
 pub mod monitor;
 pub mod partial_file;
+pub mod record;
 pub mod session;
 pub mod source;
 pub mod sys;

@@ -14,6 +14,10 @@ pub trait Monitor: Send + Sync {
     fn advance(&self, bytes: u64);
     /// Something that the user should know and that does not stop the run.
     fn warn(&self, text: &str);
+    /// Something that the user should know and need not worry about: shown unless quiet.
+    fn remark(&self, text: &str) {
+        self.note(text);
+    }
     /// Something that the user may like to know: shown with `-v`.
     fn note(&self, text: &str);
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -46,11 +46,7 @@ impl PartialFile {
         let action = || format!("cannot create {}", partial.display());
         let file = open_alone(&partial).map_err(|error| Error::io(action(), error))?;
         let Some(file) = file else {
-            return Err(Error::refused(
-                partial.display().to_string(),
-                "another run is writing this file",
-                "",
-            ));
+            return Err(being_written(&partial));
         };
         file.set_len(0)
             .map_err(|error| Error::io(action(), error))?;
@@ -64,6 +60,33 @@ impl PartialFile {
             name: name.to_owned(),
             stays: false,
         })
+    }
+
+    /// Goes on with a `name.partial` that a run that was cut has left.
+    pub fn reopen(name: &Path) -> Result<Self> {
+        let partial = partial_name(name);
+        let file = open_alone(&partial)
+            .map_err(|error| Error::io(format!("cannot open {}", partial.display()), error))?;
+        let Some(file) = file else {
+            return Err(being_written(&partial));
+        };
+        Ok(Self {
+            file: Some(file),
+            partial,
+            name: name.to_owned(),
+            stays: true,
+        })
+    }
+
+    /// Cuts it to its first bytes and stands at their end; gives the hasher that has seen them.
+    pub fn cut_to(&mut self, bytes: u64) -> io::Result<blake3::Hasher> {
+        let mut file = self.file()?;
+        file.set_len(bytes)?;
+        file.rewind()?;
+        let mut hasher = blake3::Hasher::new();
+        io::copy(&mut io::Read::take(file, bytes), &mut hasher)?;
+        file.seek(SeekFrom::Start(bytes))?;
+        Ok(hasher)
     }
 
     /// The file under its partial name.
@@ -117,15 +140,29 @@ impl Drop for PartialFile {
     }
 }
 
+fn being_written(partial: &Path) -> Error {
+    Error::refused(
+        partial.display().to_string(),
+        "another run is writing this file",
+        "",
+    )
+}
+
 /// A rename would replace a device node or a pipe by a file.
-fn refuse_existing(name: &Path, overwrite: bool) -> Result<()> {
-    let shown = name.display().to_string();
+pub fn refuse_other_than_file(name: &Path) -> Result<()> {
+    let shown = name.display();
     if std::fs::metadata(name).is_ok_and(|metadata| !metadata.is_file()) {
         return Err(Error::Usage(format!(
             "{shown} is not a regular file: to write into a pipe or a device use --stdout > {shown}, to \
              write to a volume give it as DEST"
         )));
     }
+    Ok(())
+}
+
+fn refuse_existing(name: &Path, overwrite: bool) -> Result<()> {
+    let shown = name.display().to_string();
+    refuse_other_than_file(name)?;
     if !overwrite && name.symlink_metadata().is_ok() {
         let way_out = "Choose another name, or replace it with --overwrite.";
         return Err(Error::refused(shown, "this file exists", way_out));
@@ -157,10 +194,13 @@ fn open_alone(partial: &Path) -> io::Result<Option<File>> {
     Ok((is_still_there && ours.is_file()).then_some(file))
 }
 
+/// What is added to a name while the file is not finished.
+pub const PARTIAL_SUFFIX: &str = ".partial";
+
 /// The name of `name` while it is not finished.
 pub fn partial_name(name: &Path) -> PathBuf {
     let mut partial = name.as_os_str().to_owned();
-    partial.push(".partial");
+    partial.push(PARTIAL_SUFFIX);
     PathBuf::from(partial)
 }
 

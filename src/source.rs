@@ -24,7 +24,12 @@ use crate::engine::copy_list::whole_volume;
 use crate::error::{Error, Result};
 use crate::extent::{Change, Extent, Kind};
 use crate::monitor::Monitor;
+use crate::record::admission::refuse_as_source;
+use crate::record::identity;
+use crate::record::keeper::shown_time;
+use crate::record::store::StateDir;
 use crate::volume::ReadAt;
+use crate::volume::file_version::{FileVersion, run_id};
 use crate::volume::open::Volume;
 
 /// Where a delta comes from, as the user said it.
@@ -39,6 +44,8 @@ pub struct SourceRequest<'a> {
     pub base_size: Option<u64>,
     /// For the header.
     pub compression: Compression,
+    /// Where records say which volumes are incomplete.
+    pub state: StateDir,
     /// Stops the run.
     pub cancel: &'a Cancel,
     /// Hears of warnings.
@@ -59,6 +66,8 @@ pub struct SendSource {
     pub name: String,
     /// The snapshot that the data is read from, if it is one.
     snapshot: Option<LogicalVolume>,
+    /// The regular file that the data is read from, as it was when its content was named.
+    version: Option<FileVersion>,
 }
 
 impl SendSource {
@@ -69,6 +78,39 @@ impl SendSource {
             Some(snapshot) => explain(snapshot, error),
             None => error,
         }
+    }
+
+    /// Names what is sent, so that a run that is cut can be told apart from every other: the digest of the list,
+    /// and for content without an identity (a live volume) what no other run has.
+    pub fn identify(&mut self) -> Result<()> {
+        self.header.list = Some(self.changes.digest());
+        if self.header.target.is_none() {
+            self.version = FileVersion::of(&self.data)?;
+            self.header.target = self.version.as_ref().map(|version| State {
+                id: version.id(),
+                name: self.name.clone(),
+            });
+        }
+        if self.header.target.is_none() {
+            self.header.run = Some(run_id());
+        }
+        Ok(())
+    }
+
+    /// After the last read: a file that was written meanwhile was read in no state that it ever had.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let Some(before) = &self.version else {
+            return Ok(());
+        };
+        if FileVersion::of(&self.data)?.as_ref() == Some(before) {
+            return Ok(());
+        }
+        let source = std::io::Error::other("it was written while it was read");
+        let action = format!(
+            "{}: what was sent is no state of it; stop what writes to it, or send from a snapshot",
+            self.name
+        );
+        Err(Error::io(action, source))
     }
 
     /// Finds the changes that `request` asks for. Reads kernel metadata and sampled blocks, no data.
@@ -97,7 +139,7 @@ impl SendSource {
     }
 
     fn read_data_from(&mut self, path: &str, request: &SourceRequest<'_>) -> Result<()> {
-        let resolved = resolve(path)?;
+        let resolved = resolve_source(request, path)?;
         if let Resolved::LogicalVolume(volume) = &resolved {
             warn_if_written(volume, request.monitor)?;
         }
@@ -114,6 +156,43 @@ impl SendSource {
         self.snapshot = snapshot_in(resolved);
         Ok(())
     }
+}
+
+/// Finds a volume that is to be read, and refuses one that is on record as half-written.
+fn resolve_source(request: &SourceRequest<'_>, name: &str) -> Result<Resolved> {
+    let resolved = resolve(name)?;
+    let file = request.state.file_of(&identity::of_resolved(&resolved));
+    if let Some(refusal) = file
+        .load()?
+        .and_then(|record| refuse_as_source(&record, name))
+    {
+        return Err(Error::refused(name, refusal.reason, refusal.way_out));
+    }
+    if let Resolved::LogicalVolume(volume) = &resolved {
+        warn_of_incomplete_origin(request, volume)?;
+    }
+    Ok(resolved)
+}
+
+/// A snapshot may have been made before its origin was written, or in the middle: nobody can tell.
+fn warn_of_incomplete_origin(request: &SourceRequest<'_>, volume: &LogicalVolume) -> Result<()> {
+    let Ok(snapshot) = volume.thick_snapshot() else {
+        return Ok(());
+    };
+    let file = request
+        .state
+        .file_of(&identity::of_logical_volume(&snapshot.origin.uuid));
+    let record = file.load()?;
+    if let Some(cut) = record.and_then(|record| record.incomplete) {
+        request.monitor.warn(&format!(
+            "{}: its origin {} is on record as incomplete since {}: a snapshot that was made after that holds \
+             neither its old state nor its new one",
+            volume.name,
+            snapshot.origin.name,
+            shown_time(cut.since)
+        ));
+    }
+    Ok(())
 }
 
 fn is_snapshot(path: &str) -> bool {
@@ -145,13 +224,17 @@ fn header(
             data_bytes: changes.bytes(Kind::Data),
             zero_bytes: changes.bytes(Kind::Zero),
         },
+        list: None,
+        run: None,
+        undo_of: None,
+        from_offset: 0,
         required_features: Vec::new(),
         features: Vec::new(),
     }
 }
 
 fn full_copy(request: &SourceRequest<'_>, new: &str) -> Result<SendSource> {
-    let resolved = resolve(new)?;
+    let resolved = resolve_source(request, new)?;
     let mut target = None;
     if let Resolved::LogicalVolume(volume) = &resolved {
         target = state_of(volume);
@@ -174,12 +257,13 @@ fn full_copy(request: &SourceRequest<'_>, new: &str) -> Result<SendSource> {
         data,
         name: new.to_owned(),
         snapshot: snapshot_in(resolved),
+        version: None,
     })
 }
 
 /// Offline: the store is a file or device that nothing writes to, NEW is the origin.
 fn from_store(request: &SourceRequest<'_>, store: &str, new: &str) -> Result<SendSource> {
-    let resolved = resolve(new)?;
+    let resolved = resolve_source(request, new)?;
     let data = Volume::open(resolved.path())?;
     let size = data.size_bytes();
     let base_size = request.base_size.unwrap_or(size);
@@ -205,11 +289,12 @@ fn from_store(request: &SourceRequest<'_>, store: &str, new: &str) -> Result<Sen
         data,
         name: new.to_owned(),
         snapshot: snapshot_in(resolved),
+        version: None,
     })
 }
 
 fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> Result<SendSource> {
-    let Resolved::LogicalVolume(base) = resolve(old)? else {
+    let Resolved::LogicalVolume(base) = resolve_source(request, old)? else {
         return Err(Error::Lvm {
             what: old.to_owned(),
             reason: "it is not a logical volume, so there is no record of what changed since; \
@@ -221,8 +306,8 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
     trusted(&base, snapshot)?;
     refuse_suspended(&base)?;
     let new_volume = match new {
-        Some(new) => resolve(new)?,
-        None => resolve(&snapshot.origin.path.to_string_lossy())?,
+        Some(new) => resolve_source(request, new)?,
+        None => resolve_source(request, &snapshot.origin.path.to_string_lossy())?,
     };
     let new_name = new.map_or_else(|| snapshot.origin.name.to_string(), str::to_owned);
     let Resolved::LogicalVolume(target) = &new_volume else {
@@ -275,6 +360,7 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
         data,
         name: new_name,
         snapshot: snapshot_in(new_volume),
+        version: None,
     })
 }
 

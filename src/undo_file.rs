@@ -2,36 +2,111 @@
 //!
 //! Guarantees: it takes its name when it is whole. Once a part of it was made durable, something may have
 //! been overwritten, and from then on it is never removed before it is whole: after a power cut, or when
-//! the disk below it is full, `NAME.partial` stays, and no later run takes it over.
+//! the disk below it is full, `NAME.partial` stays. Only a run that finishes the one that was cut goes on with
+//! it, and only where the record says that nothing is under way is it replaced.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::delta::header::Header;
 use crate::delta::reader::DeltaReader;
-use crate::engine::undo::DurableWrite;
+use crate::delta::resume::SoundPart;
+use crate::delta::stream::StreamId;
+use crate::engine::undo::{DurableWrite, FoundUndo, PartOfUndo, UndoPlace};
 use crate::error::{Error, Result};
-use crate::partial_file::{PartialFile, partial_name, sync_directory_of};
+use crate::partial_file::{PartialFile, partial_name, refuse_other_than_file, sync_directory_of};
+use crate::volume::VolumeIdentity;
+
+/// Undos as files on this machine.
+pub struct UndoFiles {
+    asked: Option<String>,
+    overwrite: bool,
+    /// What may not become an undo: the destination.
+    volume: VolumeIdentity,
+}
+
+impl UndoFiles {
+    /// For a run that writes to `volume`; `asked` is the undo that was asked for.
+    pub fn new(asked: Option<&Path>, overwrite: bool, volume: VolumeIdentity) -> Result<Self> {
+        let absolute = |path: &Path| {
+            let path = std::path::absolute(path);
+            path.map(|path| path.to_string_lossy().into_owned())
+        };
+        let asked = asked.map(absolute).transpose();
+        let asked = asked.map_err(|error| Error::io("cannot tell the current directory", error))?;
+        if let Some(asked) = &asked {
+            refuse_other_than_file(Path::new(asked))?;
+        }
+        Ok(Self {
+            asked,
+            overwrite,
+            volume,
+        })
+    }
+}
+
+impl UndoPlace for UndoFiles {
+    fn asked(&self) -> Option<&str> {
+        self.asked.as_deref()
+    }
+
+    fn create(&self, name: &str, replace: bool) -> Result<Box<dyn DurableWrite + '_>> {
+        let path = Path::new(name);
+        if VolumeIdentity::of_path(path).is_ok_and(|undo| undo == self.volume) {
+            return Err(Error::Usage(format!(
+                "{name}: the undo cannot be the destination itself"
+            )));
+        }
+        Ok(Box::new(UndoFile::create(path, self.overwrite, replace)?))
+    }
+
+    fn find(&self, name: &str, stream: &StreamId) -> Result<FoundUndo<'_>> {
+        let (path, partial) = (Path::new(name), partial_name(Path::new(name)));
+        let is_of_stream = |header: &Header| header.undo_of.as_deref() == Some(stream.as_str());
+        if !partial.exists() {
+            let whole = File::open(path)
+                .ok()
+                .and_then(|file| SoundPart::of(file).ok());
+            let whole = whole.filter(|part| part.whole && is_of_stream(&part.header));
+            return Ok(whole.map_or(FoundUndo::Gone, |_| FoundUndo::Whole));
+        }
+        let failed = |error| Error::io(format!("cannot go on with {}", partial.display()), error);
+        let mut file = PartialFile::reopen(path)?;
+        let Ok(part) = file.file().map(SoundPart::of).map_err(failed)? else {
+            return Ok(FoundUndo::Empty);
+        };
+        if part.frames() == 0 {
+            return Ok(FoundUndo::Empty);
+        }
+        file.keep_unfinished();
+        if !is_of_stream(&part.header) {
+            return Err(way_back_in_the_way(&partial));
+        }
+        let hasher = file.cut_to(part.delta_bytes).map_err(failed)?;
+        Ok(FoundUndo::Part(Box::new(PartOfUndo {
+            out: Box::new(UndoFile { file: Some(file) }),
+            part,
+            hasher,
+        })))
+    }
+
+    fn spool(&self, name: &str) -> io::Result<File> {
+        spool_beside(Path::new(name))
+    }
+}
 
 /// An undo that is being written.
-pub struct UndoFile {
+struct UndoFile {
     file: Option<PartialFile>,
 }
 
 impl UndoFile {
     /// Begins the undo that will be `path`.
-    pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
+    fn create(path: &Path, overwrite: bool, replace: bool) -> Result<Self> {
         let partial = partial_name(path);
-        if holds_a_way_back(&partial) {
-            let shown = partial.display();
-            return Err(Error::refused(
-                shown.to_string(),
-                "this is the undo of a run that was cut, perhaps the only way back",
-                format!(
-                    "Put the old state back with `lvmsync apply --unfinished {shown} DEST`, or, if it is \
-                     not needed any more, remove it."
-                ),
-            ));
+        if !replace && holds_a_way_back(&partial) {
+            return Err(way_back_in_the_way(&partial));
         }
         let file = PartialFile::create(path, overwrite)?;
         // Without its name in the directory the undo would not survive a power cut, synced or not.
@@ -40,18 +115,30 @@ impl UndoFile {
         Ok(Self { file: Some(file) })
     }
 
-    /// A file without a name, beside the undo: there is room for it where there is room for the undo.
-    pub fn spool_beside(path: &Path) -> io::Result<File> {
-        use rustix::fs::{Mode, OFlags};
-        let directory = path.parent().filter(|parent| *parent != Path::new(""));
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
-        Ok(rustix::fs::open(directory.unwrap_or(Path::new(".")), flags, mode)?.into())
-    }
-
     fn open(&self) -> io::Result<&File> {
         self.file.as_ref().ok_or(io::ErrorKind::NotFound)?.file()
     }
+}
+
+fn way_back_in_the_way(partial: &Path) -> Error {
+    let shown = partial.display();
+    Error::refused(
+        shown.to_string(),
+        "this is the undo of a run that was cut, perhaps the only way back",
+        format!(
+            "Put the old state back with `lvmsync apply --unfinished {shown} DEST`, or, if it is not needed any \
+             more, remove it."
+        ),
+    )
+}
+
+/// A file without a name, beside `path`: there is room for it where there is room for the undo.
+pub fn spool_beside(path: &Path) -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    let directory = path.parent().filter(|parent| *parent != Path::new(""));
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    Ok(rustix::fs::open(directory.unwrap_or(Path::new(".")), flags, mode)?.into())
 }
 
 /// True for an undo with at least one sound frame.

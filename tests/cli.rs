@@ -60,6 +60,12 @@ impl Dir {
         dir
     }
 
+    /// Another `copy.img`, which nothing is known of, with the content of the base.
+    fn reset_copy(&self) {
+        fs::remove_file(self.path("copy.img")).unwrap();
+        fs::copy(self.path("base.img"), self.path("copy.img")).unwrap();
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -72,6 +78,7 @@ impl Dir {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lvmsync"));
         command
             .current_dir(self.directory.path())
+            .env("LVMSYNC_STATE_DIR", self.path("state"))
             .args(line.split_whitespace());
         command
     }
@@ -224,7 +231,7 @@ fn send_apply_and_undo_on_files() {
         dir.ok(&format!(
             "send --from cow:store.img new.img -o d --overwrite -z {codec}"
         ));
-        fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+        dir.reset_copy();
         dir.ok("apply d copy.img");
         assert_eq!(dir.read("copy.img"), dir.read("new.img"), "{codec}");
     }
@@ -477,6 +484,9 @@ fn results_for_scripts() {
     assert_eq!(sent["data_bytes"], 4 * CHUNK);
     assert_eq!(sent["extents"], 3);
     assert!(sent["seconds"].as_f64().unwrap() > 0.0);
+    let again = json("send --from cow:store.img new.img copy.img --json -q");
+    assert_eq!(again["data_bytes"], 0, "on record as there already");
+    dir.reset_copy();
     let output = dir.run("send --from cow:store.img new.img copy.img --progress json");
     let lines = text(&output.stderr);
     let last = lines.lines().rfind(|line| line.starts_with('{')).unwrap();
@@ -486,6 +496,7 @@ fn results_for_scripts() {
     let planned = json("send --from cow:store.img new.img copy.img -n --json");
     assert_eq!(planned["dry_run"], true);
     dir.delta();
+    dir.reset_copy();
     assert_eq!(
         json("apply x.delta copy.img --json")["data_bytes"],
         4 * CHUNK
@@ -659,7 +670,7 @@ fn the_originals_streams_apply_and_a_cut_one_is_6() {
     ]
     .concat();
     fs::write(dir.path("odd"), odd).unwrap();
-    fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+    dir.reset_copy();
     dir.ok("apply odd copy.img --undo odd.undo");
     assert_eq!(dir.read("copy.img")[9 * CHUNK..10 * CHUNK], [3; CHUNK]);
     dir.ok("apply odd.undo copy.img");
@@ -683,6 +694,7 @@ fn signals_end_with_130_and_leave_nothing_behind() {
                 .arg("--default-signal=INT,TERM,HUP")
                 .arg(env!("CARGO_BIN_EXE_lvmsync"))
                 .args(line.split_whitespace())
+                .env("LVMSYNC_STATE_DIR", dir.path("state"))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());
@@ -730,7 +742,7 @@ fn an_apply_that_fails_in_the_middle_leaves_an_undo_that_works() {
     dir.ok("send --from cow:store.img new.img -o x.delta");
     let delta = dir.read("x.delta");
     for part in [10, 50, 90] {
-        fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+        dir.reset_copy();
         fs::write(dir.path("cut.delta"), &delta[..delta.len() * part / 100]).unwrap();
         let undo = format!("u{part}.partial");
         dir.fails(
@@ -751,7 +763,9 @@ fn the_undo_of_a_killed_apply_stays_and_brings_back_the_base() {
     let dir = Dir::with(12_000, &(0..11_900).collect::<Vec<_>>());
     let mut interrupted = 0;
     for milliseconds in [300, 500, 700, 900] {
-        fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+        dir.reset_copy();
+        fs::copy(dir.path("new.img"), dir.path("other.img")).unwrap();
+        dir.ok("send --from cow:store.img other.img -o x.delta --overwrite");
         let line = "send --from cow:store.img new.img copy.img --undo way-back --bwlimit 40M";
         let mut child = dir.command(line).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(milliseconds));
@@ -761,13 +775,28 @@ fn the_undo_of_a_killed_apply_stays_and_brings_back_the_base() {
             dir.ok("apply way-back copy.img");
         } else if dir.read("copy.img") != dir.read("base.img") {
             interrupted += 1;
-            dir.fails(line, 5, &["way-back.partial", "--unfinished"]);
-            dir.fails("apply way-back.partial copy.img", 6, &["way-back.partial"]);
             // What was not synced may be garbage after a power cut.
             let mut torn = dir.read("way-back.partial");
             torn.extend([0x5a; 3000]);
-            fs::write(dir.path("way-back.partial"), torn).unwrap();
-            dir.ok("apply --unfinished way-back.partial copy.img");
+            fs::write(dir.path("way-back.partial"), &torn).unwrap();
+            dir.fails(
+                "apply x.delta copy.img",
+                5,
+                &["incomplete", "way-back copy.img"],
+            );
+            if interrupted % 2 == 0 {
+                // Finished first, with the undo going on where it was; then taken back.
+                dir.ok(line);
+                assert!(dir.read("copy.img") == dir.read("new.img"));
+            }
+            dir.ok("apply way-back copy.img");
+            // And without any record, by hand.
+            if interrupted % 2 == 1 {
+                assert!(!dir.path("way-back.partial").exists());
+                fs::write(dir.path("torn"), &torn).unwrap();
+                dir.fails("apply torn copy.img --force", 6, &["torn"]);
+                dir.ok("apply --unfinished torn copy.img --force");
+            }
         }
         assert!(
             dir.read("copy.img") == dir.read("base.img"),
@@ -777,7 +806,7 @@ fn the_undo_of_a_killed_apply_stays_and_brings_back_the_base() {
         let _ = fs::remove_file(dir.path("way-back.partial"));
     }
     assert!(interrupted > 0, "none of the kills came in the middle");
-    dir.ok("send --from cow:store.img new.img -o x.delta");
+    dir.ok("send --from cow:store.img new.img -o x.delta --overwrite");
     dir.fails("apply --unfinished x.delta copy.img", 2, &["--unfinished"]);
 }
 
@@ -792,13 +821,27 @@ fn the_undo_of_a_failed_apply_is_never_replaced() {
         "apply x.delta copy.img --undo back --overwrite",
         "--apply x.delta copy.img --snapback back",
     ] {
-        fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+        dir.reset_copy();
         dir.fails(
             "--apply cut.delta copy.img --snapback back",
             6,
             &[".partial"],
         );
         assert!(dir.read("copy.img") != dir.read("base.img"));
+        // By its record it is finished, and the undo goes on where it was.
+        dir.ok(again);
+        assert!(dir.read("copy.img") == dir.read("new.img"));
+        dir.ok("apply back copy.img");
+        assert!(dir.read("copy.img") == dir.read("base.img"));
+        fs::remove_file(dir.path("back")).unwrap();
+        // Without the record nobody can tell, and the way back is not replaced.
+        dir.reset_copy();
+        dir.fails(
+            "--apply cut.delta copy.img --snapback back",
+            6,
+            &[".partial"],
+        );
+        fs::remove_dir_all(dir.path("state")).unwrap();
         dir.fails(again, 5, &["back.partial", "the only way back"]);
         dir.ok("apply back.partial copy.img");
         assert!(dir.read("copy.img") == dir.read("base.img"));

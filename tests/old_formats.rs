@@ -62,6 +62,7 @@ fn formats() -> PathBuf {
 fn lvmsync(directory: &Path, line: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_lvmsync"))
         .current_dir(directory)
+        .env("LVMSYNC_STATE_DIR", directory.join("state"))
         .args(line.split_whitespace())
         .output()
         .unwrap();

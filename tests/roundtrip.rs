@@ -22,20 +22,24 @@ use lvmsync::changes::cow_build::store_of;
 use lvmsync::delta::codec::Compression;
 use lvmsync::delta::header::{Header, Planned, Source};
 use lvmsync::delta::samples::Samples;
-use lvmsync::engine::apply::{Applied, Applier};
+use lvmsync::delta::stream::StreamId;
+use lvmsync::engine::apply::{Applied, Applier, Ended};
 use lvmsync::engine::deliver::{DeltaSink, Proto3Sink};
 use lvmsync::engine::pump::{PumpOptions, pump};
-use lvmsync::engine::receive::{UndoTo, receive};
-use lvmsync::engine::target::{ReceiveOptions, Target, prepare};
+use lvmsync::engine::receive::Receiving;
+use lvmsync::engine::target::{ReceiveOptions, Target, check, grow};
+use lvmsync::engine::undo::{DurableWrite, FoundUndo, NoUndo, UndoPlace};
 use lvmsync::error::{ExitCode, Result};
 use lvmsync::extent::{Change, Extent, Kind};
 use lvmsync::monitor::{Monitor, Recording, Silent};
+use lvmsync::record::keeper::Keeper;
 use lvmsync::session::client::Client;
 use lvmsync::session::message::{ApplyOptions, Done, OPERATION_APPLY, Open, Ready};
 use lvmsync::session::server::Server;
 use lvmsync::volume::ReadAt;
 use lvmsync::volume::memory::MemoryVolume;
 use proptest::prelude::*;
+use std::sync::Mutex;
 
 /// A base, a target, and what an exception store says of the difference.
 #[derive(Clone, Debug)]
@@ -77,6 +81,10 @@ impl Model {
                 extents: changes.len() as u64,
                 ..Planned::default()
             },
+            list: None,
+            run: None,
+            undo_of: None,
+            from_offset: 0,
             required_features: vec![],
             features: vec![],
         }
@@ -245,21 +253,62 @@ fn apply_with(
         cancel: &cancel,
         monitor,
     };
-    let spool = || tempfile::tempfile();
-    let undo = undo.map(|out| UndoTo {
-        out,
-        name: "undo",
-        spool: &spool,
-    });
-    receive(
-        delta,
-        "delta",
-        &target(volume),
-        undo,
-        &options,
-        &mut |_, _| Ok(()),
-    )
-    .map(|r| r.applied)
+    let place = undo.map(InMemory::new);
+    let receiving = Receiving {
+        what: "delta",
+        target: &target(volume),
+        undo: place
+            .as_ref()
+            .map_or(&NoUndo as &dyn UndoPlace, |place| place),
+        options: &options,
+        keeper: &mut Keeper::in_memory(None),
+    };
+    receiving.run(delta, &mut |_, _| Ok(())).map(|r| r.applied)
+}
+
+struct Locked<'p, 'a, W>(&'p Mutex<&'a mut W>);
+
+impl<W: DurableWrite> std::io::Write for Locked<'_, '_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.lock().unwrap().flush()
+    }
+}
+
+impl<W: DurableWrite> DurableWrite for Locked<'_, '_, W> {
+    fn sync(&mut self) -> std::io::Result<()> {
+        self.0.lock().unwrap().sync()
+    }
+}
+
+/// One undo, in memory.
+struct InMemory<'a, W>(Mutex<&'a mut W>);
+
+impl<'a, W: DurableWrite> InMemory<'a, W> {
+    fn new(out: &'a mut W) -> Self {
+        Self(Mutex::new(out))
+    }
+}
+
+impl<W: DurableWrite> UndoPlace for InMemory<'_, W> {
+    fn asked(&self) -> Option<&str> {
+        Some("undo")
+    }
+
+    fn create(&self, _: &str, _: bool) -> Result<Box<dyn DurableWrite + '_>> {
+        Ok(Box::new(Locked(&self.0)))
+    }
+
+    fn find(&self, _: &str, _: &StreamId) -> Result<FoundUndo<'_>> {
+        Ok(FoundUndo::Gone)
+    }
+
+    fn spool(&self, _: &str) -> std::io::Result<std::fs::File> {
+        tempfile::tempfile()
+    }
 }
 
 fn codecs() -> impl Strategy<Value = Compression> {
@@ -327,6 +376,7 @@ proptest! {
             let open = Open {
                 operation: OPERATION_APPLY.into(), destination: "vg/lv".into(), options: ApplyOptions::default(),
                 source: None,
+                ..Open::default()
             };
             let (_, mut out) = client.open(open).unwrap();
             std::io::Write::write_all(&mut out, &delta).unwrap();
@@ -345,11 +395,13 @@ proptest! {
         unfinished: false, undo_compression: Compression::None,
             cancel: &cancel, monitor: &Silent,
         };
-        prepare(&model.header(&changes), &model.samples(&changes), &target(&volume), &options).unwrap();
+        let header = model.header(&changes);
+        check(&header, &model.samples(&changes), &target(&volume), &options).unwrap();
+        grow(&header, &target(&volume)).unwrap();
         let mut nothing = |_: u64, _: &Applied| Ok(());
         let mut applier = Applier::<Vec<u8>>::new(&volume, "destination", None, &cancel, &mut nothing);
         model.pump(&changes, &mut applier, Compression::None).unwrap();
-        applier.finish().unwrap();
+        prop_assert!(matches!(applier.end(Ok(())), Ended::Done(_)));
         prop_assert!(volume.bytes() == model.target);
     }
 
@@ -459,7 +511,6 @@ fn a_full_copy_has_no_base_and_makes_everything_equal() {
 
 #[test]
 fn the_undo_is_durable_before_anything_is_overwritten() {
-    use lvmsync::engine::undo::DurableWrite;
     use lvmsync::volume::faulty::{FaultyVolume, OpKind};
 
     /// Notes how many writes the volume had seen when the undo was synced last.
@@ -526,21 +577,15 @@ fn the_undo_is_durable_before_anything_is_overwritten() {
         name: "destination",
         is_file: false,
     };
-    let spool = || tempfile::tempfile();
-    let undo_to = UndoTo {
-        out: &mut undo,
-        name: "undo",
-        spool: &spool,
+    let place = InMemory::new(&mut undo);
+    let receiving = Receiving {
+        what: "delta",
+        target: &to,
+        undo: &place,
+        options: &options,
+        keeper: &mut Keeper::in_memory(None),
     };
-    receive(
-        &delta[..],
-        "delta",
-        &to,
-        Some(undo_to),
-        &options,
-        &mut |_, _| Ok(()),
-    )
-    .unwrap();
+    receiving.run(&delta[..], &mut |_, _| Ok(())).unwrap();
     // Whenever so many writes had happened, the undo of all of them was already synced.
     let mut covered = 0usize;
     for (writes_before, synced_bytes) in undo.log {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -13,10 +13,15 @@ use super::summary::Summary;
 use super::{TalkArgs, output};
 use crate::cancel::{Cancel, CancelableReader};
 use crate::delta::codec::Compression;
+use crate::delta::reader::DeltaReader;
+use crate::delta::stream::StreamId;
 use crate::destination::{Destination, DestinationOptions};
 use crate::engine::receive::Received;
 use crate::error::{Error, ExitCode, Result};
 use crate::monitor::Monitor;
+use crate::partial_file::{PARTIAL_SUFFIX, partial_name};
+use crate::record::keeper::Resume;
+use crate::record::store::StateDir;
 use crate::volume::VolumeIdentity;
 
 const AFTER_HELP: &str = "\
@@ -76,6 +81,27 @@ pub(super) struct WriteArgs {
     /// Write even to a destination that is mounted or otherwise in use
     #[arg(long)]
     pub(super) allow_in_use: bool,
+
+    /// Refuse a delta where no record at the destination names its base
+    #[arg(long)]
+    pub(super) require_record: bool,
+
+    #[command(flatten)]
+    pub(super) state: StateArgs,
+}
+
+/// Where records of destinations are kept.
+#[derive(Args, Debug, Clone, Default)]
+pub(super) struct StateArgs {
+    /// Directory for the records of destinations on this machine [default: /var/lib/lvmsync]
+    #[arg(long, value_name = "DIR")]
+    pub(super) state_dir: Option<PathBuf>,
+}
+
+impl StateArgs {
+    pub(super) fn directory(&self) -> StateDir {
+        StateDir::choose(self.state_dir.as_deref())
+    }
 }
 
 impl WriteArgs {
@@ -89,6 +115,9 @@ impl WriteArgs {
             create: false,
             unfinished: false,
             undo_compression,
+            state_dir: self.state.state_dir.clone(),
+            require_record: self.require_record,
+            from: String::new(),
         }
     }
 }
@@ -114,14 +143,27 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
         ..Summary::default()
     };
     let start = Instant::now();
-    let target = open_destination(destination, deltas, &options, args.check)?;
-    for (number, delta) in deltas.iter().enumerate() {
+    let deltas: Vec<String> = deltas.iter().map(|delta| as_it_is_called(delta)).collect();
+    let options = DestinationOptions {
+        from: deltas.join(", "),
+        ..options
+    };
+    let mut target = open_destination(destination, &deltas, &options, args.check)?;
+    let begun = if args.check {
+        0
+    } else {
+        already_applied(&deltas, &target, &terminal)
+    };
+    for (number, delta) in deltas.iter().enumerate().skip(begun) {
         let input = open_input(delta, cancel)?;
         let name = shown_name(delta);
         if args.check {
             check(input, &name, number == 0, &target, cancel, &terminal)?;
         } else {
             let received = target.receive(input, &name, cancel, &terminal, &mut |_, _| Ok(()))?;
+            if received.took_back {
+                remove_used(delta, &terminal);
+            }
             add(&mut total, &received);
         }
     }
@@ -145,6 +187,54 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
+/// The undo of a run that was cut has not got its name.
+fn as_it_is_called(delta: &str) -> String {
+    let partial = partial_name(Path::new(delta));
+    if delta != "-" && !Path::new(delta).exists() && partial.is_file() {
+        return partial.to_string_lossy().into_owned();
+    }
+    delta.to_owned()
+}
+
+/// An undo that has taken back the run that was cut with it is of no use to anybody, and would stand in the way of
+/// the next undo of that name.
+fn remove_used(delta: &str, terminal: &Terminal) {
+    if delta.ends_with(PARTIAL_SUFFIX) && std::fs::remove_file(delta).is_ok() {
+        terminal.remark(&format!("{delta}: has done its work and was removed"));
+    }
+}
+
+/// Of a chain that was cut: how many deltas need not be applied again.
+fn already_applied(deltas: &[String], target: &Destination, terminal: &Terminal) -> usize {
+    if deltas.len() < 2 || target.keeper().record().is_none() {
+        return 0;
+    }
+    let resume = |delta: &String| {
+        let file = File::open(delta).ok().filter(|_| delta != "-")?;
+        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        let reader = DeltaReader::new(file).ok().filter(|_| is_file)?;
+        let stream = StreamId::of(reader.header(), reader.samples());
+        Some(target.keeper().resume_offset(&stream))
+    };
+    let last = deltas
+        .iter()
+        .enumerate()
+        .rev()
+        .find_map(|(number, delta)| match resume(delta)? {
+            Resume::At(_) => Some(number),
+            Resume::Done => Some(number + 1),
+            Resume::Begin => None,
+        });
+    let begun = last.unwrap_or(0).min(deltas.len() - 1);
+    if begun > 0 {
+        terminal.remark(&format!(
+            "goes on at {}: what comes before is applied",
+            deltas[begun]
+        ));
+    }
+    begun
+}
+
 /// Reads a whole delta. Only the `first` of several can be held against the destination: the others begin from
 /// what that one makes of it.
 fn check(
@@ -160,6 +250,7 @@ fn check(
         Some(header) if first => {
             let options = target.receive_options(cancel, terminal);
             crate::engine::target::check(header, &whole.samples, &target.target(), &options)
+                .map(|_| ())
         }
         Some(_) => {
             terminal.warn(&format!(
@@ -193,10 +284,10 @@ fn open_destination(
             .ok()
             .filter(std::fs::Metadata::is_file)
             .and_then(|_| File::open(first).ok())
-            .and_then(|file| crate::delta::reader::DeltaReader::new(file).ok())
+            .and_then(|file| DeltaReader::new(file).ok())
             .is_some_and(|reader| reader.header().is_full_copy())
     };
-    let create = !check && !std::path::Path::new(name).exists() && begins_with_full_copy();
+    let create = !check && !Path::new(name).exists() && begins_with_full_copy();
     Destination::open(
         name,
         &identities(deltas),
@@ -263,7 +354,8 @@ pub(super) fn apply_one(
     cancel: &Cancel,
     monitor: &dyn Monitor,
 ) -> Result<Received> {
-    let target = Destination::open(destination, &identities(&[delta.to_owned()]), options)?;
+    let delta = &as_it_is_called(delta);
+    let mut target = Destination::open(destination, &identities(&[delta.to_owned()]), options)?;
     let input = open_input(delta, cancel)?;
     target.receive(input, &shown_name(delta), cancel, monitor, &mut |_, _| {
         Ok(())

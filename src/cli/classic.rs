@@ -11,11 +11,12 @@ use clap::{ArgAction, Parser};
 use super::apply::{WriteArgs, apply_one};
 use super::output;
 use super::progress::{ProgressMode, Terminal};
-use super::send::{Format, Job, RemoteArgs, ToArgs};
+use super::send::{Format, Job, RETRIES, RemoteArgs, ToArgs};
 use super::summary::Summary;
 use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
 use crate::error::{Error, ExitCode, Result};
+use crate::record::store::StateDir;
 use crate::source::SourceRequest;
 
 /// The original's command line. For the other verbs see `lvmsync --help`
@@ -188,6 +189,7 @@ fn send(
         rsh: args.rsh.clone(),
         remote_path: "lvmsync".to_owned(),
         compat: args.compat,
+        retries: RETRIES,
         ..RemoteArgs::default()
     };
     let job = Job {
@@ -197,6 +199,7 @@ fn send(
             data_source: args.data_source.as_deref(),
             base_size: None,
             compression: Compression::None,
+            state: StateDir::choose(None),
             cancel,
             monitor: terminal,
         },

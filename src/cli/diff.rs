@@ -4,6 +4,7 @@ use std::io::Write;
 
 use clap::Args;
 
+use super::apply::StateArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
@@ -44,6 +45,9 @@ pub(super) struct DiffArgs {
     map: bool,
 
     #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
     talk: TalkArgs,
 }
 
@@ -55,6 +59,7 @@ pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
         data_source: None,
         base_size: args.base_size,
         compression: Compression::None,
+        state: args.state.directory(),
         cancel,
         monitor: &terminal,
     })?;

@@ -151,6 +151,12 @@ impl Monitor for Terminal {
         self.say(&format!("lvmsync: warning: {text}"));
     }
 
+    fn remark(&self, text: &str) {
+        if !self.quiet {
+            self.say(&format!("lvmsync: {text}"));
+        }
+    }
+
     fn note(&self, text: &str) {
         if self.verbose {
             self.say(&format!("lvmsync: {text}"));

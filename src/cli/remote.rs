@@ -1,18 +1,23 @@
 //! Sending to another machine: a session with the lvmsync there, or a bare stream to an original.
 //!
 //! Guarantees: success is returned only after the far end said that everything is durable; when something
-//! fails, the far end's own words come before ours; the child is gone on every way out.
+//! fails, the far end's own words come before ours; the child is gone on every way out. A connection that was
+//! lost is made again, and the stream goes on where the far end has it durably.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
 use crate::cancel::CancelableReader;
 use crate::delta::codec::Compression;
+use crate::delta::stream::StreamId;
 use crate::engine::deliver::DeltaSink;
-use crate::error::{Error, Result};
+use crate::error::{Error, ExitCode, Result};
+use crate::session::SessionError;
 use crate::session::client::SessionEvents;
+use crate::session::handshake::{FEATURE_RECORD, FEATURE_UNDO};
 use crate::session::message::{Ack, ApplyOptions, OPERATION_APPLY, Open, SourceIdentity};
 use crate::session::remote::{RemoteEnd, RemoteOptions};
 use crate::source::SendSource;
@@ -31,45 +36,174 @@ pub(super) fn send(
     if job.remote.compat {
         return send_to_original(job, source, host, path, summary);
     }
-    let mut end = start(job, host, &["serve"])?;
+    let mut attempts = Attempts::new(job.remote.retries);
+    loop {
+        let failed = match attempt(job, source, host, path, summary, &mut attempts) {
+            Ok(()) => return Ok(()),
+            Err(failed) => failed,
+        };
+        if job.cancel.is_cancelled() {
+            return Err(Error::Interrupted);
+        }
+        let Some((pause, number)) = attempts.next_pause(&failed) else {
+            return Err(failed.error);
+        };
+        job.monitor.warn(&format!(
+            "{}; trying again in {} s ({number} of {})",
+            failed.error.chain(),
+            pause.as_secs(),
+            job.remote.retries
+        ));
+        job.cancel.sleep(pause);
+    }
+}
+
+/// Why an attempt failed.
+struct Failed {
+    error: Error,
+    /// The connection broke, or could not be made: another attempt may do better.
+    lost: bool,
+}
+
+/// What can be tried again, and when.
+struct Attempts {
+    allowed: u32,
+    used: u32,
+    /// The far end was reached once: a host that never answers is no connection that was lost.
+    connected: bool,
+    /// How far the far end was when it was last reached.
+    durable: u64,
+}
+
+impl Attempts {
+    fn new(allowed: u32) -> Self {
+        Self {
+            allowed,
+            used: 0,
+            connected: false,
+            durable: 0,
+        }
+    }
+
+    /// The far end is there, and has everything up to `offset`. Progress earns new attempts.
+    fn reached(&mut self, offset: u64) {
+        if offset > self.durable {
+            self.used = 0;
+        }
+        self.durable = offset.max(self.durable);
+        self.connected = true;
+    }
+
+    /// The pause before the next attempt, which doubles up to a minute, and that attempt's number.
+    fn next_pause(&mut self, failed: &Failed) -> Option<(Duration, u32)> {
+        // The far end of the connection that was lost may hold the destination until it knows.
+        let still_held = self.used > 0 && failed.error.exit_code() == ExitCode::Refused;
+        if !self.connected || self.used >= self.allowed || !(failed.lost || still_held) {
+            return None;
+        }
+        let seconds = 1u64 << self.used.min(6);
+        self.used += 1;
+        Some((Duration::from_secs(seconds.min(60)), self.used))
+    }
+}
+
+/// One session.
+fn attempt(
+    job: &Job<'_>,
+    source: &SendSource,
+    host: &str,
+    path: &str,
+    summary: &mut Summary,
+    attempts: &mut Attempts,
+) -> std::result::Result<(), Failed> {
+    let ours = |error| Failed { error, lost: false };
+    let mut end = start(job, host, &["serve"]).map_err(ours)?;
     let events = Arc::new(Events {
         host: host.to_owned(),
         speaker: job.speaker.clone(),
     });
     let wrap = |stdout| CancelableReader::new(stdout, job.cancel.clone());
-    let client = end.connect(wrap, &[], events)?;
+    let required = required_features(job);
+    let client = end
+        .connect(wrap, &required, events)
+        .map_err(|error| Failed {
+            lost: matches!(error, Error::Remote { .. }),
+            error,
+        })?;
     let open = Open {
         operation: OPERATION_APPLY.to_owned(),
         destination: path.to_owned(),
         options: apply_options(job, source),
         source: identity(source),
+        stream: Some(StreamId::of(&source.header, &source.samples)),
+        from: format!("{}:{}", host_name(), source.name),
     };
-    let (ready, mut out) = client.open(open).map_err(|error| end.explain(error))?;
+    let explain = |error: SessionError, end: &mut RemoteEnd| Failed {
+        lost: is_lost(&error),
+        error: end.explain(error),
+    };
+    let (ready, mut out) = client
+        .open(open)
+        .map_err(|error| explain(error, &mut end))?;
     tracing::info!(
         "{host}: {} is a {} of {}",
         ready.destination,
         ready.kind,
         Bytes(ready.size_bytes)
     );
+    let from_offset = if ready.already {
+        source.header.volume_size
+    } else {
+        ready.resume_at.min(source.header.volume_size)
+    };
+    if from_offset > 0 && !attempts.connected && !job.dry_run {
+        let left = source.changes.from_offset(from_offset).total_bytes();
+        job.monitor.advance(source.changes.total_bytes() - left);
+        if !ready.already {
+            job.monitor.note(&format!(
+                "{host}: goes on at byte {from_offset}, where it was cut"
+            ));
+        }
+    }
+    attempts.reached(from_offset);
     let sent = if job.dry_run {
         rehearse(source, &mut out, host)
     } else {
-        job.write_delta(source, &mut out, host, summary)
+        job.write_delta(source, from_offset, &mut out, host, summary)
     };
     match sent {
         Ok(()) => {
-            let done = out.finish().map_err(|error| end.explain(error))?;
+            let done = out.finish().map_err(|error| explain(error, &mut end))?;
             tracing::info!("{host}: {} frames are durable", done.frames);
             end.close();
             Ok(())
         }
         Err(error) => match out.abort(&error.to_string()) {
-            Some(_) if job.cancel.is_cancelled() => Err(Error::Interrupted),
             // The connection broke or the far end failed: that is the reason, ours is what followed.
-            Some(reason) => Err(end.explain(reason)),
-            None => Err(error),
+            Some(reason) => Err(explain(reason, &mut end)),
+            None => Err(ours(error)),
         },
     }
+}
+
+/// The connection is gone, as opposed to a far end that has said why it stops.
+fn is_lost(error: &SessionError) -> bool {
+    matches!(error, SessionError::Io { .. } | SessionError::Closed { .. })
+}
+
+/// What the far end must know for what is asked.
+fn required_features(job: &Job<'_>) -> Vec<&'static str> {
+    let mut features = vec![FEATURE_RECORD];
+    if job.write.undo.is_some() {
+        features.push(FEATURE_UNDO);
+    }
+    features
+}
+
+/// For people who read records.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
 fn start(job: &Job<'_>, host: &str, arguments: &[&str]) -> Result<RemoteEnd> {
@@ -106,6 +240,7 @@ fn apply_options(job: &Job<'_>, source: &SendSource) -> ApplyOptions {
         allow_in_use: job.write.allow_in_use,
         create: source.header.is_full_copy(),
         dry_run: job.dry_run,
+        require_record: job.write.require_record,
     }
 }
 

@@ -12,18 +12,20 @@ use super::summary::Summary;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
+use crate::delta::stream::StreamId;
 use crate::destination::Destination;
-use crate::engine::apply::Applier;
+use crate::engine::apply::{Applied, Applier};
+use crate::engine::begin::{Beginning, Begun, Ready, begin};
 use crate::engine::deliver::{DeltaSink, Paced, Proto3Sink, TargetSink};
 use crate::engine::pump::{PumpOptions, pump};
-use crate::engine::receive::{conclude, start_undo};
-use crate::engine::target::{check, prepare};
+use crate::engine::receive::Conclusion;
+use crate::engine::target::{Target, check};
 use crate::engine::throttle::Throttle;
-use crate::engine::undo::undo_header;
 use crate::error::{Error, ExitCode, Result};
 use crate::extent::Kind;
 use crate::monitor::Monitor;
 use crate::partial_file::PartialFile;
+use crate::record::keeper::Keeper;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
 use crate::source::{SendSource, SourceRequest};
 use crate::units::{Bytes, count, parse_size};
@@ -112,6 +114,9 @@ pub(super) struct ToArgs {
     pub(super) bwlimit: Option<u64>,
 }
 
+/// Pauses of 1, 2, 4 … 32 s: a minute in all.
+pub(super) const RETRIES: u32 = 6;
+
 /// How the far end is reached.
 #[derive(Args, Debug, Clone, Default)]
 pub(super) struct RemoteArgs {
@@ -126,6 +131,10 @@ pub(super) struct RemoteArgs {
     /// The lvmsync at the far end
     #[arg(long, value_name = "PATH", default_value = "lvmsync")]
     pub(super) remote_path: String,
+
+    /// How often a lost connection is made again, after pauses that grow
+    #[arg(long, value_name = "N", default_value_t = RETRIES)]
+    pub(super) retries: u32,
 
     /// The far end is the original lvmsync: send version 3, without any of the checks
     #[arg(long)]
@@ -163,6 +172,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
             data_source: None,
             base_size: args.base_size,
             compression: args.to.compress,
+            state: args.write.state.directory(),
             cancel,
             monitor: &terminal,
         },
@@ -206,7 +216,8 @@ impl Job<'_> {
         self.check_options()?;
         // A destination that is spelled wrong should be known before metadata is read for minutes.
         let destination = self.destination.map(parse_endpoint).transpose()?;
-        let source = SendSource::open(&self.request)?;
+        let mut source = SendSource::open(&self.request)?;
+        source.identify()?;
         if !self.dry_run {
             self.monitor.plan(source.changes.total_bytes());
         }
@@ -272,7 +283,7 @@ impl Job<'_> {
                         .to_owned(),
                 ));
             }
-            return self.write_delta(source, stdout, "standard output", summary);
+            return self.write_delta(source, 0, stdout, "standard output", summary);
         };
         self.refuse_input_as_output(source, path)?;
         let file = PartialFile::create(path, self.write.overwrite)?;
@@ -280,7 +291,7 @@ impl Job<'_> {
         let out = file
             .file()
             .map_err(|error| Error::io(format!("cannot write {name}"), error))?;
-        self.write_delta(source, out, &name, summary)?;
+        self.write_delta(source, 0, out, &name, summary)?;
         file.persist()
     }
 
@@ -304,10 +315,11 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Writes the delta in the format that was asked for.
+    /// Writes the delta, or its part from `from_offset` on, in the format that was asked for.
     pub(super) fn write_delta(
         &self,
         source: &SendSource,
+        from_offset: u64,
         out: impl Write,
         name: &str,
         summary: &mut Summary,
@@ -316,8 +328,9 @@ impl Job<'_> {
         if self.to.format == Format::Proto3 {
             return self.write_proto3(source, out, name, summary);
         }
-        let mut sink = DeltaSink::new(out, &source.header, &source.samples, name)?;
-        self.pump(source, &mut sink)?;
+        let header = source.header.continued_at(from_offset);
+        let mut sink = DeltaSink::new(out, &header, &source.samples, name)?;
+        self.pump(source, from_offset, &mut sink)?;
         let (counts, bytes) = sink.finish()?;
         summary.data_bytes = counts.data_bytes;
         summary.zero_bytes = counts.zero_bytes;
@@ -334,19 +347,32 @@ impl Job<'_> {
         summary: &mut Summary,
     ) -> Result<()> {
         let mut sink = Proto3Sink::new(out, name)?;
-        self.pump(source, &mut sink)?;
+        self.pump(source, 0, &mut sink)?;
         summary.bytes_sent = sink.finish()?;
         Ok(())
     }
 
-    fn pump(&self, source: &SendSource, sink: &mut dyn crate::engine::FrameSink) -> Result<()> {
+    fn pump(
+        &self,
+        source: &SendSource,
+        from_offset: u64,
+        sink: &mut dyn crate::engine::FrameSink,
+    ) -> Result<()> {
         let options = PumpOptions {
             name: &source.name,
             compression: self.to.compress,
             cancel: self.cancel,
             monitor: self.monitor,
         };
-        pump(&source.data, &source.changes, sink, &options).map_err(|error| source.explain(error))
+        let rest;
+        let changes = if from_offset == 0 {
+            &source.changes
+        } else {
+            rest = source.changes.from_offset(from_offset);
+            &rest
+        };
+        pump(&source.data, changes, sink, &options).map_err(|error| source.explain(error))?;
+        source.check_unchanged()
     }
 
     /// Both ends are here: frames go from the reader to the volume without becoming a delta.
@@ -363,37 +389,81 @@ impl Job<'_> {
         }
         let mut sources = vec![source.data.identity()];
         sources.extend(self.store_identity());
-        let destination = Destination::open(destination, &sources, &options)?;
-        let receive_options = destination.receive_options(self.cancel, self.monitor);
-        let target = destination.target();
+        let mut destination = Destination::open(destination, &sources, &options)?;
+        let stream = StreamId::of(&source.header, &source.samples);
         if self.dry_run {
-            return check(&source.header, &source.samples, &target, &receive_options);
+            destination.keeper().admit(&source.header, &stream)?;
+            let options = destination.receive_options(self.cancel, self.monitor);
+            let target = destination.target();
+            return check(&source.header, &source.samples, &target, &options).map(|_| ());
         }
-        let applied = destination.with_undo(|undo| {
-            let old_size = target.volume.size_bytes();
-            prepare(&source.header, &source.samples, &target, &receive_options)?;
-            let header = undo_header(&source.header, old_size, target.volume.size_bytes());
-            let undo = start_undo(undo, &header, &source.samples, &receive_options)?;
-            let mut nothing = |_: u64, _: &crate::engine::apply::Applied| Ok(());
-            let mut applier =
-                Applier::new(target.volume, target.name, undo, self.cancel, &mut nothing)
-                    .sync_once();
-            // Frames stay in memory: to compress them would be work for nothing.
-            let options = PumpOptions {
-                name: &source.name,
-                compression: Compression::None,
-                cancel: self.cancel,
-                monitor: self.monitor,
-            };
-            let throttle = Throttle::new(self.to.bwlimit, self.cancel);
-            let mut sink = TargetSink::new(&mut applier, throttle);
-            let result = pump(&source.data, &source.changes, &mut sink, &options)
-                .map_err(|error| source.explain(error));
-            conclude(applier, result, &target, old_size, self.monitor)
-        })?;
+        let applied = destination.write(
+            self.cancel,
+            self.monitor,
+            |target, undo, options, keeper| {
+                let beginning = Beginning {
+                    header: &source.header,
+                    samples: &source.samples,
+                    target,
+                    undo,
+                    options,
+                };
+                match begin(&beginning, keeper)? {
+                    Begun::Already => Ok(Applied::default()),
+                    Begun::Ready(ready) => self.copy(source, target, *ready, keeper),
+                }
+            },
+        )?;
         summary.data_bytes = applied.data_bytes;
         summary.zero_bytes = applied.zero_bytes;
         summary.bytes_sent = applied.data_bytes;
         Ok(())
+    }
+
+    /// Frames go from the reader to the volume without becoming a delta.
+    fn copy(
+        &self,
+        source: &SendSource,
+        target: &Target<'_>,
+        ready: Ready<'_>,
+        keeper: &mut Keeper,
+    ) -> Result<Applied> {
+        let mut nothing = |_: u64, _: &Applied| Ok(());
+        let mut applier = Applier::new(
+            target.volume,
+            target.name,
+            ready.undo,
+            self.cancel,
+            &mut nothing,
+        )
+        .sync_once();
+        // Frames stay in memory: to compress them would be work for nothing.
+        let options = PumpOptions {
+            name: &source.name,
+            compression: Compression::None,
+            cancel: self.cancel,
+            monitor: self.monitor,
+        };
+        let throttle = Throttle::new(self.to.bwlimit, self.cancel);
+        let mut sink = TargetSink::new(&mut applier, throttle);
+        let rest;
+        let changes = if ready.offset == 0 {
+            &source.changes
+        } else {
+            rest = source.changes.from_offset(ready.offset);
+            &rest
+        };
+        let result = pump(&source.data, changes, &mut sink, &options)
+            .map_err(|error| source.explain(error))
+            .and_then(|()| source.check_unchanged());
+        let ended = applier.end(result);
+        let conclusion = Conclusion {
+            target,
+            old_size_bytes: ready.old_size_bytes,
+            monitor: self.monitor,
+        };
+        let applied = conclusion.conclude(ended, keeper)?;
+        keeper.complete(ready.result)?;
+        Ok(applied)
     }
 }

@@ -1,9 +1,11 @@
 //! `lvmsync serve`: the far end of a session, started by ssh.
 
 use std::fs::File;
+use std::path::Path;
 
 use clap::Args;
 
+use super::apply::StateArgs;
 use super::{TalkArgs, output};
 use crate::cancel::{Cancel, CancelableReader};
 use crate::delta::codec::Compression;
@@ -11,9 +13,11 @@ use crate::destination::{Destination, DestinationOptions};
 use crate::engine::apply::Applied;
 use crate::error::{Error, ExitCode, Result};
 use crate::monitor::Monitor;
+use crate::record::keeper::Resume;
 use crate::session::SessionError;
 use crate::session::message::{Ack, ApplyOptions, Done, Open, Ready};
 use crate::session::server::{Replies, Server};
+use crate::session::text::sanitise;
 use crate::sys::device::DeviceNumber;
 use crate::volume::VolumeIdentity;
 use crate::volume::host::boot_id;
@@ -21,6 +25,9 @@ use crate::volume::host::boot_id;
 /// The far end of a session; ssh starts it, people do not
 #[derive(Args, Debug)]
 pub(super) struct ServeArgs {
+    #[command(flatten)]
+    state: StateArgs,
+
     #[command(flatten)]
     talk: TalkArgs,
 }
@@ -31,7 +38,13 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     let mut server = Server::accept(input, output::data_out()?).map_err(lost)?;
     let open = server.request().map_err(lost)?;
     let replies = server.replies();
-    match serve(&mut server, &open, &replies, cancel) {
+    match serve(
+        &mut server,
+        &open,
+        &replies,
+        args.state.state_dir.as_deref(),
+        cancel,
+    ) {
         Ok(done) => {
             replies.done(done).map_err(lost)?;
             Ok(ExitCode::Done)
@@ -59,16 +72,22 @@ fn serve(
     server: &mut Server<Stdin, File>,
     open: &Open,
     replies: &Replies<File>,
+    state_dir: Option<&Path>,
     cancel: &Cancel,
 ) -> Result<Done> {
     let monitor = Relay(replies.clone());
-    let options = destination_options(&open.options);
+    let options = DestinationOptions {
+        state_dir: state_dir.map(Path::to_owned),
+        from: sanitise(&open.from),
+        ..destination_options(&open.options)
+    };
     if open.options.dry_run && Destination::could_make(&open.destination, &options) {
         let destination = open.destination.clone();
         let ready = Ready {
             destination,
             size_bytes: 0,
             kind: "file".to_owned(),
+            ..Ready::default()
         };
         server.ready(ready).map_err(lost)?;
         std::io::copy(server, &mut std::io::sink())
@@ -78,12 +97,24 @@ fn serve(
             ..Done::default()
         });
     }
-    let destination = Destination::open(&open.destination, source_here(open).as_slice(), &options)?;
+    let mut destination =
+        Destination::open(&open.destination, source_here(open).as_slice(), &options)?;
+    let (resume_at, already) = match open
+        .stream
+        .as_ref()
+        .map(|stream| destination.keeper().resume_offset(stream))
+    {
+        Some(Resume::At(offset)) => (offset, false),
+        Some(Resume::Done) => (0, true),
+        _ => (0, false),
+    };
     server
         .ready(Ready {
             destination: open.destination.clone(),
             size_bytes: destination.size_bytes(),
             kind: destination.kind().to_owned(),
+            resume_at,
+            already,
         })
         .map_err(lost)?;
     let on_durable = &mut |offset: u64, applied: &Applied| {
@@ -139,6 +170,9 @@ fn destination_options(options: &ApplyOptions) -> DestinationOptions {
         create: options.create,
         unfinished: false,
         undo_compression: Compression::None,
+        state_dir: None,
+        require_record: options.require_record,
+        from: String::new(),
     }
 }
 
@@ -152,6 +186,10 @@ impl Monitor for Relay {
 
     fn warn(&self, text: &str) {
         // A broken connection shows itself at the next read or write that matters.
+        let _ = self.0.warn(text);
+    }
+
+    fn remark(&self, text: &str) {
         let _ = self.0.warn(text);
     }
 

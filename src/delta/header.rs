@@ -6,10 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use super::FormatError;
 use super::record::MAX_CONTROL_BYTES;
+#[cfg(doc)]
+use crate::change_list::ChangeList;
 use crate::extent::MAX_OFFSET;
 
+/// The delta begins at [`Header::from_offset`]: what lies before is already at the other end of a session.
+pub const FEATURE_CONTINUED: &str = "continued";
+
 /// Features that this version can honour when a delta requires them.
-const KNOWN_FEATURES: [&str; 0] = [];
+const KNOWN_FEATURES: [&str; 1] = [FEATURE_CONTINUED];
 
 /// A state of a volume: the id is compared, the name is for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +100,19 @@ pub struct Header {
     /// The writer's plan.
     #[serde(default)]
     pub planned: Planned,
+    /// Digest of the change list, see [`ChangeList::digest`]: two runs with the same one send the same extents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<String>,
+    /// What no other run has, where the target has no identity: its content may be another at the next run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// In an undo: the stream (see [`super::stream`]) that it undoes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo_of: Option<String>,
+    /// Volume offset at which this delta goes on; 0 but in a session that resumes. Needs
+    /// [`FEATURE_CONTINUED`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub from_offset: u64,
     /// Features without which the delta cannot be understood.
     #[serde(default)]
     pub required_features: Vec<String>,
@@ -107,7 +125,22 @@ fn one() -> u64 {
     1
 }
 
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl Header {
+    /// The header of the same delta without its part before `offset`.
+    #[must_use]
+    pub fn continued_at(&self, offset: u64) -> Self {
+        let mut header = self.clone();
+        if offset > 0 {
+            header.from_offset = offset;
+            header.required_features.push(FEATURE_CONTINUED.to_owned());
+        }
+        header
+    }
+
     /// True when this delta stands on no base.
     pub fn is_full_copy(&self) -> bool {
         self.source == Source::Full
@@ -139,6 +172,18 @@ impl Header {
         let sizes = [Some(header.volume_size), header.base_size];
         if let Some(size) = sizes.into_iter().flatten().find(|size| *size > MAX_OFFSET) {
             return Err(field("volume_size", size.to_string(), "a size below 2^63"));
+        }
+        let continued = header
+            .required_features
+            .iter()
+            .any(|name| name == FEATURE_CONTINUED);
+        if header.from_offset > header.volume_size || (header.from_offset > 0 && !continued) {
+            let expected = "an offset in the volume, and the feature \"continued\"";
+            return Err(field(
+                "from_offset",
+                header.from_offset.to_string(),
+                expected,
+            ));
         }
         if header.base.is_some() && header.is_full_copy() {
             return Err(field("base", "a state".to_owned(), "none in a full copy"));
@@ -178,6 +223,10 @@ pub(crate) mod tests {
                 data_bytes: 4096,
                 zero_bytes: 0,
             },
+            list: None,
+            run: None,
+            undo_of: None,
+            from_offset: 0,
             required_features: vec![],
             features: vec![],
         }

@@ -10,7 +10,9 @@ pub mod index;
 pub mod proto3;
 pub mod reader;
 pub mod record;
+pub mod resume;
 pub mod samples;
+pub mod stream;
 pub mod trailer;
 pub mod writer;
 

@@ -124,15 +124,28 @@ impl<R: Read> DeltaReader<R> {
         self.input.position
     }
 
+    /// Delta offset at which frames begin. To be asked before the first of them is read.
+    pub(super) fn frames_begin(&self) -> u64 {
+        self.pending
+            .as_ref()
+            .map_or(self.input.position, |(_, at)| *at)
+    }
+
+    /// Reads and checks the payload of the frame that [`Self::next_frame`] gave last, without decompressing it.
+    pub(super) fn skip_payload(&mut self) -> Result<(), FormatError> {
+        match self.open_payload.take() {
+            Some((record, at)) => self.take_payload(&record, at, "a data frame"),
+            None => Ok(()),
+        }
+    }
+
     /// The next frame; `None` after a trailer that proves the delta whole. The payload of a data frame
     /// is taken with [`Self::payload`]; one that is not taken is read and checked all the same.
     pub fn next_frame(&mut self) -> Result<Option<FrameHeader>, FormatError> {
         if self.finished {
             return Ok(None);
         }
-        if let Some((record, at)) = self.open_payload.take() {
-            self.take_payload(&record, at, "a data frame")?;
-        }
+        self.skip_payload()?;
         let (record, at) = match self.pending.take() {
             Some(pending) => pending,
             None => {

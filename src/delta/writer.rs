@@ -10,6 +10,7 @@ use super::codec::Codec;
 use super::header::Header;
 use super::index::{Entry, IndexBuilder};
 use super::record::{RECORD_HEADER_BYTES, RecordHeader, RecordType};
+use super::resume::SoundPart;
 use super::samples::Samples;
 use super::trailer::{Counts, Trailer};
 use super::{MAGIC_LINE, MAX_FRAME_BYTES};
@@ -52,6 +53,20 @@ impl<W: Write> DeltaWriter<W> {
             writer.control(RecordType::Samples, &samples.encode())?;
         }
         Ok(writer)
+    }
+
+    /// Goes on behind `part`, which `out` stands at the end of and `hasher` has seen every byte of.
+    pub fn resume(out: W, part: SoundPart, hasher: blake3::Hasher) -> Self {
+        Self {
+            out,
+            gathered: Vec::with_capacity(GATHER_BYTES),
+            hasher,
+            position: part.delta_bytes,
+            volume_size: part.header.volume_size,
+            frames_end: part.frames_end,
+            index: part.index,
+            counts: part.counts,
+        }
     }
 
     /// Writes a data frame whose payload is already compressed by `codec`.

@@ -44,6 +44,22 @@ pub enum UndoLeft {
     Unfinished,
 }
 
+/// How an apply ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// Everything is written and durable.
+    Done(Applied),
+    /// It is not.
+    Failed {
+        /// Why.
+        error: Error,
+        /// The target may have been changed.
+        touched: bool,
+        /// What is left of the undo.
+        undo: UndoLeft,
+    },
+}
+
 /// Hears up to which volume offset everything is durable.
 pub type OnDurable<'a> = &'a mut dyn FnMut(u64, &Applied) -> Result<()>;
 
@@ -57,6 +73,8 @@ pub struct Applier<'a, W: DurableWrite> {
     unsynced_bytes: u64,
     sync_every_bytes: u64,
     applied: Applied,
+    /// Volume offset of the end of what was written last.
+    written_to: u64,
     touched: bool,
     had_undo: bool,
     cancel: &'a Cancel,
@@ -82,15 +100,11 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             unsynced_bytes: 0,
             sync_every_bytes: SYNC_EVERY_BYTES,
             applied: Applied::default(),
+            written_to: 0,
             touched: false,
             cancel,
             on_durable,
         }
-    }
-
-    /// Whether the target may have been changed: a write that failed may have written something.
-    pub fn has_touched_target(&self) -> bool {
-        self.touched
     }
 
     /// Syncs only at the end. For a run that nobody resumes: each sync on the way would stop the reading
@@ -133,7 +147,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     }
 
     /// Makes everything durable and closes the undo. What is held is written only here, so this fails like any
-    /// write; then [`Self::abandon`] is what is left to do.
+    /// write.
     pub fn finish(&mut self) -> Result<Applied> {
         self.release_held()?;
         self.sync()?;
@@ -143,12 +157,22 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         Ok(self.applied)
     }
 
-    /// Ends an apply that failed: closes the undo, which then undoes what was written, and makes what was
-    /// written durable as far as that still works. An undo of a target that was not touched goes.
-    pub fn abandon(mut self) -> UndoLeft {
-        let _ = self.target.sync();
-        match self.undo.take() {
-            Some(undo) if !self.touched => {
+    /// Ends an apply, well or badly. After a failure the undo is closed, which then undoes what was written, and
+    /// what was written is made durable as far as that still works. An undo of a target that was not touched
+    /// goes.
+    pub fn end(mut self, result: Result<()>) -> Ended {
+        let error = match result.and_then(|()| self.finish()) {
+            Ok(applied) => return Ended::Done(applied),
+            Err(error) => error,
+        };
+        let touched = self.touched;
+        if self.target.sync().is_ok() && touched {
+            // The error that ended the run is the one to report.
+            let _ = (self.on_durable)(self.written_to, &self.applied);
+        }
+        let undo = self.undo.take();
+        let undo = match undo {
+            Some(undo) if !touched && !undo.is_resumed() => {
                 undo.discard();
                 UndoLeft::None
             }
@@ -159,6 +183,11 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             // It was there, and could not be closed.
             None if self.had_undo => UndoLeft::Unfinished,
             None => UndoLeft::None,
+        };
+        Ended::Failed {
+            error,
+            touched,
+            undo,
         }
     }
 
@@ -218,6 +247,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
                 self.applied.zero_bytes += extent.length();
             }
         }
+        self.written_to = extent.end();
         // Zeroes cost the disk little, however many there are.
         self.unsynced_bytes += data.map_or(4096, |data| data.len() as u64);
         if self.unsynced_bytes >= self.sync_every_bytes {

@@ -4,6 +4,7 @@
 //! only after sync. The engine knows volumes by their traits alone: no paths, no LVM.
 
 pub mod apply;
+pub mod begin;
 pub mod copy_list;
 pub mod deliver;
 pub mod order;

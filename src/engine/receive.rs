@@ -6,20 +6,24 @@
 use std::fs::File;
 use std::io::{BufReader, Read};
 
-use super::apply::{Applied, Applier, OnDurable, UndoLeft};
+use super::apply::{Applied, Applier, Ended, OnDurable, UndoLeft};
+use super::begin::{Beginning, Begun, Ready, begin};
 use super::order::Ordered;
-use super::target::{ReceiveOptions, Target, check, prepare};
-use super::undo::{DurableWrite, UndoRecorder, undo_header};
+use super::target::{ReceiveOptions, Target, check};
+use super::undo::{DurableWrite, UndoPlace, UndoRecorder, undo_header};
 use crate::delta::FormatError;
 use crate::delta::header::{Header, Planned, Source};
 use crate::delta::proto3::{FirstLine, Proto3Reader, read_first_line};
 use crate::delta::reader::{DeltaReader, FrameHeader};
 use crate::delta::samples::Samples;
+use crate::delta::stream::StreamId;
 use crate::error::{Error, ExitCode, Result};
 use crate::extent::Kind;
 use crate::monitor::Monitor;
+use crate::record::keeper::Keeper;
 use crate::sys::aligned::AlignedBuffer;
 use crate::units::Bytes;
+use crate::volume::file_version::run_id;
 
 /// What was received.
 #[derive(Debug)]
@@ -30,16 +34,22 @@ pub struct Received {
     pub delta_bytes: u64,
     /// The delta's header; `None` for version 3.
     pub header: Option<Header>,
+    /// It was an undo that took back a write that was cut.
+    pub took_back: bool,
 }
 
-/// An undo that is to be written, and room beside it for a version 3 stream that must be sorted first.
-pub struct UndoTo<'a> {
-    /// The undo file.
-    pub out: &'a mut dyn DurableWrite,
-    /// Its name for messages.
-    pub name: &'a str,
-    /// Makes an empty temporary file.
-    pub spool: &'a dyn Fn() -> std::io::Result<File>,
+/// One delta on its way to one volume.
+pub struct Receiving<'a> {
+    /// The delta's name in messages.
+    pub what: &'a str,
+    /// The destination.
+    pub target: &'a Target<'a>,
+    /// Where an undo is kept, if one is.
+    pub undo: &'a dyn UndoPlace,
+    /// What is allowed.
+    pub options: &'a ReceiveOptions<'a>,
+    /// The destination's record.
+    pub keeper: &'a mut Keeper,
 }
 
 /// Reads a whole delta and checks that it could be applied. Writes nothing.
@@ -48,12 +58,15 @@ pub fn rehearse(
     what: &str,
     target: &Target<'_>,
     options: &ReceiveOptions<'_>,
+    keeper: &Keeper,
 ) -> Result<Received> {
     let damaged = |source| Error::Damaged {
         what: what.to_owned(),
         source,
     };
     let mut reader = DeltaReader::new(input).map_err(damaged)?;
+    let stream = StreamId::of(reader.header(), reader.samples());
+    keeper.admit(reader.header(), &stream)?;
     check(reader.header(), reader.samples(), target, options)?;
     while reader.next_frame().map_err(damaged)?.is_some() {
         options.cancel.check()?;
@@ -63,118 +76,282 @@ pub fn rehearse(
         applied: Applied::default(),
         delta_bytes: reader.position(),
         header,
+        took_back: false,
     })
 }
 
-/// Applies one delta, of version 4 or 3, read from `input`, which is called `what` in messages.
-pub fn receive(
-    input: impl Read,
-    what: &str,
-    target: &Target<'_>,
-    undo: Option<UndoTo<'_>>,
-    options: &ReceiveOptions<'_>,
-    on_durable: OnDurable<'_>,
-) -> Result<Received> {
-    let mut input = BufReader::with_capacity(256 << 10, input);
-    let damaged = |source| Error::Damaged {
-        what: what.to_owned(),
-        source,
-    };
-    match read_first_line(&mut input).map_err(damaged)? {
-        FirstLine::Version4 => {
-            let reader = DeltaReader::after_first_line(input).map_err(damaged)?;
-            receive_version_4(reader, what, target, undo, options, on_durable)
-        }
-        FirstLine::Version3 => {
-            let reader = Proto3Reader::after_first_line(input);
-            receive_version_3(reader, what, target, undo, options, on_durable)
+impl<'a> Receiving<'a> {
+    /// Applies one delta, of version 4 or 3, read from `input`.
+    pub fn run(self, input: impl Read, on_durable: OnDurable<'_>) -> Result<Received> {
+        let mut input = BufReader::with_capacity(256 << 10, input);
+        match read_first_line(&mut input).map_err(|source| self.damaged(source))? {
+            FirstLine::Version4 => {
+                let reader = DeltaReader::after_first_line(input);
+                let reader = reader.map_err(|source| self.damaged(source))?;
+                self.version_4(reader, on_durable)
+            }
+            FirstLine::Version3 => {
+                self.version_3(Proto3Reader::after_first_line(input), on_durable)
+            }
         }
     }
-}
 
-fn receive_version_4<R: Read>(
-    mut reader: DeltaReader<R>,
-    what: &str,
-    target: &Target<'_>,
-    undo: Option<UndoTo<'_>>,
-    options: &ReceiveOptions<'_>,
-    on_durable: OnDurable<'_>,
-) -> Result<Received> {
-    let header = reader.header().clone();
-    if options.unfinished && header.source != Source::Undo {
-        return Err(Error::Usage(format!(
-            "{what}: --unfinished is for an undo whose run was cut, and this is none"
-        )));
+    fn damaged(&self, source: FormatError) -> Error {
+        Error::Damaged {
+            what: self.what.to_owned(),
+            source,
+        }
     }
-    let old_size = target.volume.size_bytes();
-    prepare(&header, reader.samples(), target, options)?;
-    options.monitor.plan(
-        header
+
+    fn version_4<R: Read>(
+        self,
+        mut reader: DeltaReader<R>,
+        on_durable: OnDurable<'_>,
+    ) -> Result<Received> {
+        let header = reader.header().clone();
+        let Self {
+            what,
+            target,
+            undo,
+            options,
+            keeper,
+        } = self;
+        if options.unfinished && header.source != Source::Undo {
+            return Err(Error::Usage(format!(
+                "{what}: --unfinished is for an undo whose run was cut, and this is none"
+            )));
+        }
+        let samples = reader.samples().clone();
+        let beginning = Beginning {
+            header: &header,
+            samples: &samples,
+            target,
+            undo,
+            options,
+        };
+        let ready = match begin(&beginning, keeper)? {
+            Begun::Ready(ready) => *ready,
+            Begun::Already => {
+                let damaged = |source| Error::Damaged {
+                    what: what.to_owned(),
+                    source,
+                };
+                while reader.next_frame().map_err(damaged)?.is_some() {
+                    options.cancel.check()?;
+                }
+                return Ok(Received {
+                    applied: Applied::default(),
+                    delta_bytes: reader.position(),
+                    header: Some(header),
+                    took_back: false,
+                });
+            }
+        };
+        let planned = header
             .planned
             .data_bytes
-            .saturating_add(header.planned.zero_bytes),
-    );
-    let undo = start_undo(
-        undo,
-        &undo_header(&header, old_size, target.volume.size_bytes()),
-        reader.samples(),
-        options,
-    )?;
-    let mut applier = Applier::new(target.volume, target.name, undo, options.cancel, on_durable);
-    let result = apply_frames(&mut reader, what, &mut applier, options);
-    let applied = conclude(applier, result, target, old_size, options.monitor)?;
-    shrink_after_undo(&header, target)?;
-    Ok(Received {
-        applied,
-        delta_bytes: reader.position(),
-        header: Some(header),
-    })
-}
+            .saturating_add(header.planned.zero_bytes);
+        options.monitor.plan(planned);
+        let Ready {
+            offset,
+            undo,
+            old_size_bytes,
+            good_from,
+            result,
+        } = ready;
+        let mut durable = |end: u64, applied: &Applied| {
+            keeper.durable(end)?;
+            on_durable(end, applied)
+        };
+        let mut applier = Applier::new(
+            target.volume,
+            target.name,
+            undo,
+            options.cancel,
+            &mut durable,
+        );
+        let frames = Frames {
+            what,
+            offset,
+            good_from: good_from.or(options.unfinished.then_some(0)),
+            options,
+        };
+        let applied = frames.apply(&mut reader, &mut applier);
+        let ended = applier.end(applied);
+        let conclusion = Conclusion {
+            target,
+            old_size_bytes,
+            monitor: options.monitor,
+        };
+        let applied = conclusion.conclude(ended, keeper)?;
+        shrink_after_undo(&header, target)?;
+        keeper.complete(result)?;
+        Ok(Received {
+            applied,
+            delta_bytes: reader.position(),
+            header: Some(header),
+            took_back: good_from.is_some(),
+        })
+    }
 
-fn apply_frames<R: Read, W: DurableWrite>(
-    reader: &mut DeltaReader<R>,
-    what: &str,
-    applier: &mut Applier<'_, W>,
-    options: &ReceiveOptions<'_>,
-) -> Result<()> {
-    let damaged = |source| Error::Damaged {
-        what: what.to_owned(),
-        source,
-    };
-    let mut buffer = AlignedBuffer::new(0);
-    loop {
-        options.cancel.check()?;
-        let frame = match next_frame(reader, &mut buffer) {
-            // What was not synced when the run was cut may be anything; nothing was overwritten for it.
-            Err(error) if options.unfinished && error.exit_code() == ExitCode::Damaged => {
-                options
-                    .monitor
-                    .warn(&format!("{what}: put back up to where it was cut: {error}"));
+    fn version_3<R: Read>(
+        self,
+        mut reader: Proto3Reader<R>,
+        on_durable: OnDurable<'_>,
+    ) -> Result<Received> {
+        let Self {
+            what,
+            target,
+            undo,
+            options,
+            keeper,
+        } = self;
+        options.monitor.warn(&format!(
+            "{what}: a PROTO[3] stream names no base and has no end mark: neither a wrong destination nor a \
+             stream that was cut between two records can be seen"
+        ));
+        keeper.admit_anonymous()?;
+        let size = target.volume.size_bytes();
+        let check_end = |end: u64| {
+            if end <= size || options.allow_smaller {
                 return Ok(());
             }
-            frame => frame.map_err(damaged)?,
+            Err(Error::refused(
+                target.name,
+                format!("the stream writes up to byte {end}, and the destination has only {size}"),
+                "Make it larger, or leave out what is past its end with --allow-smaller.",
+            ))
         };
-        let Some(frame) = frame else { return Ok(()) };
-        match frame.kind {
-            Kind::Zero => applier.write_zeroes(frame.extent)?,
-            Kind::Data => {
-                let length = usize::try_from(frame.extent.length()).unwrap_or(0);
-                applier.write(frame.extent, &buffer[..length])?;
-            }
+        let conclusion = Conclusion {
+            target,
+            old_size_bytes: size,
+            monitor: options.monitor,
+        };
+        let header = anonymous_header(size);
+        let stream = StreamId::of(&header, &Samples::default());
+        let Some(name) = undo.asked() else {
+            keeper.begin_anonymous(&stream, None, size)?;
+            let mut applier =
+                Applier::<File>::new(target.volume, target.name, None, options.cancel, on_durable);
+            let result = apply_pieces(&mut reader, what, &mut applier, &check_end, options);
+            let ended = applier.end(result);
+            let applied = conclusion.conclude(ended, keeper)?;
+            keeper.complete(None)?;
+            return Ok(Received {
+                applied,
+                delta_bytes: reader.position(),
+                header: None,
+                took_back: false,
+            });
+        };
+
+        let spool = undo.spool(name);
+        let spool = spool.map_err(|error| Error::io("cannot make a temporary file", error))?;
+        let ordered = Ordered::spool(reader, what, spool, options.cancel)?;
+        check_end(ordered.end())?;
+        let header = undo_header(&header, &stream, size, size);
+        let is_complete = keeper
+            .record()
+            .is_some_and(|record| record.incomplete.is_none());
+        let recorder = UndoRecorder::new(
+            undo.create(name, is_complete)?,
+            name,
+            &header,
+            &Samples::default(),
+            options.undo_compression,
+        )?;
+        if let Err(error) = keeper.begin_anonymous(&stream, Some(name.to_owned()), size) {
+            recorder.discard();
+            return Err(error);
         }
-        options.monitor.advance(frame.extent.length());
+        let mut applier = Applier::new(
+            target.volume,
+            target.name,
+            Some(recorder),
+            options.cancel,
+            on_durable,
+        );
+        let result = ordered.for_each(|extent, data| {
+            options.monitor.advance(extent.length());
+            applier.write(extent, data)
+        });
+        let ended = applier.end(result);
+        let applied = conclusion.conclude(ended, keeper)?;
+        keeper.complete(None)?;
+        Ok(Received {
+            applied,
+            delta_bytes: applied.data_bytes,
+            header: None,
+            took_back: false,
+        })
     }
 }
 
-/// The next frame, its data in the first bytes of `buffer`.
+/// The frames of one delta, on their way.
+struct Frames<'a> {
+    what: &'a str,
+    /// What ends at or before it is there already.
+    offset: u64,
+    /// The delta is an undo that was cut: that is no damage if it goes at least up to here.
+    good_from: Option<u64>,
+    options: &'a ReceiveOptions<'a>,
+}
+
+impl Frames<'_> {
+    fn apply<R: Read, W: DurableWrite>(
+        &self,
+        reader: &mut DeltaReader<R>,
+        applier: &mut Applier<'_, W>,
+    ) -> Result<()> {
+        let mut buffer = AlignedBuffer::new(0);
+        let mut end = 0;
+        loop {
+            self.options.cancel.check()?;
+            let frame = match next_frame(reader, &mut buffer, self.offset) {
+                // What was not synced when the run was cut may be anything; nothing was overwritten for it.
+                Err(error) if self.may_end_at(end) && error.exit_code() == ExitCode::Damaged => {
+                    self.options.monitor.warn(&format!(
+                        "{}: put back up to where it was cut: {error}",
+                        self.what
+                    ));
+                    return Ok(());
+                }
+                frame => frame.map_err(|source| Error::Damaged {
+                    what: self.what.to_owned(),
+                    source,
+                })?,
+            };
+            let Some(frame) = frame else { return Ok(()) };
+            end = frame.extent.end();
+            self.options.monitor.advance(frame.extent.length());
+            if end <= self.offset {
+                continue;
+            }
+            match frame.kind {
+                Kind::Zero => applier.write_zeroes(frame.extent)?,
+                Kind::Data => {
+                    let length = usize::try_from(frame.extent.length()).unwrap_or(0);
+                    applier.write(frame.extent, &buffer[..length])?;
+                }
+            }
+        }
+    }
+
+    fn may_end_at(&self, end: u64) -> bool {
+        self.good_from.is_some_and(|good_from| end >= good_from)
+    }
+}
+
+/// The next frame, its data in the first bytes of `buffer`; without its data if it ends at or before `offset`.
 fn next_frame<R: Read>(
     reader: &mut DeltaReader<R>,
     buffer: &mut AlignedBuffer,
+    offset: u64,
 ) -> std::result::Result<Option<FrameHeader>, FormatError> {
     let Some(frame) = reader.next_frame()? else {
         return Ok(None);
     };
-    if frame.kind == Kind::Data {
+    if frame.kind == Kind::Data && frame.extent.end() > offset {
         let length = usize::try_from(frame.extent.length()).unwrap_or(0);
         if buffer.len() < length {
             *buffer = AlignedBuffer::new(length.next_power_of_two());
@@ -182,64 +359,6 @@ fn next_frame<R: Read>(
         reader.payload(&mut buffer[..length])?;
     }
     Ok(Some(frame))
-}
-
-fn receive_version_3<R: Read>(
-    mut reader: Proto3Reader<R>,
-    what: &str,
-    target: &Target<'_>,
-    undo: Option<UndoTo<'_>>,
-    options: &ReceiveOptions<'_>,
-    on_durable: OnDurable<'_>,
-) -> Result<Received> {
-    options.monitor.warn(&format!(
-        "{what}: a PROTO[3] stream names no base and has no end mark: neither a wrong destination nor a \
-         stream that was cut between two records can be seen"
-    ));
-    let size = target.volume.size_bytes();
-    let check_end = |end: u64| {
-        if end <= size || options.allow_smaller {
-            return Ok(());
-        }
-        Err(Error::refused(
-            target.name,
-            format!("the stream writes up to byte {end}, and the destination has only {size}"),
-            "Make it larger, or leave out what is past its end with --allow-smaller.",
-        ))
-    };
-    let Some(undo) = undo else {
-        let mut applier =
-            Applier::<File>::new(target.volume, target.name, None, options.cancel, on_durable);
-        let result = apply_pieces(&mut reader, what, &mut applier, &check_end, options);
-        let applied = conclude(applier, result, target, size, options.monitor)?;
-        return Ok(Received {
-            applied,
-            delta_bytes: reader.position(),
-            header: None,
-        });
-    };
-
-    let spool = (undo.spool)().map_err(|error| Error::io("cannot make a temporary file", error))?;
-    let ordered = Ordered::spool(reader, what, spool, options.cancel)?;
-    check_end(ordered.end())?;
-    let header = anonymous_header(size);
-    let undo = start_undo(
-        Some(undo),
-        &undo_header(&header, size, size),
-        &Samples::default(),
-        options,
-    )?;
-    let mut applier = Applier::new(target.volume, target.name, undo, options.cancel, on_durable);
-    let result = ordered.for_each(|extent, data| {
-        options.monitor.advance(extent.length());
-        applier.write(extent, data)
-    });
-    let applied = conclude(applier, result, target, size, options.monitor)?;
-    Ok(Received {
-        applied,
-        delta_bytes: applied.data_bytes,
-        header: None,
-    })
 }
 
 fn apply_pieces<R: Read, W: DurableWrite>(
@@ -278,67 +397,62 @@ fn anonymous_header(size_bytes: u64) -> Header {
         codec: "none".to_owned(),
         program: crate::PROGRAM.to_owned(),
         planned: Planned::default(),
+        list: None,
+        run: Some(run_id()),
+        undo_of: None,
+        from_offset: 0,
         required_features: Vec::new(),
         features: Vec::new(),
     }
 }
 
-/// Begins the undo, if one was asked for.
-pub fn start_undo<'a>(
-    undo: Option<UndoTo<'a>>,
-    header: &Header,
-    samples: &Samples,
-    options: &ReceiveOptions<'_>,
-) -> Result<Option<UndoRecorder<&'a mut dyn DurableWrite>>> {
-    undo.map(|undo| {
-        UndoRecorder::new(
-            undo.out,
-            undo.name,
-            header,
-            &samples.below(header.volume_size),
-            options.undo_compression,
-        )
-    })
-    .transpose()
+/// What the end of an apply needs to know.
+pub struct Conclusion<'a> {
+    /// The destination.
+    pub target: &'a Target<'a>,
+    /// Its size before.
+    pub old_size_bytes: u64,
+    /// Hears of it.
+    pub monitor: &'a dyn Monitor,
 }
 
-/// Ends an apply, well or badly. After a failure a warning tells what state the destination is in; one that was
-/// only made longer has `old_size_bytes` again.
-pub fn conclude<W: DurableWrite>(
-    mut applier: Applier<'_, W>,
-    result: Result<()>,
-    target: &Target<'_>,
-    old_size_bytes: u64,
-    monitor: &dyn Monitor,
-) -> Result<Applied> {
-    let error = match result.and_then(|()| applier.finish()) {
-        Ok(applied) => {
-            report_skipped(&applied, target, monitor);
-            return Ok(applied);
-        }
-        Err(error) => error,
-    };
-    let wrote = applier.has_touched_target();
-    let undo = applier.abandon();
-    if !wrote && target.is_file && target.volume.size_bytes() > old_size_bytes {
-        // It was made longer for what then did not come.
-        let _ = target.volume.set_size(old_size_bytes);
-    }
-    if wrote {
-        let way_out = match undo {
-            UndoLeft::Whole => "apply the undo, which is there with .partial added to its name",
-            UndoLeft::Unfinished => {
-                "the undo could not be closed, but what it saved is there: apply it, with .partial added \
-                 to its name, with --unfinished"
+impl Conclusion<'_> {
+    /// After a failure: a warning tells what state the destination is in; one that was only made longer has its
+    /// old size again, and its record is what it was.
+    pub fn conclude(&self, ended: Ended, keeper: &mut Keeper) -> Result<Applied> {
+        let target = self.target;
+        let (error, touched, undo) = match ended {
+            Ended::Done(applied) => {
+                report_skipped(&applied, target, self.monitor);
+                return Ok(applied);
             }
-            UndoLeft::None => "run the same again",
+            Ended::Failed {
+                error,
+                touched,
+                undo,
+            } => (error, touched, undo),
         };
-        monitor.warn(&format!(
-            "{}: partly written, now neither in the old state nor in the new one: {way_out}",
-            target.name
-        ));
+        if touched {
+            let way_out = match undo {
+                UndoLeft::Whole | UndoLeft::Unfinished => {
+                    "run the same again to finish, or apply the undo, which is there with .partial added to its name"
+                }
+                UndoLeft::None => "run the same again to finish",
+            };
+            self.monitor.warn(&format!(
+                "{}: partly written, now neither in the old state nor in the new one: {way_out}",
+                target.name
+            ));
+            return Err(error);
+        }
+        let grew = target.is_file && target.volume.size_bytes() > self.old_size_bytes;
+        if grew && !keeper.was_incomplete() {
+            // It was made longer for what then did not come.
+            let _ = target.volume.set_size(self.old_size_bytes);
+        }
+        keeper.put_back()?;
+        Err(error)
     }
-    Err(error)
 }
 
 /// A file that the delta had made longer gets its old size back.

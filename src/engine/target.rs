@@ -38,39 +38,40 @@ pub struct ReceiveOptions<'a> {
     pub monitor: &'a dyn Monitor,
 }
 
-/// Checks a destination against the delta that is to be applied, and makes a file as long as it needs to
-/// be. Nothing else is changed here.
-pub fn prepare(
-    header: &Header,
-    samples: &Samples,
-    target: &Target<'_>,
-    options: &ReceiveOptions<'_>,
-) -> Result<()> {
-    check(header, samples, target, options)?;
-    if target.volume.size_bytes() < header.volume_size && may_grow(header, target) {
-        target
-            .volume
-            .set_size(header.volume_size)
-            .map_err(|error| {
-                let action = format!(
-                    "cannot make {} {} long",
-                    target.name,
-                    Bytes(header.volume_size)
-                );
-                Error::io(action, error)
-            })?;
+/// Makes a file as long as the delta needs it to be.
+pub fn grow(header: &Header, target: &Target<'_>) -> Result<()> {
+    let size = size_while_written(header, target);
+    if size == target.volume.size_bytes() {
+        return Ok(());
     }
-    Ok(())
+    target.volume.set_size(size).map_err(|error| {
+        let action = format!(
+            "cannot make {} {} long",
+            target.name,
+            Bytes(header.volume_size)
+        );
+        Error::io(action, error)
+    })
+}
+
+/// The size that [`grow`] leaves the destination with.
+pub fn size_while_written(header: &Header, target: &Target<'_>) -> u64 {
+    let size = target.volume.size_bytes();
+    if may_grow(header, target) {
+        size.max(header.volume_size)
+    } else {
+        size
+    }
 }
 
 /// Checks a destination against the delta that is to be applied: its size, and that it is the base. Writes
-/// nothing.
+/// nothing. `false`: the samples say no, and `--force` says go on.
 pub fn check(
     header: &Header,
     samples: &Samples,
     target: &Target<'_>,
     options: &ReceiveOptions<'_>,
-) -> Result<()> {
+) -> Result<bool> {
     let size = target.volume.size_bytes();
     let needed = header.volume_size;
     if size < needed && !may_grow(header, target) {
@@ -106,9 +107,9 @@ fn check_samples(
     samples: &Samples,
     target: &Target<'_>,
     options: &ReceiveOptions<'_>,
-) -> Result<()> {
-    if header.is_full_copy() || options.force {
-        return Ok(());
+) -> Result<bool> {
+    if header.is_full_copy() {
+        return Ok(true);
     }
     if samples.is_empty() {
         options.monitor.warn(&format!(
@@ -124,8 +125,11 @@ fn check_samples(
         )
     })?;
     let Some(offset) = mismatch else {
-        return Ok(());
+        return Ok(true);
     };
+    if options.force {
+        return Ok(false);
+    }
     let base = header.base.as_ref().map_or_else(
         || "its base".to_owned(),
         |base| format!("its base {} ({})", base.name, base.id),

@@ -9,11 +9,14 @@ use std::io::{self, Write};
 use super::zeroes;
 use crate::delta::codec::{Compression, Compressor};
 use crate::delta::header::{Header, Source};
+use crate::delta::resume::SoundPart;
 use crate::delta::samples::Samples;
+use crate::delta::stream::StreamId;
 use crate::delta::trailer::Counts;
 use crate::delta::writer::DeltaWriter;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Kind};
+use crate::record::keeper::now;
 use crate::volume::ReadAt;
 
 /// Where an undo is written: anything that can be made durable.
@@ -30,6 +33,69 @@ pub trait DurableWrite: Write + Send {
     }
 }
 
+/// Where undos are kept.
+pub trait UndoPlace {
+    /// The name of the undo that was asked for.
+    fn asked(&self) -> Option<&str>;
+
+    /// Begins the undo that will have this name. `replace`: what a run that was cut left of it is known to be
+    /// of no use.
+    fn create(&self, name: &str, replace: bool) -> Result<Box<dyn DurableWrite + '_>>;
+
+    /// Finds what a run of `stream` that was cut left of its undo.
+    fn find(&self, name: &str, stream: &StreamId) -> Result<FoundUndo<'_>>;
+
+    /// An empty temporary file where there is room for the undo.
+    fn spool(&self, name: &str) -> io::Result<File>;
+}
+
+/// What a run that was cut left of its undo.
+pub enum FoundUndo<'a> {
+    /// Nothing, although it was there when the run began.
+    Gone,
+    /// Its beginning, which saves nothing: nothing was overwritten.
+    Empty,
+    /// Its sound part.
+    Part(Box<PartOfUndo<'a>>),
+    /// All of it, under its name: everything was saved and everything was written.
+    Whole,
+}
+
+/// The sound part of an undo that was cut.
+pub struct PartOfUndo<'a> {
+    /// What to go on writing to: it stands behind the part.
+    pub out: Box<dyn DurableWrite + 'a>,
+    /// What is there.
+    pub part: SoundPart,
+    /// Has seen all bytes of it.
+    pub hasher: blake3::Hasher,
+}
+
+/// Keeps no undo.
+pub struct NoUndo;
+
+impl UndoPlace for NoUndo {
+    fn asked(&self) -> Option<&str> {
+        None
+    }
+
+    fn create(&self, name: &str, _: bool) -> Result<Box<dyn DurableWrite + '_>> {
+        let error = io::ErrorKind::Unsupported.into();
+        Err(Error::io(
+            format!("cannot keep the undo {name} here"),
+            error,
+        ))
+    }
+
+    fn find(&self, _: &str, _: &StreamId) -> Result<FoundUndo<'_>> {
+        Ok(FoundUndo::Gone)
+    }
+
+    fn spool(&self, _: &str) -> io::Result<File> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
 impl DurableWrite for File {
     fn sync(&mut self) -> io::Result<()> {
         self.sync_data()
@@ -39,6 +105,20 @@ impl DurableWrite for File {
 impl DurableWrite for Vec<u8> {
     fn sync(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl<W: DurableWrite + ?Sized> DurableWrite for Box<W> {
+    fn sync(&mut self) -> io::Result<()> {
+        (**self).sync()
+    }
+
+    fn discard(&mut self) {
+        (**self).discard();
+    }
+
+    fn complete(&mut self) -> io::Result<()> {
+        (**self).complete()
     }
 }
 
@@ -56,9 +136,14 @@ impl<W: DurableWrite + ?Sized> DurableWrite for &mut W {
     }
 }
 
-/// The header of the undo of a delta with `header`, for a destination that had `old_size_bytes` and has
+/// The header of the undo of the delta `stream` with `header`, for a destination that had `old_size_bytes` and has
 /// `new_size_bytes` while the delta is applied.
-pub fn undo_header(header: &Header, old_size_bytes: u64, new_size_bytes: u64) -> Header {
+pub fn undo_header(
+    header: &Header,
+    stream: &StreamId,
+    old_size_bytes: u64,
+    new_size_bytes: u64,
+) -> Header {
     // A file that the delta makes longer gets its old size back; of a larger device only the part that
     // the delta knows is concerned.
     let touched = header.volume_size.max(header.base_size.unwrap_or(0));
@@ -68,6 +153,11 @@ pub fn undo_header(header: &Header, old_size_bytes: u64, new_size_bytes: u64) ->
         base: header.target.clone(),
         target: header.base.clone(),
         source: Source::Undo,
+        created: now(),
+        list: None,
+        run: None,
+        undo_of: Some(stream.as_str().to_owned()),
+        from_offset: 0,
         required_features: Vec::new(),
         features: Vec::new(),
         ..header.clone()
@@ -83,6 +173,8 @@ pub struct UndoRecorder<W: DurableWrite> {
     old_size_bytes: u64,
     old: Vec<u8>,
     packed: Vec<u8>,
+    /// Everything in the list before this volume offset was saved by an earlier run.
+    saved_to: u64,
     /// A save failed: what stands at the end of the file is not known.
     broken: bool,
 }
@@ -104,6 +196,7 @@ impl<W: DurableWrite> UndoRecorder<W> {
             old_size_bytes: header.volume_size,
             old: Vec::new(),
             packed: Vec::new(),
+            saved_to: 0,
             broken: false,
         })
     }
@@ -119,7 +212,7 @@ impl<W: DurableWrite> UndoRecorder<W> {
     fn save_all(&mut self, target: &dyn ReadAt, name: &str, extents: &[Extent]) -> Result<()> {
         for extent in extents {
             let end = extent.end().min(self.old_size_bytes);
-            let mut position = extent.offset();
+            let mut position = extent.offset().max(self.saved_to);
             while position < end {
                 let boundary = (position / crate::units::MIB + 1) * crate::units::MIB;
                 let Some(piece) = Extent::from_range(position, end.min(boundary)) else {
@@ -167,6 +260,11 @@ impl<W: DurableWrite> UndoRecorder<W> {
         Ok(())
     }
 
+    /// It holds what an earlier run saved.
+    pub fn is_resumed(&self) -> bool {
+        self.saved_to > 0
+    }
+
     /// Gives the undo up: nothing was overwritten.
     pub fn discard(mut self) {
         self.writer.get_mut().discard();
@@ -201,5 +299,24 @@ impl<W: DurableWrite> UndoRecorder<W> {
 
     fn failed(&self, error: io::Error) -> Error {
         Error::io(format!("cannot write the undo file {}", self.name), error)
+    }
+}
+
+impl<'a> UndoRecorder<Box<dyn DurableWrite + 'a>> {
+    /// Goes on with the undo of a run that was cut. What that run saved may be overwritten by now, so nothing of
+    /// it is saved again.
+    pub fn resume(found: PartOfUndo<'a>, name: &str, compression: Compression) -> Result<Self> {
+        let failed = |error| Error::io(format!("cannot write the undo file {name}"), error);
+        let PartOfUndo { out, part, hasher } = found;
+        Ok(Self {
+            name: name.to_owned(),
+            compressor: Compressor::new(compression).map_err(failed)?,
+            old_size_bytes: part.header.volume_size,
+            old: Vec::new(),
+            packed: Vec::new(),
+            saved_to: part.frames_end,
+            broken: false,
+            writer: DeltaWriter::resume(out, part, hasher),
+        })
     }
 }

@@ -111,7 +111,8 @@ pub fn fuzz_header(data: &[u8]) {
         return;
     };
     assert!(header.volume_size <= MAX_OFFSET);
-    assert!(header.required_features.is_empty());
+    assert!(header.from_offset <= header.volume_size);
+    assert!(header.from_offset == 0 || !header.required_features.is_empty());
     assert_eq!(
         Header::decode(&header.encode(), 17).ok(),
         Some(header),

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::delta::stream::StreamId;
+
 /// Who speaks, which versions of the protocol they know, and which features.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -27,7 +29,7 @@ pub struct Hello {
 }
 
 /// What is wanted of the server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
     /// The only one in version 1 is `apply`: a delta stream follows, to be applied to `destination`.
     pub operation: String,
@@ -39,6 +41,12 @@ pub struct Open {
     /// Where the data comes from, if the client can tell.
     #[serde(default)]
     pub source: Option<SourceIdentity>,
+    /// The delta's identity, so that a run that was cut can go on.
+    #[serde(default)]
+    pub stream: Option<StreamId>,
+    /// Where the data comes from, for the record. For people.
+    #[serde(default)]
+    pub from: String,
 }
 
 /// What the data is read from, so that a server on the same machine sees that it is not its destination.
@@ -76,6 +84,8 @@ pub struct ApplyOptions {
     pub overwrite: bool,
     /// Check everything, write nothing.
     pub dry_run: bool,
+    /// Refuse a delta where no record names its base.
+    pub require_record: bool,
 }
 
 /// What the server found.
@@ -88,6 +98,11 @@ pub struct Ready {
     pub size_bytes: u64,
     /// `block` or `file`.
     pub kind: String,
+    /// The stream that was announced was cut: every frame that ends at or before this volume offset is durable,
+    /// and the stream may begin there.
+    pub resume_at: u64,
+    /// The stream that was announced was applied already: nothing of it need be sent.
+    pub already: bool,
 }
 
 /// How far the server is. Sent from time to time, only with values that have grown.

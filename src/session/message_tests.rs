@@ -105,6 +105,7 @@ fn any_message() -> impl Strategy<Value = Message> {
                 destination,
                 options,
                 source: None,
+                ..Open::default()
             })
         }),
         (text, any::<u64>()).prop_map(|(destination, size_bytes)| {
@@ -112,6 +113,7 @@ fn any_message() -> impl Strategy<Value = Message> {
                 destination,
                 size_bytes,
                 kind: "file".into(),
+                ..Ready::default()
             })
         }),
         prop::collection::vec(any::<u8>(), 0..300).prop_map(Message::Data),

@@ -232,6 +232,7 @@ fn open() -> Open {
         destination,
         options: ApplyOptions::default(),
         source: None,
+        ..Open::default()
     }
 }
 

@@ -31,6 +31,7 @@ fn request() -> Open {
             ..Default::default()
         },
         source: None,
+        ..Open::default()
     }
 }
 
@@ -39,6 +40,7 @@ fn ready() -> Ready {
         destination: "/dev/vg/lv".into(),
         size_bytes: 1 << 40,
         kind: "block".into(),
+        ..Ready::default()
     }
 }
 

@@ -80,6 +80,11 @@ impl BlockVolume {
         self.discard_unit = (unit > 0 && unit.is_multiple_of(self.zero_unit)).then_some(unit);
     }
 
+    /// What the system tells of it now.
+    pub fn metadata(&self) -> io::Result<std::fs::Metadata> {
+        self.file.metadata()
+    }
+
     /// What makes it the same volume as another path.
     pub fn identity(&self) -> VolumeIdentity {
         VolumeIdentity::Block(self.device)

@@ -42,6 +42,16 @@ impl FileVolume {
         self.identity
     }
 
+    /// Another handle on it.
+    pub fn try_clone(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// What the system tells of it now.
+    pub fn metadata(&self) -> io::Result<std::fs::Metadata> {
+        self.file.metadata()
+    }
+
     fn check(&self, offset: u64, length: u64, past: io::ErrorKind) -> io::Result<()> {
         let end = offset.checked_add(length).ok_or(past)?;
         if end > self.size_bytes() {

@@ -6,6 +6,7 @@
 pub mod block;
 pub mod faulty;
 pub mod file;
+pub mod file_version;
 pub mod host;
 pub mod in_use;
 pub mod memory;

@@ -95,6 +95,22 @@ impl Volume {
         }
     }
 
+    /// What the system tells of it now.
+    pub fn metadata(&self) -> io::Result<fs::Metadata> {
+        match &self.inner {
+            Inner::Block(block) => block.metadata(),
+            Inner::File(file) => file.metadata(),
+        }
+    }
+
+    /// Another handle on it, for a regular file.
+    pub fn try_clone_file(&self) -> io::Result<Option<File>> {
+        match &self.inner {
+            Inner::Block(_) => Ok(None),
+            Inner::File(file) => file.try_clone().map(Some),
+        }
+    }
+
     /// Its device number, for a block device.
     pub fn device(&self) -> Option<DeviceNumber> {
         match self.identity() {

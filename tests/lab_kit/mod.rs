@@ -67,6 +67,8 @@ impl Tool {
     pub(crate) fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(LVMSYNC);
         command.args(arguments.split_whitespace());
+        // Not in the host's own directory, which a guest shares.
+        command.env("LVMSYNC_STATE_DIR", self.path("state"));
         command.current_dir(&self.directory).stdin(Stdio::null());
         command
     }

@@ -1,0 +1,229 @@
+//! Before the first write: is this the base, where does the run begin, what is kept for the way back, and is it
+//! on record?
+//!
+//! Guarantees: when [`begin`] returns, the record says *incomplete*, durably, and nothing was written but the
+//! size of a file; if it fails, the record is what it was.
+
+use super::target::{ReceiveOptions, Target, check, grow, size_while_written};
+use super::undo::{DurableWrite, FoundUndo, UndoPlace, UndoRecorder, undo_header};
+use crate::delta::header::{Header, State};
+use crate::delta::samples::Samples;
+use crate::delta::stream::StreamId;
+use crate::error::{Error, Result};
+use crate::record::admission::Admission;
+use crate::record::keeper::Keeper;
+
+/// A delta that is to be applied, and onto what.
+pub struct Beginning<'a, 'u> {
+    /// Its header.
+    pub header: &'a Header,
+    /// Its samples.
+    pub samples: &'a Samples,
+    /// The destination.
+    pub target: &'a Target<'a>,
+    /// Where an undo is kept, if one is.
+    pub undo: &'u dyn UndoPlace,
+    /// What is allowed.
+    pub options: &'a ReceiveOptions<'a>,
+}
+
+/// How a run begins.
+pub enum Begun<'a> {
+    /// The destination holds the target already.
+    Already,
+    /// Frames may be applied.
+    Ready(Box<Ready<'a>>),
+}
+
+/// What a run needs to know that may write.
+pub struct Ready<'a> {
+    /// Frames that end at or before this volume offset are there already.
+    pub offset: u64,
+    /// The undo that is being kept.
+    pub undo: Option<UndoRecorder<Box<dyn DurableWrite + 'a>>>,
+    /// Size of the destination before the delta was first begun.
+    pub old_size_bytes: u64,
+    /// An undo that was cut is good if it saved at least up to here.
+    pub good_from: Option<u64>,
+    /// The state that the destination holds when all is done; `None` where it has no identity.
+    pub result: Option<State>,
+}
+
+/// Checks everything, begins the undo, and puts on record that the destination is incomplete.
+pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<Begun<'u>> {
+    let Beginning {
+        header,
+        samples,
+        target,
+        options,
+        ..
+    } = *beginning;
+    let stream = StreamId::of(header, samples);
+    let admission = keeper.admit(header, &stream)?;
+    let told = |remark: &str| {
+        options
+            .monitor
+            .remark(&format!("{}: {remark}", target.name));
+    };
+    match &admission {
+        Admission::Already { remark } => {
+            undo_of_before(beginning, &stream)?;
+            told(remark);
+            return Ok(Begun::Already);
+        }
+        Admission::Forced { remark } => {
+            options.monitor.warn(&format!("{}: {remark}", target.name));
+        }
+        Admission::Again { remark }
+        | Admission::Fresh {
+            remark: Some(remark),
+        } => told(remark),
+        Admission::Resume { offset } => options.monitor.note(&format!(
+            "{}: goes on at byte {offset}, where it was cut",
+            target.name
+        )),
+        Admission::Fresh { remark: None } | Admission::UndoUnfinished { .. } => {}
+    }
+    let offset = match &admission {
+        Admission::Resume { offset } => *offset,
+        _ => 0,
+    };
+    if header.from_offset > offset {
+        let reason = format!(
+            "this stream goes on at byte {}, and the destination has it only up to {offset}",
+            header.from_offset
+        );
+        return Err(Error::refused(
+            target.name,
+            reason,
+            "Send it from its beginning.",
+        ));
+    }
+    let matched = check(header, samples, target, options)?;
+    let forced = matches!(admission, Admission::Forced { .. });
+    let old_size_bytes = match keeper
+        .record()
+        .and_then(|record| record.incomplete.as_ref())
+    {
+        Some(cut) if matches!(admission, Admission::Resume { .. }) => cut.old_size_bytes,
+        _ => target.volume.size_bytes(),
+    };
+    let resumes = matches!(admission, Admission::Resume { .. });
+    let (undo, undo_name) = if matches!(admission, Admission::Again { .. }) {
+        (None, undo_of_before(beginning, &stream)?)
+    } else {
+        open_undo(beginning, keeper, &stream, resumes, old_size_bytes)?
+    };
+    let begun = keeper
+        .begin(header, &stream, undo_name, old_size_bytes)
+        .and_then(|()| grow(header, target));
+    if let Err(error) = begun {
+        if !resumes {
+            if let Some(undo) = undo {
+                undo.discard();
+            }
+            keeper.put_back()?;
+        }
+        return Err(error);
+    }
+    Ok(Begun::Ready(Box::new(Ready {
+        offset,
+        undo,
+        old_size_bytes,
+        good_from: match admission {
+            Admission::UndoUnfinished { durable_offset } => {
+                Some(durable_offset.min(header.volume_size))
+            }
+            _ => None,
+        },
+        result: header.target.clone().filter(|_| matched && !forced),
+    })))
+}
+
+/// A delta that is put once more on what holds it already needs no new undo, and one that was made now would not
+/// lead back.
+fn undo_of_before(beginning: &Beginning<'_, '_>, stream: &StreamId) -> Result<Option<String>> {
+    let Some(name) = beginning.undo.asked() else {
+        return Ok(None);
+    };
+    if matches!(beginning.undo.find(name, stream)?, FoundUndo::Whole) {
+        return Ok(Some(name.to_owned()));
+    }
+    Err(Error::refused(
+        beginning.target.name,
+        "this delta was applied already, so an undo that is made now would not lead back",
+        "Apply it without --undo. If the record is wrong: lvmsync state forget DEST",
+    ))
+}
+
+type OpenUndo<'a> = (
+    Option<UndoRecorder<Box<dyn DurableWrite + 'a>>>,
+    Option<String>,
+);
+
+fn open_undo<'u>(
+    beginning: &Beginning<'_, 'u>,
+    keeper: &Keeper,
+    stream: &StreamId,
+    resumes: bool,
+    old_size_bytes: u64,
+) -> Result<OpenUndo<'u>> {
+    let Beginning {
+        header,
+        samples,
+        target,
+        undo: place,
+        options,
+    } = *beginning;
+    let record = keeper.record();
+    let kept = record
+        .and_then(|record| record.incomplete.as_ref())
+        .filter(|_| resumes)
+        .map(|cut| cut.undo.clone());
+    let name = match (kept, place.asked()) {
+        // Not a resumed run.
+        (None, None) | (Some(None), None) => return Ok((None, None)),
+        (None, Some(asked)) => asked.to_owned(),
+        (Some(Some(kept)), None) => kept,
+        (Some(Some(kept)), Some(asked)) if kept == asked => kept,
+        (Some(Some(kept)), Some(asked)) => {
+            let reason = format!("the run that was cut keeps its undo in {kept}, not in {asked}");
+            return Err(Error::refused(
+                target.name,
+                reason,
+                "Give that name, or none.",
+            ));
+        }
+        (Some(None), Some(_)) => {
+            return Err(Error::refused(
+                target.name,
+                "the run that was cut kept no undo; one that begins now would not lead back",
+                "Finish it without --undo.",
+            ));
+        }
+    };
+    if resumes {
+        match place.find(&name, stream)? {
+            FoundUndo::Part(part) => {
+                let undo = UndoRecorder::resume(*part, &name, options.undo_compression)?;
+                return Ok((Some(undo), Some(name)));
+            }
+            FoundUndo::Whole => return Ok((None, Some(name))),
+            FoundUndo::Gone => {
+                options.monitor.warn(&format!(
+                    "{name}: this undo of the run that was cut is gone"
+                ));
+                return Ok((None, Some(name)));
+            }
+            FoundUndo::Empty => {}
+        }
+    }
+    // Where the record says that nothing is under way, what an older run left is of no use to anybody.
+    let is_complete = record.is_some_and(|record| record.incomplete.is_none());
+    let out = place.create(&name, is_complete || resumes)?;
+    let new_size_bytes = size_while_written(header, target);
+    let header = undo_header(header, stream, old_size_bytes, new_size_bytes);
+    let samples = samples.below(header.volume_size);
+    let undo = UndoRecorder::new(out, &name, &header, &samples, options.undo_compression)?;
+    Ok((Some(undo), Some(name)))
+}

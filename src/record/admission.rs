@@ -1,0 +1,468 @@
+//! May this delta be put on a destination with this record, and from where on?
+//!
+//! Pure. Guarantees: a delta whose base is not the recorded state is refused with both named; a destination
+//! that is incomplete takes only what completes it, undoes it, or replaces everything.
+
+use super::witness::Touched;
+use super::{ANONYMOUS, Incomplete, Record, shown};
+use crate::delta::header::{Header, Source};
+use crate::delta::stream::StreamId;
+
+/// What may be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Applied from its beginning. `remark` says how much is known of the base.
+    Fresh {
+        /// For the user.
+        remark: Option<String>,
+    },
+    /// Goes on where it was cut: what ends at or before this volume offset is there.
+    Resume {
+        /// In bytes.
+        offset: u64,
+    },
+    /// Takes back a write that was cut: an undo that was cut with it is as good as a whole one.
+    UndoUnfinished {
+        /// The undo must have saved at least up to here.
+        durable_offset: u64,
+    },
+    /// Applied against the record, as asked: the result has no name.
+    Forced {
+        /// For the user.
+        remark: String,
+    },
+    /// The destination holds the target already, unless somebody wrote to it: it is written once more.
+    Again {
+        /// For the user.
+        remark: String,
+    },
+    /// The destination holds the target already, and nobody wrote to it since.
+    Already {
+        /// For the user.
+        remark: String,
+    },
+}
+
+/// Why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What was found and what was expected.
+    pub reason: String,
+    /// What to do.
+    pub way_out: String,
+}
+
+/// What the caller allows, and what is known beside the record.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Policy {
+    /// Writes by others since the record was made.
+    pub touched: Touched,
+    /// Go on whatever the record says.
+    pub force: bool,
+    /// A delta without a record that names its base is refused.
+    pub require_record: bool,
+}
+
+/// Decides. `record` is the record of the destination, which is called `name`.
+pub fn admit(
+    record: Option<&Record>,
+    header: &Header,
+    stream: &StreamId,
+    name: &str,
+    policy: Policy,
+) -> Result<Admission, Refusal> {
+    let Some(record) = record else {
+        return unknown(
+            header,
+            policy,
+            "there is no record of the state that it holds",
+        );
+    };
+    if record.incomplete.is_some() {
+        return to_incomplete(record, header, stream, name, policy);
+    }
+    if header.is_full_copy() {
+        return Ok(Admission::Fresh { remark: None });
+    }
+    if policy.touched == Touched::Yes {
+        return unknown(
+            header,
+            policy,
+            "something other than lvmsync wrote to it since its record was made",
+        );
+    }
+    let undone = header.source == Source::Undo
+        && header.target.is_some()
+        && same_id(record, header.target.as_ref());
+    if (record.stream.as_ref() == Some(stream) || undone) && !policy.force {
+        let remark = format!(
+            "on record since {} as holding {} already",
+            super::keeper::shown_time(record.since),
+            record.shown_state()
+        );
+        return Ok(match policy.touched {
+            Touched::No => Admission::Already {
+                remark: format!("{remark}; nothing was written"),
+            },
+            _ => Admission::Again {
+                remark: format!("{remark}; written once more"),
+            },
+        });
+    }
+    let undoes = |made: &StreamId| header.undo_of.as_deref() == Some(made.as_str());
+    if record.stream.as_ref().is_some_and(undoes) {
+        return Ok(Admission::Fresh { remark: None });
+    }
+    match (&header.base, &record.holds) {
+        (Some(base), Some(held)) if base.id == held.id => Ok(Admission::Fresh { remark: None }),
+        (Some(base), Some(_)) => {
+            let reason = format!(
+                "this delta begins from {}, and the destination holds, on record since {}, {}. Nothing was written",
+                shown(Some(base)),
+                super::keeper::shown_time(record.since),
+                record.shown_state()
+            );
+            forced_or(policy, reason, || {
+                format!(
+                    "Apply the deltas that are missing in between, or send a full copy: lvmsync send NEW DEST. \
+                     If the record is wrong: lvmsync state adopt {name} STATE, or lvmsync state forget {name}."
+                )
+            })
+        }
+        (None, _) => unknown(
+            header,
+            policy,
+            "this delta does not name the state that it begins from",
+        ),
+        (Some(_), None) => unknown(header, policy, "the state that it holds has no identity"),
+    }
+}
+
+/// A version 3 stream, which says nothing of itself, may not be put on what is incomplete.
+pub fn admit_anonymous(record: Option<&Record>, name: &str, policy: Policy) -> Result<(), Refusal> {
+    let is_anonymous = |cut: &Incomplete| cut.source == ANONYMOUS;
+    match record {
+        // Nothing else can finish what such a stream began.
+        Some(record) if record.incomplete.as_ref().is_some_and(is_anonymous) => Ok(()),
+        Some(record) if record.incomplete.is_some() => {
+            forced_or(policy, incomplete_reason(record), || ways_out(record, name)).map(|_| ())
+        }
+        _ if policy.require_record && !policy.force => Err(Refusal {
+            reason: "a PROTO[3] stream names no base, and --require-record asks for one".to_owned(),
+            way_out: String::new(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What stands in the way of using a volume with this record as a source or as a base.
+pub fn refuse_as_source(record: &Record, name: &str) -> Option<Refusal> {
+    record.incomplete.as_ref().map(|_| Refusal {
+        reason: incomplete_reason(record),
+        way_out: ways_out(record, name),
+    })
+}
+
+fn to_incomplete(
+    record: &Record,
+    header: &Header,
+    stream: &StreamId,
+    name: &str,
+    policy: Policy,
+) -> Result<Admission, Refusal> {
+    let Some(cut) = &record.incomplete else {
+        return Ok(Admission::Fresh { remark: None });
+    };
+    if cut.stream.as_ref() == Some(stream) {
+        let offset = cut.durable_offset;
+        return Ok(Admission::Resume { offset });
+    }
+    let undoes = |cut: &StreamId| header.undo_of.as_deref() == Some(cut.as_str());
+    if cut.stream.as_ref().is_some_and(undoes) {
+        let durable_offset = cut.durable_offset;
+        return Ok(Admission::UndoUnfinished { durable_offset });
+    }
+    if header.is_full_copy() {
+        return Ok(Admission::Fresh {
+            remark: Some("was on record as incomplete; a full copy replaces everything".to_owned()),
+        });
+    }
+    // The table of one snapshot only grows, so a later list from it holds every block that an earlier one had.
+    let same_live_run = header.source == Source::Cow
+        && cut.source == Source::Cow.word()
+        && header.target.is_none()
+        && cut.target.is_none()
+        && header.base.is_some()
+        && header.base.as_ref().map(|base| &base.id) == cut.base.as_ref().map(|base| &base.id)
+        && cut.undo.is_none();
+    if same_live_run {
+        return Ok(Admission::Fresh {
+            remark: Some(
+                "a run from the same snapshot was cut; its source may have changed since, so this one begins anew"
+                    .to_owned(),
+            ),
+        });
+    }
+    forced_or(policy, incomplete_reason(record), || ways_out(record, name))
+}
+
+fn unknown(header: &Header, policy: Policy, why: &str) -> Result<Admission, Refusal> {
+    if header.is_full_copy() {
+        return Ok(Admission::Fresh { remark: None });
+    }
+    if policy.require_record && !policy.force {
+        return Err(Refusal {
+            reason: format!("{why}, and --require-record asks for one"),
+            way_out: "Tell what it holds with lvmsync state adopt, or send a full copy.".to_owned(),
+        });
+    }
+    Ok(Admission::Fresh {
+        remark: Some(format!(
+            "{why}: that it is the base rests on the sampled blocks alone"
+        )),
+    })
+}
+
+fn forced_or(
+    policy: Policy,
+    reason: String,
+    way_out: impl FnOnce() -> String,
+) -> Result<Admission, Refusal> {
+    if policy.force {
+        let remark =
+            format!("{reason}; applied all the same, as --force asks: the result is neither state");
+        return Ok(Admission::Forced {
+            remark: remark.replace(". Nothing was written", ""),
+        });
+    }
+    Err(Refusal {
+        reason,
+        way_out: way_out(),
+    })
+}
+
+fn same_id(record: &Record, state: Option<&crate::delta::header::State>) -> bool {
+    match (&record.holds, state) {
+        (Some(held), Some(state)) => held.id == state.id,
+        _ => false,
+    }
+}
+
+fn incomplete_reason(record: &Record) -> String {
+    let Some(cut) = &record.incomplete else {
+        return String::new();
+    };
+    let from = if cut.from.is_empty() {
+        String::new()
+    } else {
+        format!(" from {}", cut.from)
+    };
+    format!(
+        "on record as incomplete: a write{from} that began {} was cut on the way from {} to {}",
+        super::keeper::shown_time(cut.since),
+        shown(cut.base.as_ref().or(record.holds.as_ref())),
+        shown(cut.target.as_ref())
+    )
+}
+
+fn ways_out(record: &Record, name: &str) -> String {
+    let undo = record
+        .incomplete
+        .as_ref()
+        .and_then(|cut| cut.undo.as_deref());
+    let finish = "Finish it: run the command that was cut again, it goes on where it was.";
+    match undo {
+        Some(undo) => format!("{finish} Or take it back: lvmsync apply {undo} {name}"),
+        None => format!(
+            "{finish} It kept no undo; a full copy also mends it: lvmsync send NEW {name}. If you know what it \
+             holds: lvmsync state adopt {name} STATE"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delta::header::State;
+    use crate::delta::header::tests::header as any_header;
+
+    fn state(name: &str) -> State {
+        State {
+            id: format!("lvm:{name}"),
+            name: format!("vg/{name}"),
+        }
+    }
+
+    fn delta(base: &str, target: &str) -> (Header, StreamId) {
+        let mut header = any_header(1 << 20);
+        header.base = Some(state(base));
+        header.target = Some(state(target));
+        (header, StreamId::from(format!("{base}-{target}")))
+    }
+
+    fn holding(name: &str) -> Record {
+        Record {
+            holds: Some(state(name)),
+            ..Record::default()
+        }
+    }
+
+    fn cut(base: &str, target: &str, undo: Option<&str>) -> Record {
+        Record {
+            incomplete: Some(Incomplete {
+                stream: Some(StreamId::from(format!("{base}-{target}"))),
+                base: Some(state(base)),
+                target: Some(state(target)),
+                durable_offset: 4096,
+                undo: undo.map(str::to_owned),
+                source: "cow".to_owned(),
+                ..Incomplete::default()
+            }),
+            ..holding(base)
+        }
+    }
+
+    fn decide(
+        record: Option<&Record>,
+        (header, stream): &(Header, StreamId),
+    ) -> Result<Admission, Refusal> {
+        admit(record, header, stream, "vg/copy", Policy::default())
+    }
+
+    #[test]
+    fn a_chain_goes_on_and_a_gap_is_refused_with_both_states_named() {
+        let record = holding("s1");
+        assert_eq!(
+            decide(Some(&record), &delta("s1", "s2")),
+            Ok(Admission::Fresh { remark: None })
+        );
+        let refusal = decide(Some(&record), &delta("s2", "s3")).unwrap_err();
+        assert!(
+            refusal.reason.contains("vg/s1") && refusal.reason.contains("vg/s2"),
+            "{refusal:?}"
+        );
+        let (header, stream) = delta("s2", "s3");
+        let force = Policy {
+            force: true,
+            ..Policy::default()
+        };
+        assert!(matches!(
+            admit(Some(&record), &header, &stream, "x", force),
+            Ok(Admission::Forced { .. })
+        ));
+    }
+
+    #[test]
+    fn without_a_record_the_samples_decide_unless_one_is_required() {
+        let (header, stream) = delta("s1", "s2");
+        let Ok(Admission::Fresh {
+            remark: Some(remark),
+        }) = decide(None, &delta("s1", "s2"))
+        else {
+            panic!("not admitted")
+        };
+        assert!(remark.contains("sampled blocks alone"), "{remark}");
+        let strict = Policy {
+            require_record: true,
+            ..Policy::default()
+        };
+        assert!(admit(None, &header, &stream, "x", strict).is_err());
+        assert!(admit(Some(&holding("s1")), &header, &stream, "x", strict).is_ok());
+        let mut full = header;
+        (full.source, full.base) = (Source::Full, None);
+        assert_eq!(
+            admit(None, &full, &stream, "x", strict),
+            Ok(Admission::Fresh { remark: None })
+        );
+    }
+
+    #[test]
+    fn what_is_incomplete_is_finished_undone_or_replaced_and_nothing_else() {
+        let record = cut("s1", "s2", Some("/u/monday"));
+        assert_eq!(
+            decide(Some(&record), &delta("s1", "s2")),
+            Ok(Admission::Resume { offset: 4096 })
+        );
+
+        let refusal = decide(Some(&record), &delta("s2", "s3")).unwrap_err();
+        assert!(
+            refusal.way_out.contains("lvmsync apply /u/monday vg/copy"),
+            "{refusal:?}"
+        );
+        assert!(decide(Some(&record), &delta("s1", "s3")).is_err());
+
+        let mut undo = delta("s2", "s1");
+        undo.0.source = Source::Undo;
+        undo.0.undo_of = Some("s1-s2".to_owned());
+        assert_eq!(
+            decide(Some(&record), &undo),
+            Ok(Admission::UndoUnfinished {
+                durable_offset: 4096
+            })
+        );
+        undo.0.undo_of = Some("s0-s1".to_owned());
+        assert!(decide(Some(&record), &undo).is_err());
+
+        let mut full = delta("s1", "s3");
+        (full.0.source, full.0.base) = (Source::Full, None);
+        assert!(matches!(
+            decide(Some(&record), &full),
+            Ok(Admission::Fresh { .. })
+        ));
+        assert!(admit_anonymous(Some(&record), "x", Policy::default()).is_err());
+        assert!(refuse_as_source(&record, "x").is_some());
+        assert!(refuse_as_source(&holding("s1"), "x").is_none());
+    }
+
+    #[test]
+    fn what_is_done_already_is_not_done_again() {
+        let mut record = holding("s2");
+        record.stream = Some(StreamId::from("s1-s2".to_owned()));
+        let (header, stream) = delta("s1", "s2");
+        let with = |touched| {
+            let policy = Policy {
+                touched,
+                ..Policy::default()
+            };
+            admit(Some(&record), &header, &stream, "x", policy).unwrap()
+        };
+        assert!(matches!(with(Touched::No), Admission::Already { .. }));
+        assert!(matches!(with(Touched::Unknown), Admission::Again { .. }));
+        let Admission::Fresh {
+            remark: Some(remark),
+        } = with(Touched::Yes)
+        else {
+            panic!("not fresh")
+        };
+        assert!(remark.contains("sampled blocks alone"), "{remark}");
+        let mut undo = delta("s2", "s1");
+        undo.0.source = Source::Undo;
+        undo.0.undo_of = Some("s1-s2".to_owned());
+        assert_eq!(
+            decide(Some(&record), &undo),
+            Ok(Admission::Fresh { remark: None })
+        );
+        assert!(matches!(
+            decide(Some(&holding("s1")), &undo),
+            Ok(Admission::Again { .. })
+        ));
+    }
+
+    #[test]
+    fn a_live_source_begins_anew_only_from_the_same_snapshot() {
+        let mut record = cut("s1", "s2", None);
+        if let Some(cut) = &mut record.incomplete {
+            cut.target = None;
+        }
+        let mut live = delta("s1", "x");
+        live.0.target = None;
+        assert!(matches!(
+            decide(Some(&record), &live),
+            Ok(Admission::Fresh { .. })
+        ));
+        let mut other = delta("s0", "x");
+        other.0.target = None;
+        assert!(decide(Some(&record), &other).is_err());
+        assert!(decide(Some(&record), &delta("s1", "s3")).is_err());
+    }
+}

@@ -1,0 +1,307 @@
+//! A run's hold on the record of its destination.
+//!
+//! Guarantees: [`Keeper::begin`] returns only when *incomplete* is durable, so no write comes before it;
+//! [`Keeper::complete`] is to be called after the last sync, so *complete* is never there too early; a run
+//! that wrote nothing puts the record back as it was.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::admission::{Admission, Policy, Refusal, admit, admit_anonymous};
+use super::store::RecordFile;
+use super::witness::{Touched, Watch, touched};
+use super::{ANONYMOUS, Incomplete, Record};
+use crate::delta::header::{Header, State};
+use crate::delta::stream::StreamId;
+use crate::error::{Error, Result};
+
+/// The record of one destination during one run.
+#[derive(Debug)]
+pub struct Keeper {
+    /// `None` keeps nothing: for tests, and for what is looked at only.
+    file: Option<RecordFile>,
+    name: String,
+    from: String,
+    policy: Policy,
+    watch: Option<Watch>,
+    /// As it was when the run began.
+    before: Option<Record>,
+    now: Option<Record>,
+}
+
+impl Keeper {
+    /// Reads the record of the destination that is called `name`; what is written to it comes from `from`.
+    /// `watch` tells whether others wrote to it.
+    pub fn open(
+        file: RecordFile,
+        name: &str,
+        from: &str,
+        policy: Policy,
+        watch: Option<Watch>,
+    ) -> Result<Self> {
+        let before = file.load()?;
+        let then = before.as_ref().and_then(|record| record.witness.as_deref());
+        let now = watch.as_ref().and_then(Watch::now);
+        let policy = Policy {
+            touched: touched(then, now.as_deref()),
+            ..policy
+        };
+        Ok(Self {
+            watch,
+            now: before.clone(),
+            before,
+            file: Some(file),
+            name: name.to_owned(),
+            from: from.to_owned(),
+            policy,
+        })
+    }
+
+    /// One that lives in memory alone.
+    pub fn in_memory(record: Option<Record>) -> Self {
+        Self {
+            file: None,
+            name: "the destination".to_owned(),
+            from: String::new(),
+            policy: Policy::default(),
+            watch: None,
+            before: record.clone(),
+            now: record,
+        }
+    }
+
+    /// The record as it is now.
+    pub fn record(&self) -> Option<&Record> {
+        self.now.as_ref()
+    }
+
+    /// It was incomplete when this run began.
+    pub fn was_incomplete(&self) -> bool {
+        self.before
+            .as_ref()
+            .is_some_and(|record| record.incomplete.is_some())
+    }
+
+    /// Where a run of `stream` would go on: from the offset of what was cut; at the end if all is there.
+    pub fn resume_offset(&self, stream: &StreamId) -> Resume {
+        let Some(record) = self.record() else {
+            return Resume::Begin;
+        };
+        match &record.incomplete {
+            Some(cut) if cut.stream.as_ref() == Some(stream) => Resume::At(cut.durable_offset),
+            None if record.stream.as_ref() == Some(stream)
+                && self.policy.touched == Touched::No
+                && !self.policy.force =>
+            {
+                Resume::Done
+            }
+            _ => Resume::Begin,
+        }
+    }
+
+    /// Decides whether the delta may be applied.
+    pub fn admit(&self, header: &Header, stream: &StreamId) -> Result<Admission> {
+        admit(self.record(), header, stream, &self.name, self.policy)
+            .map_err(|refusal| self.refused(refusal))
+    }
+
+    /// Decides whether a version 3 stream may be applied.
+    pub fn admit_anonymous(&self) -> Result<()> {
+        admit_anonymous(self.record(), &self.name, self.policy)
+            .map_err(|refusal| self.refused(refusal))
+    }
+
+    /// From now on the destination is incomplete. A resumed run keeps what the record says already.
+    pub fn begin(
+        &mut self,
+        header: &Header,
+        stream: &StreamId,
+        undo: Option<String>,
+        old_size_bytes: u64,
+    ) -> Result<()> {
+        let cut = self.record().and_then(|record| record.incomplete.as_ref());
+        if cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream)) {
+            return Ok(());
+        }
+        self.put_incomplete(Incomplete {
+            stream: Some(stream.clone()),
+            undo_of: header.undo_of.clone().map(StreamId::from),
+            base: header.base.clone(),
+            target: header.target.clone(),
+            source: header.source.word().to_owned(),
+            from: self.from.clone(),
+            undo,
+            durable_offset: 0,
+            old_size_bytes,
+            since: now(),
+        })
+    }
+
+    /// The same for a version 3 stream; `stream` is what its undo will name.
+    pub fn begin_anonymous(
+        &mut self,
+        stream: &StreamId,
+        undo: Option<String>,
+        old_size_bytes: u64,
+    ) -> Result<()> {
+        self.put_incomplete(Incomplete {
+            stream: Some(stream.clone()),
+            source: ANONYMOUS.to_owned(),
+            from: self.from.clone(),
+            undo,
+            old_size_bytes,
+            since: now(),
+            ..Incomplete::default()
+        })
+    }
+
+    fn put_incomplete(&mut self, incomplete: Incomplete) -> Result<()> {
+        let mut record = self.now.clone().unwrap_or_default();
+        if let Some(file) = &self.file {
+            record.identity = file.identity().to_owned();
+        }
+        record.name.clone_from(&self.name);
+        record.incomplete = Some(incomplete);
+        self.put(record)
+    }
+
+    /// Everything up to this volume offset is durable.
+    pub fn durable(&mut self, offset: u64) -> Result<()> {
+        let Some(mut record) = self.now.clone() else {
+            return Ok(());
+        };
+        match &mut record.incomplete {
+            Some(cut) if offset > cut.durable_offset => cut.durable_offset = offset,
+            _ => return Ok(()),
+        }
+        self.put(record)
+    }
+
+    /// Everything is durable: the destination holds `state`.
+    pub fn complete(&mut self, state: Option<State>) -> Result<()> {
+        let mut record = self.now.clone().unwrap_or_default();
+        let done = record.incomplete.take();
+        record.holds = state;
+        record.witness = self.watch.as_ref().and_then(Watch::now);
+        record.since = now();
+        if let Some(done) = done {
+            record.stream = done.stream;
+            record.from = done.from;
+            record.undo = done.undo;
+        }
+        self.put(record)
+    }
+
+    /// Nothing was written: the record is again what it was before this run.
+    pub fn put_back(&mut self) -> Result<()> {
+        if self.now == self.before {
+            return Ok(());
+        }
+        self.now = self.before.clone();
+        match (&self.file, &self.now) {
+            (Some(file), Some(record)) => file.save(record),
+            (Some(file), None) => file.remove(),
+            (None, _) => Ok(()),
+        }
+    }
+
+    /// The destination has another identity now: its record goes along.
+    pub fn moved_to(&mut self, file: RecordFile) -> Result<()> {
+        let Some(old) = self.file.take_if(|old| old.path() != file.path()) else {
+            return Ok(());
+        };
+        let identity = file.identity().to_owned();
+        self.file = Some(file);
+        if let Some(record) = self.now.clone() {
+            self.put(Record { identity, ..record })?;
+        }
+        old.remove()
+    }
+
+    fn put(&mut self, record: Record) -> Result<()> {
+        if let Some(file) = &self.file {
+            file.save(&record)?;
+        }
+        self.now = Some(record);
+        Ok(())
+    }
+
+    fn refused(&self, refusal: Refusal) -> Error {
+        Error::refused(&self.name, refusal.reason, refusal.way_out)
+    }
+}
+
+/// Where a stream goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// It was never begun, as far as is known.
+    Begin,
+    /// It was cut: up to this volume offset everything is durable.
+    At(u64),
+    /// It was applied.
+    Done,
+}
+
+/// Seconds since 1970 UTC.
+pub fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0))
+}
+
+/// A moment for people.
+pub fn shown_time(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| seconds.to_string(), |time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delta::header::tests::header;
+    use crate::delta::samples::Samples;
+    use crate::record::store::StateDir;
+
+    #[test]
+    fn a_run_leaves_incomplete_until_it_is_complete() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = StateDir::choose(Some(directory.path())).file_of("lvm:x");
+        let open = || Keeper::open(file.clone(), "vg/x", "host", Policy::default(), None).unwrap();
+        let header = header(1 << 20);
+        let stream = StreamId::of(&header, &Samples::default());
+
+        let mut keeper = open();
+        keeper.begin(&header, &stream, None, 7).unwrap();
+        assert_eq!(
+            open()
+                .record()
+                .unwrap()
+                .incomplete
+                .as_ref()
+                .unwrap()
+                .old_size_bytes,
+            7
+        );
+        keeper.put_back().unwrap();
+        assert!(open().record().is_none());
+
+        let mut keeper = open();
+        keeper.begin(&header, &stream, None, 7).unwrap();
+        keeper.durable(4096).unwrap();
+        drop(keeper);
+
+        let mut keeper = open();
+        assert_eq!(
+            keeper.admit(&header, &stream).unwrap(),
+            Admission::Resume { offset: 4096 }
+        );
+        keeper.begin(&header, &stream, None, 9).unwrap();
+        let cut = keeper.record().unwrap().incomplete.clone().unwrap();
+        assert_eq!((cut.old_size_bytes, cut.durable_offset), (7, 4096));
+        keeper.complete(header.target.clone()).unwrap();
+        let record = open().record().unwrap().clone();
+        assert_eq!((record.incomplete, record.holds), (None, header.target));
+        assert_eq!(
+            (record.stream, record.from.as_str()),
+            (Some(stream), "host")
+        );
+    }
+}

@@ -1,0 +1,216 @@
+//! The record of a destination: which state it holds, where that came from, and whether a write is under way.
+//!
+//! Guarantees: a record is replaced whole and durably or not at all; from before the first write to a
+//! destination until after its last sync its record says *incomplete*; one that cannot be read is an error,
+//! never "no record". This file and [`admission`] are pure; [`store`] is the only one that opens files.
+
+pub mod admission;
+pub mod identity;
+pub mod keeper;
+pub mod store;
+pub mod witness;
+
+use serde::{Deserialize, Serialize};
+
+use crate::delta::header::State;
+use crate::delta::stream::StreamId;
+
+/// The version of the record's file.
+const VERSION: u32 = 1;
+const FIRST_WORDS: &str = "lvmsync state";
+/// [`Incomplete::source`] of a version 3 stream, which says nothing of itself.
+pub const ANONYMOUS: &str = "proto3";
+/// No record comes near this; a longer file is none.
+pub const MAX_BYTES: u64 = 1 << 20;
+
+/// What is known of one destination.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What makes it this destination, see [`identity`].
+    pub identity: String,
+    /// Its name when it was last written. For people.
+    #[serde(default)]
+    pub name: String,
+    /// The state that it holds (while a write is under way: that it held before). `None`: one without an
+    /// identity, or none that has one.
+    #[serde(default)]
+    pub holds: Option<State>,
+    /// The delta that made it so.
+    #[serde(default)]
+    pub stream: Option<StreamId>,
+    /// Where that came from. For people.
+    #[serde(default)]
+    pub from: String,
+    /// Its undo, as a path on this machine.
+    #[serde(default)]
+    pub undo: Option<String>,
+    /// When: seconds since 1970 UTC.
+    #[serde(default)]
+    pub since: i64,
+    /// What tells whether others wrote to it since, see [`witness`].
+    #[serde(default)]
+    pub witness: Option<String>,
+    /// A write that is under way, or was cut.
+    #[serde(default)]
+    pub incomplete: Option<Incomplete>,
+}
+
+/// A write that is under way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incomplete {
+    /// The delta that is being applied.
+    pub stream: Option<StreamId>,
+    /// If that is an undo: what it undoes.
+    #[serde(default)]
+    pub undo_of: Option<StreamId>,
+    /// The state that it begins from.
+    #[serde(default)]
+    pub base: Option<State>,
+    /// The state that it leads to.
+    #[serde(default)]
+    pub target: Option<State>,
+    /// What found the changes, as in the header.
+    #[serde(default)]
+    pub source: String,
+    /// Where it comes from. For people.
+    #[serde(default)]
+    pub from: String,
+    /// The undo that is being kept, as a path on this machine; called so when it is whole.
+    #[serde(default)]
+    pub undo: Option<String>,
+    /// Every frame that ends at or before this volume offset is durable.
+    #[serde(default)]
+    pub durable_offset: u64,
+    /// Size of the destination before.
+    #[serde(default)]
+    pub old_size_bytes: u64,
+    /// When it began: seconds since 1970 UTC.
+    #[serde(default)]
+    pub since: i64,
+}
+
+/// Why the bytes of a record cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RecordError {
+    /// Not the first line of a record.
+    #[error("it does not begin as a record does")]
+    NotARecord,
+    /// Of a version that this program does not know.
+    #[error("it has version {0}, and this lvmsync knows version {VERSION}: use a newer one")]
+    Version(u32),
+    /// Changed since it was written.
+    #[error("its checksum is {found}, expected {expected}: bytes were changed")]
+    Checksum {
+        /// As computed.
+        found: String,
+        /// As written in the first line.
+        expected: String,
+    },
+    /// The JSON cannot be read.
+    #[error("it cannot be understood: {0}")]
+    Contents(String),
+}
+
+impl Record {
+    /// The bytes of the file: a line with version and checksum, then JSON.
+    pub fn encode(&self) -> Vec<u8> {
+        // Strings, numbers and options only: this cannot fail, and what is empty is refused by the reader.
+        let mut json = serde_json::to_string_pretty(self).unwrap_or_default();
+        json.push('\n');
+        let crc = crc32c::crc32c(json.as_bytes());
+        format!("{FIRST_WORDS} {VERSION} {crc:08x}\n{json}").into_bytes()
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let text = std::str::from_utf8(bytes).map_err(|_| RecordError::NotARecord)?;
+        let (first, json) = text.split_once('\n').ok_or(RecordError::NotARecord)?;
+        let words: Vec<&str> = first
+            .strip_prefix(FIRST_WORDS)
+            .ok_or(RecordError::NotARecord)?
+            .split_whitespace()
+            .collect();
+        let version = words.first().and_then(|word| word.parse().ok());
+        match (version, words.as_slice()) {
+            (Some(VERSION), [_, expected]) => {
+                let found = format!("{:08x}", crc32c::crc32c(json.as_bytes()));
+                if found != *expected {
+                    let expected = (*expected).to_owned();
+                    return Err(RecordError::Checksum { found, expected });
+                }
+            }
+            (Some(version), _) if version != VERSION => return Err(RecordError::Version(version)),
+            _ => return Err(RecordError::NotARecord),
+        }
+        serde_json::from_str(json).map_err(|error| RecordError::Contents(error.to_string()))
+    }
+
+    /// The state that it holds, in words.
+    pub fn shown_state(&self) -> String {
+        shown(self.holds.as_ref())
+    }
+}
+
+/// A state in words.
+pub fn shown(state: Option<&State>) -> String {
+    match state {
+        Some(state) if state.name.is_empty() => state.id.clone(),
+        Some(state) => format!("{} ({})", state.name, state.id),
+        None => "a state without an identity".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let state = |name: &str| State {
+            id: format!("lvm:{name}"),
+            name: format!("vg/{name}"),
+        };
+        Record {
+            identity: "lvm:x".into(),
+            name: "vg/copy".into(),
+            holds: Some(state("s1")),
+            stream: Some(StreamId::from("b3:1".to_owned())),
+            incomplete: Some(Incomplete {
+                target: Some(state("s2")),
+                durable_offset: 64 << 20,
+                ..Incomplete::default()
+            }),
+            ..Record::default()
+        }
+    }
+
+    #[test]
+    fn a_record_comes_back() {
+        assert_eq!(Record::decode(&record().encode()), Ok(record()));
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_seen() {
+        let bytes = record().encode();
+        for at in 0..bytes.len() {
+            assert!(Record::decode(&bytes[..at]).is_err(), "cut at {at}");
+            for bit in 0..8 {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1 << bit;
+                // A blank between the words of the first line may become another blank.
+                if let Ok(found) = Record::decode(&damaged) {
+                    assert_eq!(found, record(), "byte {at} bit {bit}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let text = String::from_utf8(record().encode()).unwrap();
+        let newer = text.replacen("state 1", "state 2", 1);
+        assert_eq!(
+            Record::decode(newer.as_bytes()),
+            Err(RecordError::Version(2))
+        );
+    }
+}

@@ -1,0 +1,146 @@
+//! Was a destination written to since its record was made?
+//!
+//! Guarantees: *untouched* is said only of a file whose size and time of last write are what they were, and of a
+//! device that this kernel has counted no written sector of since. Whatever else happened, the answer is
+//! *touched* or *unknown*, never *untouched*.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::sys::device::DeviceNumber;
+use crate::volume::Volume;
+use crate::volume::host::boot_id;
+
+/// Words of a device's `stat` that count what was written, from 0 (`Documentation/block/stat.rst`).
+const WRITTEN_SECTORS: usize = 6;
+const DISCARDED_SECTORS: usize = 13;
+
+/// What is known of writes by others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Touched {
+    /// There were none.
+    No,
+    /// There were some.
+    Yes,
+    /// The machine was started anew, or there is nothing to tell by.
+    #[default]
+    Unknown,
+}
+
+/// Looks at one volume, now and later.
+#[derive(Debug)]
+pub enum Watch {
+    /// A regular file.
+    File(File),
+    /// A block device.
+    Device(DeviceNumber),
+}
+
+impl Watch {
+    /// Watches an open volume.
+    pub fn of(volume: &Volume) -> io::Result<Self> {
+        match (volume.device(), volume.try_clone_file()?) {
+            (Some(device), _) => Ok(Self::Device(device)),
+            (None, Some(file)) => Ok(Self::File(file)),
+            (None, None) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// What there is to tell by, as text for the record.
+    pub fn now(&self) -> Option<String> {
+        match self {
+            Self::File(file) => {
+                let found = file.metadata().ok()?;
+                Some(format!(
+                    "file {} {} {}.{:09}",
+                    found.ino(),
+                    found.len(),
+                    found.mtime(),
+                    found.mtime_nsec()
+                ))
+            }
+            Self::Device(device) => {
+                let stat = Path::new("/sys/dev/block")
+                    .join(format!("{}:{}/stat", device.major, device.minor));
+                of_device(&boot_id()?, &fs::read_to_string(stat).ok()?)
+            }
+        }
+    }
+}
+
+fn of_device(boot: &str, stat: &str) -> Option<String> {
+    let words: Vec<&str> = stat.split_whitespace().collect();
+    let written = words.get(WRITTEN_SECTORS)?;
+    let discarded = words.get(DISCARDED_SECTORS).unwrap_or(&"0");
+    Some(format!("boot {boot} {written} {discarded}"))
+}
+
+/// Compares what a record holds with what there is now.
+pub fn touched(then: Option<&str>, now: Option<&str>) -> Touched {
+    let (Some(then), Some(now)) = (then, now) else {
+        return Touched::Unknown;
+    };
+    if then == now {
+        return Touched::No;
+    }
+    // The kernel counts from zero when it starts.
+    let boot = |text: &str| {
+        text.strip_prefix("boot ")
+            .map(|rest| rest.split(' ').next().map(str::to_owned))
+    };
+    match (boot(then), boot(now)) {
+        (Some(then), Some(now)) if then != now => Touched::Unknown,
+        _ => Touched::Yes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_untouched_only_on_the_same_boot_with_the_same_counts() {
+        let stat = "  10 0 80 5 20 0 160 7 0 12 12 3 0 24 1 0 0";
+        let text = |boot, stat| of_device(boot, stat).unwrap();
+        let then = text("a", stat);
+        assert_eq!(then, "boot a 160 24");
+        let compare = |boot, from: &str, to: &str| {
+            let now = of_device(boot, &stat.replace(from, to));
+            touched(Some(&then), now.as_deref())
+        };
+        assert_eq!(compare("a", " 10 0", " 99 0"), Touched::No);
+        assert_eq!(compare("a", "160", "168"), Touched::Yes);
+        assert_eq!(compare("a", "24", "32"), Touched::Yes);
+        assert_eq!(compare("b", "160", "160"), Touched::Unknown);
+        assert_eq!(touched(None, Some(&then)), Touched::Unknown);
+        assert_eq!(of_device("a", "1 2 3"), None);
+    }
+
+    #[test]
+    fn a_file_is_touched_by_a_write_and_not_by_a_new_name() {
+        use std::io::Write;
+        let directory = tempfile::tempdir().unwrap();
+        let (a, b) = (directory.path().join("a"), directory.path().join("b"));
+        fs::write(&a, "one").unwrap();
+        let watch = Watch::of(&Volume::open(&a).unwrap()).unwrap();
+        let then = watch.now();
+        fs::rename(&a, &b).unwrap();
+        assert_eq!(
+            touched(then.as_deref(), watch.now().as_deref()),
+            Touched::No
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        File::options()
+            .write(true)
+            .open(&b)
+            .unwrap()
+            .write_all(b"two")
+            .unwrap();
+        assert_eq!(
+            touched(then.as_deref(), watch.now().as_deref()),
+            Touched::Yes
+        );
+    }
+}
