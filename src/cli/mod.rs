@@ -12,6 +12,7 @@ mod progress;
 mod remote;
 mod send;
 mod serve;
+mod state;
 mod summary;
 
 use std::ffi::OsString;
@@ -22,7 +23,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 6] = ["diff", "send", "apply", "inspect", "serve", "help"];
+const VERBS: [&str; 7] = ["diff", "send", "apply", "inspect", "state", "serve", "help"];
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -67,6 +68,7 @@ enum Verb {
     Send(send::SendArgs),
     Apply(apply::ApplyArgs),
     Inspect(inspect::InspectArgs),
+    State(state::StateVerb),
     Serve(serve::ServeArgs),
 }
 
@@ -168,6 +170,7 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Send(args) => send::run(&args, cancel),
         Verb::Apply(args) => apply::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
+        Verb::State(args) => state::run(&args),
         Verb::Serve(args) => serve::run(&args, cancel),
     }
 }

@@ -188,7 +188,12 @@ fn attempt(
 
 /// The connection is gone, as opposed to a far end that has said why it stops.
 fn is_lost(error: &SessionError) -> bool {
-    matches!(error, SessionError::Io { .. } | SessionError::Closed { .. })
+    match error {
+        SessionError::Io { .. } | SessionError::Closed { .. } => true,
+        // The far end has lost us, and could still say so.
+        SessionError::Reported(failure) => failure.code == ExitCode::Remote as u8,
+        _ => false,
+    }
 }
 
 /// What the far end must know for what is asked.

@@ -98,7 +98,12 @@ fn file_name(identity: &str) -> String {
 /// Reads the record in `path`; `None` where there is no such file.
 pub fn read(path: &Path) -> Result<Option<Record>> {
     let shown = path.display();
-    let failed = |error| Error::io(format!("cannot read the record {shown}"), error);
+    let failed = |error| {
+        let action = format!(
+            "cannot read the record {shown}; another state directory can be named with --state-dir"
+        );
+        Error::io(action, error)
+    };
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -1,0 +1,470 @@
+//! Records of destinations from outside: wrong bases, incomplete destinations, resumed runs, `lvmsync state`.
+//!
+//! Everything here runs on files and needs neither root nor device-mapper.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation
+)]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use lvmsync::change_list::ChangeList;
+use lvmsync::changes::cow::Layout;
+use lvmsync::changes::cow_build::store_of;
+use lvmsync::delta::codec::Codec;
+use lvmsync::delta::header::{Header, Planned, Source, State};
+use lvmsync::delta::samples::Samples;
+use lvmsync::delta::writer::DeltaWriter;
+use lvmsync::extent::{Change, Extent, Kind};
+use lvmsync::volume::memory::MemoryVolume;
+
+const CHUNK: usize = 4096;
+
+struct Dir {
+    directory: tempfile::TempDir,
+}
+
+impl Dir {
+    /// `base.img` and its copy `copy.img`, `new.img`, which differs in all chunks but some, and `store.img`.
+    fn with(chunks: usize) -> Self {
+        let dir = Self {
+            directory: tempfile::tempdir().unwrap(),
+        };
+        let base = noise(chunks * CHUNK, "base");
+        let mut new = base.clone();
+        let changed: Vec<usize> = (0..chunks).filter(|chunk| chunk % 16 != 5).collect();
+        for chunk in &changed {
+            new[chunk * CHUNK..][..CHUNK]
+                .iter_mut()
+                .for_each(|byte| *byte ^= 0x3c);
+        }
+        let entries: Vec<(u64, &[u8])> = changed
+            .iter()
+            .map(|chunk| (*chunk as u64, &[][..]))
+            .collect();
+        let store = store_of(Layout::new(CHUNK as u64).unwrap(), entries).unwrap();
+        for (name, bytes) in [
+            ("base.img", &base),
+            ("copy.img", &base),
+            ("new.img", &new),
+            ("store.img", &store),
+        ] {
+            fs::write(dir.path(name), bytes).unwrap();
+        }
+        dir
+    }
+
+    /// The states s0, s1, … of one volume of a mebibyte, each with a delta `sN.delta` from the one before, which
+    /// names them, and `copy.img` in state s0.
+    fn chain(states: usize) -> (Self, Vec<Vec<u8>>) {
+        let dir = Self {
+            directory: tempfile::tempdir().unwrap(),
+        };
+        let mut contents = vec![noise(1 << 20, "s0")];
+        for number in 1..=states {
+            let mut next = contents[number - 1].clone();
+            let chunks = [number * 7, number * 7 + 1, 100 + number * 3];
+            for chunk in chunks {
+                noise(CHUNK, &format!("{number} {chunk}"))
+                    .swap_with_slice(&mut next[chunk * CHUNK..][..CHUNK]);
+            }
+            let delta = delta(number, &contents[number - 1], &next, &chunks);
+            fs::write(dir.path(&format!("s{number}.delta")), delta).unwrap();
+            contents.push(next);
+        }
+        fs::write(dir.path("copy.img"), &contents[0]).unwrap();
+        (dir, contents)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lvmsync"));
+        command
+            .current_dir(self.directory.path())
+            .env("LVMSYNC_STATE_DIR", self.path("state"))
+            .args(line.split_whitespace())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    #[track_caller]
+    fn ok(&self, line: &str) -> String {
+        let output = self.run(line);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{line}: {}",
+            text(&output.stderr)
+        );
+        text(&output.stdout) + &text(&output.stderr)
+    }
+
+    #[track_caller]
+    fn fails(&self, line: &str, code: i32, words: &[&str]) -> String {
+        let output = self.run(line);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{line}: no `{word}` in: {said}");
+        }
+        said
+    }
+
+    /// What `state show --json` says of one destination.
+    fn state(&self, name: &str) -> serde_json::Value {
+        let output = self.run(&format!("state show {name} --json"));
+        let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        all[0].clone()
+    }
+
+    /// A stand-in for ssh: `script` runs before the far end does, whose command line is `$@`.
+    fn fake_ssh(&self, script: &str) -> String {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.path("fake-ssh");
+        fs::write(&path, format!("#!/bin/sh\nshift\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        format!(
+            "-e ./fake-ssh --remote-path {}",
+            env!("CARGO_BIN_EXE_lvmsync")
+        )
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn noise(length: usize, seed: &str) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new()
+        .update(seed.as_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
+}
+
+fn state(number: usize) -> Option<State> {
+    Some(State {
+        id: format!("lvm:s{number}"),
+        name: format!("vg/s{number}"),
+    })
+}
+
+fn delta(number: usize, base: &[u8], target: &[u8], chunks: &[usize]) -> Vec<u8> {
+    let extent = |chunk: &usize| Extent::new((chunk * CHUNK) as u64, CHUNK as u64).unwrap();
+    let change = |chunk: &usize| Change {
+        extent: extent(chunk),
+        kind: Kind::Data,
+    };
+    let changes: ChangeList = chunks.iter().map(change).collect();
+    let header = Header {
+        volume_size: target.len() as u64,
+        base_size: Some(base.len() as u64),
+        base: state(number - 1),
+        target: state(number),
+        source: Source::Cow,
+        granularity: CHUNK as u64,
+        created: 1_700_000_000,
+        codec: "none".to_owned(),
+        program: "test".to_owned(),
+        planned: Planned::default(),
+        list: Some(changes.digest()),
+        run: None,
+        undo_of: None,
+        from_offset: 0,
+        required_features: vec![],
+        features: vec![],
+    };
+    let samples = Samples::take(&MemoryVolume::new(base.to_vec()), &changes).unwrap();
+    let mut writer = DeltaWriter::new(Vec::new(), &header, &samples).unwrap();
+    for chunk in chunks {
+        let data = &target[chunk * CHUNK..][..CHUNK];
+        writer.data(extent(chunk), Codec::None, data).unwrap();
+    }
+    writer.finish().unwrap().1
+}
+
+#[test]
+fn a_forgotten_increment_is_refused_by_the_record_and_without_one_by_the_samples() {
+    let (dir, contents) = Dir::chain(3);
+    let said = dir.ok("apply s1.delta copy.img");
+    assert!(said.contains("rests on the sampled blocks alone"), "{said}");
+    dir.fails(
+        "apply s3.delta copy.img",
+        5,
+        &["vg/s1", "vg/s2", "on record since", "state adopt"],
+    );
+    assert!(dir.read("copy.img") == contents[1], "nothing was written");
+    dir.ok("apply s2.delta s3.delta copy.img");
+    assert!(dir.read("copy.img") == contents[3]);
+    assert_eq!(dir.state("copy.img")["holds"]["name"], "vg/s3");
+
+    // Without the record: three of 256 blocks differ, and half of all are sampled.
+    fs::write(dir.path("other.img"), &contents[1]).unwrap();
+    let (other, _) = Dir::chain(3);
+    fs::write(other.path("copy.img"), noise(1 << 20, "another volume")).unwrap();
+    other.fails(
+        "apply s3.delta copy.img",
+        5,
+        &["not in the state", "Nothing was written"],
+    );
+}
+
+#[test]
+fn a_required_record_is_required() {
+    let (dir, contents) = Dir::chain(1);
+    dir.fails(
+        "apply s1.delta copy.img --require-record",
+        5,
+        &["--require-record"],
+    );
+    assert!(dir.read("copy.img") == contents[0]);
+    dir.ok("state adopt copy.img lvm:s0");
+    dir.ok("apply s1.delta copy.img --require-record");
+    assert!(dir.read("copy.img") == contents[1]);
+}
+
+#[test]
+fn records_are_shown_adopted_and_forgotten() {
+    let (dir, _) = Dir::chain(2);
+    assert!(dir.ok("state show").contains("no destination"));
+    dir.ok("apply s1.delta copy.img --undo back");
+    let shown = dir.ok("state show copy.img");
+    for word in ["vg/s1 (lvm:s1)", "since", "s1.delta", "back"] {
+        assert!(shown.contains(word), "{word}: {shown}");
+    }
+    assert_eq!(dir.state("copy.img")["status"], "complete");
+    // By its identity, not by its name.
+    fs::rename(dir.path("copy.img"), dir.path("moved.img")).unwrap();
+    assert_eq!(dir.state("moved.img")["holds"]["id"], "lvm:s1");
+    dir.fails("state show copy.img --json extra", 2, &["extra"]);
+    dir.ok("state adopt moved.img s2.delta");
+    assert_eq!(dir.state("moved.img")["holds"]["id"], "lvm:s2");
+    dir.fails("apply s2.delta moved.img", 5, &["vg/s1", "vg/s2"]);
+    dir.ok("state forget moved.img");
+    assert!(dir.state("moved.img").is_null());
+    dir.fails("state adopt moved.img nonsense", 1, &["nonsense"]);
+}
+
+#[test]
+fn what_others_wrote_to_is_no_longer_what_the_record_says() {
+    let (dir, contents) = Dir::chain(2);
+    dir.ok("apply s1.delta copy.img");
+    assert_eq!(dir.state("copy.img")["touched"], false);
+    fs::write(dir.path("copy.img"), &contents[0]).unwrap();
+    assert_eq!(dir.state("copy.img")["touched"], true);
+    dir.fails(
+        "apply s1.delta copy.img --require-record",
+        5,
+        &["other than lvmsync wrote"],
+    );
+    let said = dir.ok("apply s1.delta copy.img");
+    assert!(said.contains("other than lvmsync wrote"), "{said}");
+    assert!(dir.read("copy.img") == contents[1]);
+    // Untouched: nothing to do, and nothing is done.
+    let said = dir.ok("apply s1.delta copy.img");
+    assert!(said.contains("already"), "{said}");
+}
+
+#[test]
+fn a_damaged_record_is_refused_and_can_be_forgotten() {
+    let (dir, contents) = Dir::chain(2);
+    dir.ok("apply s1.delta copy.img");
+    let record = fs::read_dir(dir.path("state/destinations"))
+        .unwrap()
+        .next()
+        .unwrap();
+    let record = record.unwrap().path();
+    let mut bytes = fs::read(&record).unwrap();
+    let last = bytes.len() - 5;
+    bytes[last] ^= 1;
+    fs::write(&record, bytes).unwrap();
+    dir.fails(
+        "apply s2.delta copy.img",
+        5,
+        &["record", "checksum", "state forget"],
+    );
+    assert!(dir.read("copy.img") == contents[1]);
+    dir.ok("state forget copy.img");
+    dir.ok("apply s2.delta copy.img");
+    assert!(dir.read("copy.img") == contents[2]);
+}
+
+#[test]
+fn where_no_record_can_be_kept_nothing_is_written() {
+    let (dir, contents) = Dir::chain(1);
+    fs::write(dir.path("state"), "a file where the directory should be").unwrap();
+    dir.fails("apply s1.delta copy.img", 1, &["state", "--state-dir"]);
+    assert!(dir.read("copy.img") == contents[0]);
+    dir.ok("apply s1.delta copy.img --state-dir elsewhere");
+    assert!(dir.path("elsewhere").is_dir());
+}
+
+/// A filter that passes on so many bytes as they come, and then ends. (`head` waits until it has a block.)
+fn only(bytes: usize) -> String {
+    format!(
+        "perl -e '$left = {bytes}; while ($left > 0 and $got = sysread(STDIN, $data, $left)) \
+         {{ syswrite(STDOUT, $data); $left -= $got }}'"
+    )
+}
+
+/// Cut in the middle by a connection that ends, without retries.
+fn cut(dir: &Dir, options: &str) {
+    let ssh = dir.fake_ssh(&format!("{} | sh -c \"$*\"", only(30_000_000)));
+    let line =
+        format!("send --from cow:store.img new.img far:copy.img {options} --retries 0 {ssh}");
+    let here = dir.path("copy.img").display().to_string();
+    dir.fails(
+        &line.replace("far:copy.img", &format!("far:{here}")),
+        7,
+        &[],
+    );
+}
+
+#[test]
+fn an_incomplete_destination_is_finished_or_taken_back_and_used_for_nothing_else() {
+    let dir = Dir::with(10_000);
+    let undo = dir.path("back");
+    cut(&dir, &format!("--undo {}", undo.display()));
+    let state = dir.state("copy.img");
+    assert_eq!(state["status"], "incomplete");
+    assert!(state["incomplete"]["durable_offset"].as_u64().unwrap() > 1 << 20);
+    assert!(dir.ok("state show").contains("INCOMPLETE"));
+    let ways_out = [
+        "incomplete",
+        "run the command that was cut again",
+        "back copy.img",
+    ];
+    dir.fails("send copy.img -o x", 5, &ways_out);
+    dir.fails("send --from cow:store.img copy.img -o x", 5, &ways_out);
+    dir.fails("diff --from cow:store.img copy.img", 5, &ways_out);
+    fs::copy(dir.path("new.img"), dir.path("new2.img")).unwrap();
+    dir.fails("send --from cow:store.img new2.img copy.img", 5, &ways_out);
+
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == dir.read("base.img"));
+    assert_eq!(dir.state("copy.img")["status"], "complete");
+    assert!(!dir.path("back.partial").exists());
+}
+
+#[test]
+fn the_same_command_goes_on_where_it_was_cut() {
+    let dir = Dir::with(10_000);
+    let undo = format!("--undo {}", dir.path("back").display());
+    for undo in ["", &undo] {
+        fs::remove_file(dir.path("copy.img")).unwrap();
+        fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+        cut(&dir, undo);
+        let durable = dir.state("copy.img")["incomplete"]["durable_offset"]
+            .as_u64()
+            .unwrap();
+        let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+        let copy = dir.path("copy.img").display().to_string();
+        let line = format!("send --from cow:store.img new.img far:{copy} {undo} -v --json {ssh}");
+        let output = dir.run(&line);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(
+            text(&output.stderr).contains("goes on at byte"),
+            "{}",
+            text(&output.stderr)
+        );
+        let sent: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let left = (10_000 * CHUNK) as u64 - durable;
+        assert!(sent["bytes_sent"].as_u64().unwrap() < left + (64 << 10));
+        assert!(dir.read("copy.img") == dir.read("new.img"));
+        if !undo.is_empty() {
+            dir.ok("apply back copy.img");
+            assert!(dir.read("copy.img") == dir.read("base.img"));
+        }
+    }
+}
+
+#[test]
+fn a_lost_connection_is_made_again() {
+    let dir = Dir::with(4000);
+    // The first connections end after so many bytes; the third lasts.
+    let ssh = dir.fake_ssh(&format!(
+        "n=$(cat calls 2>/dev/null || echo 0); echo $((n + 1)) > calls\n\
+         case $n in 0|1) {} | sh -c \"$*\" ;; *) exec sh -c \"$*\" ;; esac",
+        only(4_000_000)
+    ));
+    let line = format!(
+        "send --from cow:store.img new.img far:{} {ssh}",
+        dir.path("copy.img").display()
+    );
+    let said = dir.ok(&line);
+    assert!(said.contains("trying again in 1 s"), "{said}");
+    assert_eq!(text(&dir.read("calls")).trim(), "3");
+    assert!(dir.read("copy.img") == dir.read("new.img"));
+    assert_eq!(dir.state("copy.img")["status"], "complete");
+
+    // One that was never there is not waited for, and refusals are final.
+    let ssh = dir.fake_ssh("echo x >> calls2; exit 255");
+    dir.fails(&format!("send new.img far:/nowhere {ssh}"), 7, &[]);
+    assert_eq!(dir.read("calls2").len(), 2);
+}
+
+#[test]
+fn a_first_copy_has_its_name_only_when_it_is_whole() {
+    let dir = Dir::with(2000);
+    let far = dir.path("first.img");
+    let ssh = dir.fake_ssh(&format!("{} | sh -c \"$*\"", only(3_000_000)));
+    let line = format!("send new.img far:{} --retries 0", far.display());
+    dir.fails(&format!("{line} {ssh}"), 7, &[]);
+    assert!(!far.exists() && dir.path("first.img.partial").exists());
+    assert_eq!(dir.state("first.img")["status"], "incomplete");
+    let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+    let said = dir.ok(&format!("{line} {ssh} -v"));
+    assert!(said.contains("goes on at byte"), "{said}");
+    assert!(dir.read("first.img") == dir.read("new.img"));
+    assert!(!dir.path("first.img.partial").exists());
+    assert_eq!(dir.state("first.img")["status"], "complete");
+}
+
+#[test]
+fn a_chain_that_was_cut_goes_on_in_its_middle() {
+    let (dir, contents) = Dir::chain(3);
+    dir.ok("apply s1.delta copy.img");
+    let damaged = dir.read("s2.delta");
+    fs::write(dir.path("s2.delta"), &damaged[..damaged.len() - 4200]).unwrap();
+    dir.fails(
+        "apply s1.delta s2.delta s3.delta copy.img",
+        6,
+        &["s2.delta"],
+    );
+    fs::write(dir.path("s2.delta"), damaged).unwrap();
+    let said = dir.ok("apply s1.delta s2.delta s3.delta copy.img");
+    assert!(said.contains("goes on at s2.delta"), "{said}");
+    assert!(dir.read("copy.img") == contents[3]);
+}
+
+#[test]
+fn a_file_that_is_written_while_it_is_read_is_no_state() {
+    let dir = Dir::with(4000);
+    let mut child = dir
+        .command("send new.img -o x.delta --bwlimit 8M")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    fs::write(dir.path("new.img"), dir.read("base.img")).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(!dir.path("x.delta").exists());
+}
