@@ -5,6 +5,7 @@
 
 mod apply;
 mod classic;
+mod compare;
 mod diff;
 mod inspect;
 mod output;
@@ -13,6 +14,7 @@ mod remote;
 mod send;
 mod serve;
 mod summary;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -22,7 +24,9 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 6] = ["diff", "send", "apply", "inspect", "serve", "help"];
+const VERBS: [&str; 7] = [
+    "diff", "send", "apply", "compare", "inspect", "serve", "help",
+];
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -37,6 +41,9 @@ Examples:
   The same into a file, and applied later:
     lvmsync send --from vg/s1 vg/s2 -o monday.delta
     lvmsync apply monday.delta /dev/vg/copy
+
+  Is the copy what it should be?
+    lvmsync compare vg/s2 backup:/dev/vg/data
 
 The command line of the original lvmsync works, too:
     lvmsync SNAPSHOT [HOST:]DEST, --stdout, --apply, --server, --snapback, --data-source, --rsh
@@ -66,6 +73,7 @@ enum Verb {
     Diff(diff::DiffArgs),
     Send(send::SendArgs),
     Apply(apply::ApplyArgs),
+    Compare(compare::CompareArgs),
     Inspect(inspect::InspectArgs),
     Serve(serve::ServeArgs),
 }
@@ -167,6 +175,7 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Diff(args) => diff::run(&args, cancel),
         Verb::Send(args) => send::run(&args, cancel),
         Verb::Apply(args) => apply::run(&args, cancel),
+        Verb::Compare(args) => compare::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
         Verb::Serve(args) => serve::run(&args, cancel),
     }

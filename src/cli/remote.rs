@@ -31,7 +31,7 @@ pub(super) fn send(
     if job.remote.compat {
         return send_to_original(job, source, host, path, summary);
     }
-    let mut end = start(job, host, &["serve"])?;
+    let mut end = start(job.remote, &job.speaker, host, &["serve"])?;
     let events = Arc::new(Events {
         host: host.to_owned(),
         speaker: job.speaker.clone(),
@@ -72,19 +72,24 @@ pub(super) fn send(
     }
 }
 
-fn start(job: &Job<'_>, host: &str, arguments: &[&str]) -> Result<RemoteEnd> {
+pub(super) fn start(
+    remote: &RemoteArgs,
+    speaker: &Speaker,
+    host: &str,
+    arguments: &[&str],
+) -> Result<RemoteEnd> {
     let RemoteArgs {
         rsh,
         sudo,
         remote_path,
         ..
-    } = job.remote;
+    } = remote;
     let options = RemoteOptions {
         rsh: Some(rsh.clone()),
         remote_path: Some(remote_path.clone()),
         sudo: *sudo,
     };
-    let speaker = job.speaker.clone();
+    let speaker = speaker.clone();
     RemoteEnd::start(
         host,
         &options,
@@ -160,7 +165,7 @@ fn send_to_original(
         arguments.extend(["--snapback", undo]);
     }
     arguments.push(path);
-    let mut end = start(job, host, &arguments)?;
+    let mut end = start(job.remote, &job.speaker, host, &arguments)?;
     let stdin = end.take_stdin()?;
     // Dropping the pipe is the only end mark that the original knows.
     let sent = job.write_proto3(source, stdin, host, summary);
@@ -170,9 +175,9 @@ fn send_to_original(
 }
 
 /// What the far end tells meanwhile.
-struct Events {
-    host: String,
-    speaker: Speaker,
+pub(super) struct Events {
+    pub(super) host: String,
+    pub(super) speaker: Speaker,
 }
 
 impl SessionEvents for Events {

@@ -12,7 +12,7 @@ use crate::engine::apply::Applied;
 use crate::error::{Error, ExitCode, Result};
 use crate::monitor::Monitor;
 use crate::session::SessionError;
-use crate::session::message::{Ack, ApplyOptions, Done, Open, Ready};
+use crate::session::message::{Ack, ApplyOptions, Done, OPERATION_COMPARE, Open, Ready};
 use crate::session::server::{Replies, Server};
 use crate::sys::device::DeviceNumber;
 use crate::volume::VolumeIdentity;
@@ -62,6 +62,9 @@ fn serve(
     cancel: &Cancel,
 ) -> Result<Done> {
     let monitor = Relay(replies.clone());
+    if open.operation == OPERATION_COMPARE {
+        return super::compare::serve(server, &open.destination, &monitor, cancel);
+    }
     let options = destination_options(&open.options);
     if open.options.dry_run && Destination::could_make(&open.destination, &options) {
         let destination = open.destination.clone();
@@ -112,7 +115,7 @@ fn serve(
 }
 
 /// The session's end, as this end sees it.
-fn lost(error: SessionError) -> Error {
+pub(super) fn lost(error: SessionError) -> Error {
     error.into_error("the sender")
 }
 

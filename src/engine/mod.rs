@@ -4,11 +4,14 @@
 //! only after sync. The engine knows volumes by their traits alone: no paths, no LVM.
 
 pub mod apply;
+pub mod compare;
 pub mod copy_list;
 pub mod deliver;
+pub mod digester;
 pub mod order;
 pub mod plan;
 pub mod pump;
+pub mod read_back;
 pub mod receive;
 pub mod target;
 pub mod throttle;

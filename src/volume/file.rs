@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
 use rustix::io::Errno;
 
 use super::host::VolumeIdentity;
@@ -40,6 +40,20 @@ impl FileVolume {
     /// What makes it the same volume as another path.
     pub fn identity(&self) -> VolumeIdentity {
         self.identity
+    }
+
+    /// Writes back what is in memory alone, and gives up the copies there: the next reads come from the disk.
+    /// A filesystem that lives in memory, or a page that another program has mapped, keeps them.
+    pub fn forget_cached(&self) -> io::Result<()> {
+        match rustix::fs::fdatasync(&self.file) {
+            // What cannot be written has nothing to write back.
+            Ok(()) | Err(Errno::INVAL | Errno::ROFS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match fadvise(&self.file, 0, None, Advice::DontNeed) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn check(&self, offset: u64, length: u64, past: io::ErrorKind) -> io::Result<()> {
