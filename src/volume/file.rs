@@ -219,6 +219,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_memory_is_written_back_before_it_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        std::fs::write(&path, vec![3; 100_000]).unwrap();
+        let read_only = FileVolume::new(File::open(&path).unwrap()).unwrap();
+        read_only.forget_cached().unwrap();
+        assert_eq!(bytes(&read_only), vec![3; 100_000]);
+    }
+
+    #[test]
     fn zeroes_are_written_in_pieces() {
         let mut seen = Vec::new();
         let extent = Extent::new(3, 200_000).unwrap();
