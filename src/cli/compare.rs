@@ -3,34 +3,26 @@
 //! Guarantees: nothing is written at either end; "equal" is said only after every byte that was asked about was
 //! read at both ends, from the volumes themselves.
 
-use std::io::{self, Read, Write};
-use std::sync::Arc;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 
 use super::apply::{open_input, shown_name};
+use super::compare_far::Far;
 use super::diff::{GATHER_BYTES, push_number, write_map};
-use super::progress::Speaker;
-use super::remote::{Events, start};
 use super::send::RemoteArgs;
-use super::serve::lost;
 use super::summary::{per_second, shown_seconds};
 use super::{TalkArgs, output};
-use crate::cancel::{Cancel, CancelableReader};
+use crate::cancel::Cancel;
 use crate::change_list::{ChangeList, ChangeListBuilder};
 use crate::comparand::Comparand;
 use crate::delta::reader::DeltaReader;
-use crate::engine::compare::{Failed, Side, answer, compare_here, compare_there};
+use crate::engine::compare::compare_here;
 use crate::error::{Error, ExitCode, Result};
 use crate::extent::{Extent, Kind};
 use crate::monitor::Monitor;
-use crate::session::compare_client::CompareClient;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
-use crate::session::handshake::FEATURE_COMPARE;
-use crate::session::message::{ApplyOptions, Done, OPERATION_COMPARE, Open, Ready};
-use crate::session::remote::RemoteEnd;
-use crate::session::server::Server;
 use crate::units::{Bytes, count};
 
 const AFTER_HELP: &str = "\
@@ -231,91 +223,6 @@ impl Sizes {
             compared_bytes,
             differing,
         })
-    }
-}
-
-/// A volume at the far end of a session.
-pub(super) struct Far {
-    end: RemoteEnd,
-    client: CompareClient<std::process::ChildStdin>,
-    /// What was found there.
-    pub(super) ready: Ready,
-}
-
-impl Far {
-    /// Opens `path` at `host` for comparing.
-    pub(super) fn open(
-        remote: &RemoteArgs,
-        speaker: &Speaker,
-        host: &str,
-        path: &str,
-        cancel: &Cancel,
-    ) -> Result<Self> {
-        let mut end = start(remote, speaker, host, &["serve"])?;
-        let events = Arc::new(Events {
-            host: host.to_owned(),
-            speaker: speaker.clone(),
-        });
-        let wrap = |stdout| CancelableReader::new(stdout, cancel.clone());
-        let client = end.connect(wrap, &[FEATURE_COMPARE], events)?;
-        let open = Open {
-            operation: OPERATION_COMPARE.to_owned(),
-            destination: path.to_owned(),
-            options: ApplyOptions::default(),
-            source: None,
-        };
-        let (ready, client) = client.compare(open).map_err(|error| end.explain(error))?;
-        Ok(Self { end, client, ready })
-    }
-
-    /// Compares and ends the session.
-    pub(super) fn compare(
-        mut self,
-        extents: &ChangeList,
-        near: Side<'_>,
-        cancel: &Cancel,
-        monitor: &dyn Monitor,
-    ) -> Result<ChangeList> {
-        match compare_there(extents, near, &mut self.client, cancel, monitor) {
-            Ok(differing) => {
-                let done = self.client.finish();
-                done.map_err(|error| self.end.explain(error))?;
-                self.end.close();
-                Ok(differing)
-            }
-            Err(Failed::Here(error)) => {
-                self.client.abort(&error.to_string());
-                Err(error)
-            }
-            Err(Failed::There(error)) => {
-                // Closes its input, so that it ends.
-                drop(self.client);
-                cancel.check()?;
-                Err(self.end.explain(error))
-            }
-        }
-    }
-}
-
-/// The far end of it.
-pub(super) fn serve<R: Read, W: Write>(
-    server: &mut Server<R, W>,
-    destination: &str,
-    monitor: &dyn Monitor,
-    cancel: &Cancel,
-) -> Result<Done> {
-    let volume = Comparand::open(destination, monitor)?;
-    let kind = if volume.is_file() { "file" } else { "block" };
-    let ready = Ready {
-        destination: destination.to_owned(),
-        size_bytes: volume.size_bytes(),
-        kind: kind.to_owned(),
-    };
-    server.ready(ready).map_err(lost)?;
-    match answer(server, volume.side(), cancel) {
-        Ok(()) => Ok(Done::default()),
-        Err(Failed::Here(error)) => Err(volume.explain(error)),
-        Err(Failed::There(error)) => Err(lost(error)),
     }
 }
 

@@ -6,6 +6,7 @@
 mod apply;
 mod classic;
 mod compare;
+mod compare_far;
 mod diff;
 mod inspect;
 mod output;

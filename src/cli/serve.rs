@@ -63,7 +63,7 @@ fn serve(
 ) -> Result<Done> {
     let monitor = Relay(replies.clone());
     if open.operation == OPERATION_COMPARE {
-        return super::compare::serve(server, &open.destination, &monitor, cancel);
+        return super::compare_far::serve(server, &open.destination, &monitor, cancel);
     }
     let options = destination_options(&open.options);
     if open.options.dry_run && Destination::could_make(&open.destination, &options) {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::BufReader;
 
 use super::apply::{open_input, shown_name};
-use super::compare::Far;
+use super::compare_far::Far;
 use super::send::Job;
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
