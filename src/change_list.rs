@@ -208,6 +208,17 @@ impl ChangeList {
         builder.finish()
     }
 
+    /// The same extents, all of them as data.
+    pub fn all_data(mut self) -> Self {
+        for [_, length] in &mut self.packed {
+            *length &= !ZERO_BIT;
+        }
+        ChangeListBuilder {
+            packed: self.packed,
+        }
+        .finish()
+    }
+
     /// The part below `size_bytes`.
     pub fn clip(mut self, size_bytes: u64) -> Self {
         while let Some(last) = self.packed.last_mut() {
@@ -336,6 +347,8 @@ mod tests {
                 let expected = u8::from(*cell == 0 && (position as u64) < size);
                 prop_assert_eq!(gaps[position], expected, "at {}", position);
             }
+            let all_data: Vec<u8> = model.iter().map(|cell| 2 * u8::from(*cell > 0)).collect();
+            prop_assert_eq!(cells_of(&list.clone().all_data(), 256), all_data);
             model[size as usize..].fill(0);
             prop_assert_eq!(cells_of(&list.clip(size), 256), model);
         }

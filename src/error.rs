@@ -22,7 +22,7 @@ pub enum ExitCode {
     Failed = 1,
     /// The command line was wrong.
     Usage = 2,
-    /// `compare`: the volumes differ.
+    /// `compare`: the volumes differ. `--verify`: what was written does not read back.
     Differ = 3,
     /// The change source cannot prove its list: a full compare is needed.
     TrackingLost = 4,
@@ -101,6 +101,15 @@ pub enum Error {
         what: String,
         /// Where and how.
         source: FormatError,
+    },
+
+    /// What was written does not read back as what was sent.
+    #[error("{what}: {reason}")]
+    Differ {
+        /// The volume that was written.
+        what: String,
+        /// Where it differs, and what that may mean.
+        reason: String,
     },
 
     /// The remote end, or the way to it.
@@ -184,6 +193,7 @@ impl Error {
             Error::Store { source, .. } => source.exit_code(),
             Error::Refused { .. } => ExitCode::Refused,
             Error::Damaged { source, .. } => source.exit_code(),
+            Error::Differ { .. } => ExitCode::Differ,
             Error::Remote { .. } => ExitCode::Remote,
             Error::RemoteFailed { code, .. } => *code,
             Error::Io { .. } | Error::Lvm { .. } => ExitCode::Failed,

@@ -6,7 +6,10 @@ mod delta;
 
 pub use delta::{fuzz_delta, fuzz_header, fuzz_proto3, fuzz_record};
 
+use crate::cancel::Cancel;
 use crate::changes::cow::read_exceptions;
+use crate::engine::compare::{Side, answer, next_request};
+use crate::session::compare_wire::{MAX_BYTES, MAX_DIGESTS};
 use crate::session::message::{self, Decoded};
 use crate::session::server::Server;
 use crate::session::transport::MessageReader;
@@ -38,10 +41,11 @@ pub fn fuzz_cow(data: &[u8]) {
     }
 }
 
-/// What a peer sends: as single messages, to a server, and to a client before its stream.
+/// What a peer sends: as single messages, to a server, to a client before its stream, and as the requests of a
+/// compare.
 ///
 /// Holds: no panic; what decodes encodes to something that decodes to the same; a decoder never asks for
-/// more than the longest message.
+/// more than the longest message; a request never asks for more than is answered at once.
 pub fn fuzz_session(data: &[u8]) {
     let mut rest = data;
     loop {
@@ -61,9 +65,29 @@ pub fn fuzz_session(data: &[u8]) {
         }
     }
     if let Ok(mut server) = Server::accept(data, std::io::sink())
-        && server.request().is_ok()
+        && let Ok(open) = server.request()
     {
-        let _ = std::io::copy(&mut server, &mut std::io::sink());
+        if open.operation == message::OPERATION_COMPARE {
+            let volume = MemoryVolume::new(vec![1; 20_000]);
+            let side = Side {
+                volume: &volume,
+                name: "volume",
+            };
+            let _ = answer(&mut server, side, &Cancel::new());
+        } else {
+            let _ = std::io::copy(&mut server, &mut std::io::sink());
+        }
+    }
+    let mut requests = data;
+    let mut asked = data.len();
+    while let Ok(Some(request)) = next_request(&mut requests, 1 << 40) {
+        assert!(request.bytes() <= MAX_BYTES, "bounded");
+        assert!(
+            request.parts().count() as u64 <= MAX_DIGESTS,
+            "one message answers it"
+        );
+        asked -= request.encode().len();
+        assert_eq!(asked, requests.len(), "encodes to what was read");
     }
     let mut reader = MessageReader::new(data);
     if reader.greeting().is_ok() {

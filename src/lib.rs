@@ -3,18 +3,20 @@
 //! The library is the binary's; its interface may change with any release. Dependencies point one way:
 //!
 //! ```text
-//! cli → { source, destination } → { engine, dm } → { changes, delta, session, volume } → { extent, units, error }
+//! cli → { source, destination, comparand } → { engine, dm } → { changes, delta, session, volume }
+//!     → { extent, blocks, units, error }
 //! ```
 //!
 //! | module | what it knows |
 //! |---|---|
 //! | [`extent`], [`change_list`], [`units`], [`error`] | the words: extents and lists of them, sizes, what can go wrong |
+//! | [`blocks`] | what volumes are compared by: pieces, blocks, digests (pure) |
 //! | [`changes`] | change sources: bytes of kernel metadata in, change lists out (pure) |
 //! | [`delta`] | the delta format, `docs/format.md` (pure but for Read and Write) |
 //! | [`volume`], [`sys`] | block devices, files, their twins for tests; the ioctls and buffers below them |
 //! | [`dm`] | device-mapper and LVM: names, UUIDs, tables, who is open |
 //! | [`engine`] | the data path: plan, pump, apply, undo |
-//! | [`source`], [`destination`] | from what the user typed to what the engine moves |
+//! | [`source`], [`destination`], [`comparand`] | from what the user typed to what the engine moves |
 //! | [`cancel`], [`monitor`] | stopping cleanly, telling |
 //! | [`partial_file`], [`undo_file`] | files that appear when whole, and one that stays when it is needed |
 
@@ -28,10 +30,12 @@
     )
 )]
 
+pub mod blocks;
 pub mod cancel;
 pub mod change_list;
 pub mod changes;
 pub mod cli;
+pub mod comparand;
 pub mod delta;
 pub mod destination;
 pub mod dm;

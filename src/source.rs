@@ -374,7 +374,7 @@ fn with_tail(changes: ChangeList, base_size: u64, size: u64) -> ChangeList {
 }
 
 /// An I/O error from a snapshot that is not in order any more is that, and nothing else.
-fn explain(snapshot: &LogicalVolume, error: Error) -> Error {
+pub(crate) fn explain(snapshot: &LogicalVolume, error: Error) -> Error {
     if !matches!(error, Error::Io { .. }) {
         return error;
     }
@@ -385,7 +385,7 @@ fn explain(snapshot: &LogicalVolume, error: Error) -> Error {
 }
 
 /// A read of a suspended device would wait until somebody resumes it.
-fn refuse_suspended(volume: &LogicalVolume) -> Result<()> {
+pub(crate) fn refuse_suspended(volume: &LogicalVolume) -> Result<()> {
     if !volume.suspended {
         return Ok(());
     }
@@ -399,7 +399,7 @@ fn refuse_suspended(volume: &LogicalVolume) -> Result<()> {
     })
 }
 
-fn snapshot_in(resolved: Resolved) -> Option<LogicalVolume> {
+pub(crate) fn snapshot_in(resolved: Resolved) -> Option<LogicalVolume> {
     match resolved {
         Resolved::LogicalVolume(volume) if volume.thick_snapshot().is_ok() => Some(*volume),
         _ => None,
@@ -447,7 +447,7 @@ fn read_table(store: &Volume, name: &str, origin_size_bytes: u64) -> Result<Exce
     })
 }
 
-fn trusted(volume: &LogicalVolume, snapshot: &ThickSnapshot) -> Result<()> {
+pub(crate) fn trusted(volume: &LogicalVolume, snapshot: &ThickSnapshot) -> Result<()> {
     match snapshot.status.why_untrusted() {
         Some(reason) => Err(lost(&volume.name.to_string(), reason)),
         None => Ok(()),

@@ -154,7 +154,7 @@ fn version_and_help_go_to_stdout() {
         dir.ok("--version"),
         format!("lvmsync {}\n", env!("CARGO_PKG_VERSION"))
     );
-    for verb in ["diff", "send", "apply", "inspect", "serve"] {
+    for verb in ["diff", "send", "apply", "compare", "inspect", "serve"] {
         assert!(
             dir.ok(&format!("{verb} --help"))
                 .contains(&format!("Usage: lvmsync {verb}"))
@@ -1025,4 +1025,344 @@ fn paths_that_are_no_volumes_are_named() {
     dir.fails("send no-such.img copy.img", 1, &["no-such.img"]);
     dir.fails("apply no-such.delta copy.img", 1, &["no-such.delta"]);
     assert!(Path::new("/dev/null").exists());
+}
+
+/// `new.img` and `copy.img` differ in chunks 3, 4, 77 and 200.
+const DIFFERENT: &str = "\"different_bytes\":16384,\"extents\":[\
+     {\"offset\":12288,\"length\":8192},\
+     {\"offset\":315392,\"length\":4096},\
+     {\"offset\":819200,\"length\":4096}]}\n";
+
+#[test]
+fn compare_is_0_for_equal_3_for_different_and_lists_where() {
+    let dir = Dir::new();
+    let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
+    let here = |name: &str| dir.path(name).display().to_string();
+    let far = |name: &str| format!("far:{} {ssh}", dir.path(name).display());
+    for (copy, base) in [
+        (here("copy.img"), here("base.img")),
+        (far("copy.img"), far("base.img")),
+    ] {
+        let equal = dir.run(&format!("compare base.img {copy}"));
+        let said = text(&equal.stderr);
+        assert_eq!(equal.status.code(), Some(0), "{said}");
+        assert!(
+            equal.stdout.is_empty() && said.starts_with("equal: 1.0 MiB compared"),
+            "{said}"
+        );
+        let different = dir.run(&format!("compare new.img {copy}"));
+        let (said, table) = (text(&different.stderr), text(&different.stdout));
+        assert_eq!(different.status.code(), Some(3), "{said}");
+        assert!(
+            said.starts_with("different: 16.0 KiB in 3 extents; 1.0 MiB compared"),
+            "{said}"
+        );
+        assert_eq!(table.lines().count(), 4, "{table}");
+        assert!(
+            table
+                .lines()
+                .nth(1)
+                .unwrap()
+                .ends_with(" 12288             8192"),
+            "{table}"
+        );
+        let json = dir.run(&format!("compare new.img {base} --json -q"));
+        assert_eq!(json.status.code(), Some(3));
+        let sizes =
+            "{\"volume_size\":1048576,\"destination_size\":1048576,\"compared_bytes\":1048576,";
+        assert_eq!(text(&json.stdout), format!("{sizes}{DIFFERENT}"));
+        let map = dir.run(&format!("compare new.img {copy} --map"));
+        assert_eq!(
+            (map.status.code(), text(&map.stdout).lines().count()),
+            (Some(3), 16)
+        );
+        for (source, code) in [("base.img", 0), ("new.img", 3)] {
+            let quiet = dir.run(&format!("compare -q {source} {copy}"));
+            assert_eq!(quiet.status.code(), Some(code));
+            assert!(quiet.stdout.is_empty() && quiet.stderr.is_empty());
+        }
+    }
+    let progress = dir.run("compare base.img copy.img --progress json");
+    let lines = text(&progress.stderr);
+    let last = lines.lines().rfind(|line| line.starts_with('{')).unwrap();
+    let progress: serde_json::Value = serde_json::from_str(last).unwrap();
+    assert_eq!(
+        (&progress["bytes_done"], &progress["bytes_total"]),
+        (&(1 << 20).into(), &(1 << 20).into())
+    );
+}
+
+#[test]
+fn compare_changes_nothing_and_a_destination_in_use_may_be_compared() {
+    let dir = Dir::new();
+    let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
+    let before = dir.names();
+    let lock = fs::File::open(dir.path("copy.img")).unwrap();
+    lock.lock().unwrap();
+    let mut permissions = lock.metadata().unwrap().permissions();
+    permissions.set_readonly(true);
+    lock.set_permissions(permissions).unwrap();
+    dir.ok("compare base.img copy.img");
+    dir.ok(&format!(
+        "compare base.img far:{} {ssh}",
+        dir.path("copy.img").display()
+    ));
+    assert_eq!(dir.names(), before);
+    assert_eq!(dir.read("copy.img"), dir.read("base.img"));
+}
+
+#[test]
+fn compare_only_looks_at_the_extents_of_a_delta() {
+    let dir = Dir::new();
+    let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
+    dir.delta();
+    for far in [
+        String::new(),
+        format!("far:{}/", dir.directory.path().display()),
+    ] {
+        let line = |rest: &str| format!("compare {} {ssh}", rest.replace('@', &far));
+        let json = dir.run(&line("new.img @copy.img --only x.delta --json"));
+        assert_eq!(json.status.code(), Some(3));
+        assert!(text(&json.stdout).ends_with(&format!("\"compared_bytes\":16384,{DIFFERENT}")));
+        // What the delta leaves alone may be anything.
+        let mut copy = dir.read("new.img");
+        copy[0] ^= 1;
+        fs::write(dir.path("other.img"), &copy).unwrap();
+        dir.ok(&line("new.img @other.img --only x.delta"));
+        // A zero extent counts as well.
+        let mut zeroes = dir.read("base.img");
+        zeroes[1 << 19..].fill(0);
+        fs::write(dir.path("zeroes.img"), &zeroes).unwrap();
+        dir.ok("send zeroes.img -o zeroes.delta --overwrite -q");
+        assert!(dir.ok("inspect --extents zeroes.delta").contains("zero"));
+        zeroes[(1 << 20) - 1] = 1;
+        fs::write(dir.path("nearly.img"), &zeroes).unwrap();
+        let json = dir.run(&line("zeroes.img @nearly.img --only zeroes.delta --json"));
+        assert!(text(&json.stdout).ends_with("[{\"offset\":1044480,\"length\":4096}]}\n"));
+    }
+    fs::write(dir.path("small.img"), "x").unwrap();
+    dir.fails(
+        "compare small.img copy.img --only x.delta",
+        2,
+        &["1048576 bytes", "small.img has 1"],
+    );
+    let mut cut = dir.read("x.delta");
+    cut.pop();
+    fs::write(dir.path("cut"), cut).unwrap();
+    dir.fails("compare new.img copy.img --only cut", 6, &["cut"]);
+    dir.ok("send --from cow:store.img new.img -o s3 --format proto3");
+    dir.fails("compare new.img copy.img --only s3", 6, &["version 4"]);
+}
+
+#[test]
+fn a_shorter_destination_is_different_and_so_is_a_longer_file() {
+    let dir = Dir::new();
+    let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
+    let base = dir.read("base.img");
+    fs::write(dir.path("short.img"), &base[..base.len() - 100]).unwrap();
+    fs::write(dir.path("long.img"), [&base[..], &[0; 5]].concat()).unwrap();
+    for far in [
+        String::new(),
+        format!("far:{}/", dir.directory.path().display()),
+    ] {
+        for (name, extent, words) in [
+            (
+                "short.img",
+                "[{\"offset\":1048476,\"length\":100}]",
+                "shorter by 100 bytes",
+            ),
+            (
+                "long.img",
+                "[{\"offset\":1048576,\"length\":5}]",
+                "longer by 5 bytes",
+            ),
+        ] {
+            let output = dir.run(&format!("compare base.img {far}{name} --json {ssh}"));
+            assert_eq!(output.status.code(), Some(3));
+            assert!(
+                text(&output.stdout).contains(extent),
+                "{}",
+                text(&output.stdout)
+            );
+            assert!(
+                text(&output.stderr).contains(words),
+                "{}",
+                text(&output.stderr)
+            );
+        }
+    }
+}
+
+#[test]
+fn what_compare_cannot_do_has_its_code() {
+    let dir = Dir::new();
+    let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
+    dir.fails("compare new.img", 2, &["required"]);
+    dir.fails(
+        "compare new.img copy.img --json --map",
+        2,
+        &["cannot be used"],
+    );
+    dir.fails("compare new.img ./new.img", 2, &["same volume"]);
+    dir.fails("compare new.img copy.img --compat", 2, &["cannot compare"]);
+    dir.fails("compare no-such.img copy.img", 1, &["no-such.img"]);
+    dir.fails("compare new.img no-such.img", 1, &["no-such.img"]);
+    dir.fails(
+        "compare new.img copy.img --only no-such.delta",
+        1,
+        &["no-such.delta"],
+    );
+    dir.fails(
+        &format!("compare new.img far:/no/such/x {ssh}"),
+        7,
+        &["far: ", "/no/such/x"],
+    );
+    dir.fake_ssh("echo 'Connection refused by host' >&2; exit 255");
+    dir.fails(
+        &format!("compare new.img far:/x {ssh}"),
+        7,
+        &["Connection refused by host"],
+    );
+    // An lvmsync of before: its Hello has no such feature.
+    let hello = r#"{"protocol_min":1,"protocol_max":1,"features":["apply"]}"#;
+    let mut old = b"lvmsync session 1\n".to_vec();
+    let mut header = vec![1, 0, 0, 0];
+    header.extend((hello.len() as u32).to_le_bytes());
+    header.extend(crc32c::crc32c(hello.as_bytes()).to_le_bytes());
+    header.extend(crc32c::crc32c(&header).to_le_bytes());
+    old.extend([&header[..], hello.as_bytes()].concat());
+    fs::write(dir.path("old"), old).unwrap();
+    dir.fake_ssh("cat old; cat > /dev/null");
+    dir.fails(
+        &format!("compare new.img far:/x {ssh}"),
+        7,
+        &["`compare`", "same release"],
+    );
+}
+
+/// A destination that loses its end, and one whose far end is killed, in the middle of a compare.
+#[test]
+fn an_end_that_goes_away_in_the_middle_is_named() {
+    let dir = Dir::new();
+    for name in ["a.img", "b.img"] {
+        let file = fs::File::create(dir.path(name)).unwrap();
+        file.set_len(3 << 40).unwrap();
+    }
+    let ssh = dir.fake_ssh("shift; echo $$ > far.pid; exec $*");
+    let far = format!("compare a.img far:{} {ssh}", dir.path("b.img").display());
+    for (line, code, words) in [
+        ("compare a.img b.img", 1, "of b.img: it is shorter than"),
+        (far.as_str(), 7, "b.img: it is shorter than"),
+        (far.as_str(), 7, "signal 9"),
+        (far.as_str(), 130, "interrupted"),
+        ("compare a.img b.img", 130, "interrupted"),
+    ] {
+        let _ = fs::remove_file(dir.path("far.pid"));
+        let mut command = Command::new("env");
+        command
+            .current_dir(dir.directory.path())
+            .arg("--default-signal=INT")
+            .arg(env!("CARGO_BIN_EXE_lvmsync"))
+            .args(line.split_whitespace());
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let kill = |signal: &str, id: &str| {
+            assert!(
+                Command::new("kill")
+                    .args([signal, id])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        };
+        match words {
+            "interrupted" => kill("-INT", &child.id().to_string()),
+            "signal 9" => kill("-KILL", text(&dir.read("far.pid")).trim()),
+            _ => {
+                let file = fs::File::options().write(true).open(dir.path("b.img"));
+                file.unwrap().set_len(4096).unwrap();
+            }
+        }
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
+        assert!(said.contains(words), "{line}: {said}");
+        let file = fs::File::options().write(true).open(dir.path("b.img"));
+        file.unwrap().set_len(3 << 40).unwrap();
+    }
+}
+
+#[test]
+fn send_and_apply_verify_what_they_wrote() {
+    let dir = Dir::new();
+    let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
+    dir.delta();
+    let far = format!("far:{} {ssh}", dir.path("copy.img").display());
+    for line in [
+        "send --from cow:store.img new.img copy.img".to_owned(),
+        format!("send --from cow:store.img new.img {far}"),
+        "send new.img copy.img".to_owned(),
+        "apply x.delta copy.img".to_owned(),
+    ] {
+        fs::copy(dir.path("base.img"), dir.path("copy.img")).unwrap();
+        let output = dir.run(&format!("{line} --verify --json"));
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{line}: {said}");
+        assert!(
+            said.contains("verified: what was written reads back"),
+            "{line}: {said}"
+        );
+        assert!(text(&output.stdout).contains("\"verified\":true"), "{line}");
+        assert_eq!(dir.read("copy.img"), dir.read("new.img"));
+    }
+    assert!(
+        !dir.ok("apply x.delta copy.img --force --json")
+            .contains("verified")
+    );
+    // What is past the end of a smaller destination was left out, as asked.
+    let base = dir.read("base.img");
+    for far in [
+        String::new(),
+        format!("far:{}/", dir.directory.path().display()),
+    ] {
+        fs::write(dir.path("small.img"), &base[..700_000]).unwrap();
+        dir.ok(&format!(
+            "send --from cow:store.img new.img {far}small.img --allow-smaller --verify {ssh}"
+        ));
+    }
+    for (line, word) in [
+        ("send new.img -o x --verify", "cannot be used"),
+        ("send new.img --stdout --verify", "cannot be used"),
+        ("send new.img far:x --compat --verify", "cannot be used"),
+        ("send new.img copy.img -n --verify", "cannot be used"),
+        ("apply x.delta copy.img --check --verify", "cannot be used"),
+        ("apply - copy.img --verify", "standard input"),
+    ] {
+        dir.fails(line, 2, &[word]);
+    }
+    dir.ok("send --from cow:store.img new.img -o s3 --format proto3");
+    dir.fails("apply s3 copy.img --verify", 2, &["s3", "PROTO[3]"]);
+}
+
+/// The session that reads back finds what somebody else wrote after the one that wrote was done.
+#[test]
+fn what_does_not_read_back_is_3_and_says_where() {
+    let dir = Dir::new();
+    let copy = dir.path("copy.img");
+    let spoil = "printf XX | dd of=copy.img bs=1 seek=315400 conv=notrunc 2>/dev/null";
+    let ssh = dir.fake_ssh(&format!(
+        "shift; [ -e second ] && {spoil}; touch second; exec sh -c \"$*\""
+    ));
+    dir.fails(
+        &format!(
+            "send --from cow:store.img new.img far:{} --verify {ssh}",
+            copy.display()
+        ),
+        3,
+        &["copy.img", "does not read back", "4096 bytes at 315392"],
+    );
 }

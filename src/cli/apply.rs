@@ -30,7 +30,8 @@ Examples:
   lvmsync apply monday.delta vg/copy --undo monday.undo    keep the way back
   lvmsync apply monday.undo vg/copy                        and go it
   ssh src lvmsync send --from vg/s1 vg/s2 --stdout | lvmsync apply - vg/copy
-  lvmsync apply monday.delta vg/copy --check               would it fit? writes nothing";
+  lvmsync apply monday.delta vg/copy --check               would it fit? writes nothing
+  lvmsync apply monday.delta vg/copy --verify              and read it back afterwards";
 
 /// Apply deltas to a volume
 #[derive(Args, Debug)]
@@ -50,6 +51,10 @@ pub(super) struct ApplyArgs {
     /// FILE is the undo (FILE.partial) of a run that was cut: put back what it saved, as far as it goes
     #[arg(long)]
     unfinished: bool,
+
+    /// After each delta read back what was written, from the disk, and compare it with the delta
+    #[arg(long, conflicts_with_all = ["check", "unfinished"])]
+    verify: bool,
 
     /// Print the result as a JSON object on stdout
     #[arg(long)]
@@ -132,6 +137,9 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
                 .to_owned(),
         ));
     }
+    if args.verify {
+        super::verify::refuse_unreadable(deltas)?;
+    }
     let terminal = args.talk.terminal();
     let options = DestinationOptions {
         unfinished: args.unfinished,
@@ -165,6 +173,10 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
                 remove_used(delta, &terminal);
             }
             add(&mut total, &received);
+            if args.verify {
+                super::verify::applied(delta, destination, cancel, &terminal)?;
+                total.verified = true;
+            }
         }
     }
     total.seconds = start.elapsed().as_secs_f64();

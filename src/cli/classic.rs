@@ -208,6 +208,7 @@ fn send(
         write: &args.write_args(),
         remote: &remote,
         dry_run: false,
+        verify: false,
         cancel,
         monitor: terminal,
         speaker: terminal.speaker(),

@@ -84,7 +84,7 @@ pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
 }
 
 /// Text that is gathered before it is written.
-const GATHER_BYTES: usize = 64 << 10;
+pub(super) const GATHER_BYTES: usize = 64 << 10;
 
 /// Extent by extent, so that memory does not grow with the listing. By hand, because there may be millions:
 /// numbers and two fixed words need no escaping, and a serializer takes several times as long.
@@ -122,7 +122,7 @@ fn write_json(
 
 /// Appends `number` in decimal.
 #[allow(clippy::cast_possible_truncation, reason = "a digit")]
-fn push_number(text: &mut Vec<u8>, mut number: u64) {
+pub(super) fn push_number(text: &mut Vec<u8>, mut number: u64) {
     let mut digits = [b'0'; 20];
     let mut first = digits.len();
     loop {
@@ -154,7 +154,11 @@ const MAP_COLUMNS: u64 = 64;
 const MAP_ROWS: u64 = 16;
 
 /// One character for each 1/1024 of the volume: ` ` nothing, `.` some, `o` half, `#` all changed.
-fn write_map(out: &mut dyn Write, changes: &ChangeList, size: u64) -> std::io::Result<()> {
+pub(super) fn write_map(
+    out: &mut dyn Write,
+    changes: &ChangeList,
+    size: u64,
+) -> std::io::Result<()> {
     let cell = size.div_ceil(MAP_COLUMNS * MAP_ROWS).max(1);
     let mut rest: Vec<Extent> = changes.iter().map(|change| change.extent).rev().collect();
     let mut position = 0;

@@ -4,7 +4,10 @@
 //! its documented exit code; errors are printed once, as a chain, by [`run`].
 
 mod apply;
+mod attempts;
 mod classic;
+mod compare;
+mod compare_far;
 mod diff;
 mod inspect;
 mod output;
@@ -14,6 +17,7 @@ mod send;
 mod serve;
 mod state;
 mod summary;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -23,7 +27,9 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 7] = ["diff", "send", "apply", "inspect", "state", "serve", "help"];
+const VERBS: [&str; 8] = [
+    "diff", "send", "apply", "compare", "inspect", "state", "serve", "help",
+];
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -38,6 +44,9 @@ Examples:
   The same into a file, and applied later:
     lvmsync send --from vg/s1 vg/s2 -o monday.delta
     lvmsync apply monday.delta /dev/vg/copy
+
+  Is the copy what it should be?
+    lvmsync compare vg/s2 backup:/dev/vg/data
 
 The command line of the original lvmsync works, too:
     lvmsync SNAPSHOT [HOST:]DEST, --stdout, --apply, --server, --snapback, --data-source, --rsh
@@ -67,6 +76,7 @@ enum Verb {
     Diff(diff::DiffArgs),
     Send(send::SendArgs),
     Apply(apply::ApplyArgs),
+    Compare(compare::CompareArgs),
     Inspect(inspect::InspectArgs),
     State(state::StateVerb),
     Serve(serve::ServeArgs),
@@ -169,6 +179,7 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Diff(args) => diff::run(&args, cancel),
         Verb::Send(args) => send::run(&args, cancel),
         Verb::Apply(args) => apply::run(&args, cancel),
+        Verb::Compare(args) => compare::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
         Verb::State(args) => state::run(&args),
         Verb::Serve(args) => serve::run(&args, cancel),

@@ -5,8 +5,8 @@
 //! lost is made again, and the stream goes on where the far end has it durably.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::attempts::{Attempts, Failed, is_lost};
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
@@ -14,7 +14,7 @@ use crate::cancel::CancelableReader;
 use crate::delta::codec::Compression;
 use crate::delta::stream::StreamId;
 use crate::engine::deliver::DeltaSink;
-use crate::error::{Error, ExitCode, Result};
+use crate::error::{Error, Result};
 use crate::session::SessionError;
 use crate::session::client::SessionEvents;
 use crate::session::handshake::{FEATURE_RECORD, FEATURE_UNDO};
@@ -58,55 +58,6 @@ pub(super) fn send(
     }
 }
 
-/// Why an attempt failed.
-struct Failed {
-    error: Error,
-    /// The connection broke, or could not be made: another attempt may do better.
-    lost: bool,
-}
-
-/// What can be tried again, and when.
-struct Attempts {
-    allowed: u32,
-    used: u32,
-    /// The far end was reached once: a host that never answers is no connection that was lost.
-    connected: bool,
-    /// How far the far end was when it was last reached.
-    durable: u64,
-}
-
-impl Attempts {
-    fn new(allowed: u32) -> Self {
-        Self {
-            allowed,
-            used: 0,
-            connected: false,
-            durable: 0,
-        }
-    }
-
-    /// The far end is there, and has everything up to `offset`. Progress earns new attempts.
-    fn reached(&mut self, offset: u64) {
-        if offset > self.durable {
-            self.used = 0;
-        }
-        self.durable = offset.max(self.durable);
-        self.connected = true;
-    }
-
-    /// The pause before the next attempt, which doubles up to a minute, and that attempt's number.
-    fn next_pause(&mut self, failed: &Failed) -> Option<(Duration, u32)> {
-        // The far end of the connection that was lost may hold the destination until it knows.
-        let still_held = self.used > 0 && failed.error.exit_code() == ExitCode::Refused;
-        if !self.connected || self.used >= self.allowed || !(failed.lost || still_held) {
-            return None;
-        }
-        let seconds = 1u64 << self.used.min(6);
-        self.used += 1;
-        Some((Duration::from_secs(seconds.min(60)), self.used))
-    }
-}
-
 /// One session.
 fn attempt(
     job: &Job<'_>,
@@ -117,7 +68,7 @@ fn attempt(
     attempts: &mut Attempts,
 ) -> std::result::Result<(), Failed> {
     let ours = |error| Failed { error, lost: false };
-    let mut end = start(job, host, &["serve"]).map_err(ours)?;
+    let mut end = start(job.remote, &job.speaker, host, &["serve"]).map_err(ours)?;
     let events = Arc::new(Events {
         host: host.to_owned(),
         speaker: job.speaker.clone(),
@@ -186,16 +137,6 @@ fn attempt(
     }
 }
 
-/// The connection is gone, as opposed to a far end that has said why it stops.
-fn is_lost(error: &SessionError) -> bool {
-    match error {
-        SessionError::Io { .. } | SessionError::Closed { .. } => true,
-        // The far end has lost us, and could still say so.
-        SessionError::Reported(failure) => failure.code == ExitCode::Remote as u8,
-        _ => false,
-    }
-}
-
 /// What the far end must know for what is asked.
 fn required_features(job: &Job<'_>) -> Vec<&'static str> {
     let mut features = vec![FEATURE_RECORD];
@@ -211,19 +152,24 @@ fn host_name() -> String {
     name.map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
-fn start(job: &Job<'_>, host: &str, arguments: &[&str]) -> Result<RemoteEnd> {
+pub(super) fn start(
+    remote: &RemoteArgs,
+    speaker: &Speaker,
+    host: &str,
+    arguments: &[&str],
+) -> Result<RemoteEnd> {
     let RemoteArgs {
         rsh,
         sudo,
         remote_path,
         ..
-    } = job.remote;
+    } = remote;
     let options = RemoteOptions {
         rsh: Some(rsh.clone()),
         remote_path: Some(remote_path.clone()),
         sudo: *sudo,
     };
-    let speaker = job.speaker.clone();
+    let speaker = speaker.clone();
     RemoteEnd::start(
         host,
         &options,
@@ -300,7 +246,7 @@ fn send_to_original(
         arguments.extend(["--snapback", undo]);
     }
     arguments.push(path);
-    let mut end = start(job, host, &arguments)?;
+    let mut end = start(job.remote, &job.speaker, host, &arguments)?;
     let stdin = end.take_stdin()?;
     // Dropping the pipe is the only end mark that the original knows.
     let sent = job.write_proto3(source, stdin, host, summary);
@@ -310,9 +256,9 @@ fn send_to_original(
 }
 
 /// What the far end tells meanwhile.
-struct Events {
-    host: String,
-    speaker: Speaker,
+pub(super) struct Events {
+    pub(super) host: String,
+    pub(super) speaker: Speaker,
 }
 
 impl SessionEvents for Events {

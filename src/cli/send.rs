@@ -46,6 +46,7 @@ More examples:
   lvmsync send --from vg/s1 vg/s2 --stdout | gpg -e > x.gpg
   lvmsync send --from vg/s1 vg/s2 backup:vg/data --undo /var/undo/monday
   lvmsync send --from vg/s1 vg/s2 backup:vg/data -n         what would be sent?
+  lvmsync send --from vg/s1 vg/s2 backup:vg/data --verify   and read it back afterwards
   lvmsync send --from vg/s1 vg/s2 -e 'ssh -p 2222' --sudo admin@backup:vg/data
 
 A remote destination needs lvmsync there, too. The far end says done only when everything is on its disk.";
@@ -82,6 +83,10 @@ pub(super) struct SendArgs {
     /// Tell what would be sent, check the destination, and write nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    /// Afterwards read back what was written, from the disk, and compare it with what was sent
+    #[arg(long, conflicts_with_all = ["dry_run", "output", "stdout", "compat"])]
+    verify: bool,
 
     /// Print the result as a JSON object on stdout
     #[arg(long, conflicts_with = "stdout")]
@@ -158,6 +163,7 @@ pub(super) struct Job<'a> {
     pub(super) write: &'a WriteArgs,
     pub(super) remote: &'a RemoteArgs,
     pub(super) dry_run: bool,
+    pub(super) verify: bool,
     pub(super) cancel: &'a Cancel,
     pub(super) monitor: &'a dyn Monitor,
     pub(super) speaker: Speaker,
@@ -181,6 +187,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
         write: &args.write,
         remote: &args.remote,
         dry_run: args.dry_run,
+        verify: args.verify,
         cancel,
         monitor: &terminal,
         speaker: terminal.speaker(),
@@ -235,15 +242,19 @@ impl Job<'_> {
             dry_run: self.dry_run,
             ..Summary::default()
         };
-        match destination {
+        match &destination {
             None if self.dry_run => {}
             None => self.to_file_or_stdout(&source, &mut summary)?,
             Some(Endpoint::Local(path)) => {
                 self.to_local(&source, &path.to_string_lossy(), &mut summary)?;
             }
             Some(Endpoint::Remote { host, path }) => {
-                super::remote::send(self, &source, &host, &path, &mut summary)?;
+                super::remote::send(self, &source, host, path, &mut summary)?;
             }
+        }
+        if let Some(destination) = destination.filter(|_| self.verify) {
+            super::verify::sent(self, source, &destination)?;
+            summary.verified = true;
         }
         summary.seconds = start.elapsed().as_secs_f64();
         Ok(summary)

@@ -15,7 +15,7 @@ use crate::error::{Error, ExitCode, Result};
 use crate::monitor::Monitor;
 use crate::record::keeper::Resume;
 use crate::session::SessionError;
-use crate::session::message::{Ack, ApplyOptions, Done, Open, Ready};
+use crate::session::message::{Ack, ApplyOptions, Done, OPERATION_COMPARE, Open, Ready};
 use crate::session::server::{Replies, Server};
 use crate::session::text::sanitise;
 use crate::sys::device::DeviceNumber;
@@ -76,6 +76,9 @@ fn serve(
     cancel: &Cancel,
 ) -> Result<Done> {
     let monitor = Relay(replies.clone());
+    if open.operation == OPERATION_COMPARE {
+        return super::compare_far::serve(server, &open.destination, &monitor, cancel);
+    }
     let options = DestinationOptions {
         state_dir: state_dir.map(Path::to_owned),
         from: sanitise(&open.from),
@@ -143,7 +146,7 @@ fn serve(
 }
 
 /// The session's end, as this end sees it.
-fn lost(error: SessionError) -> Error {
+pub(super) fn lost(error: SessionError) -> Error {
     error.into_error("the sender")
 }
 

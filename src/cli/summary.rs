@@ -31,6 +31,9 @@ pub(super) struct Summary {
     /// Nothing was written, as asked.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) dry_run: bool,
+    /// What was written was read back, and is what it should be.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) verified: bool,
 }
 
 impl Summary {
@@ -59,6 +62,9 @@ impl Summary {
         if let Some(undo) = &self.undo {
             text.push_str(&format!("; undo in {undo}"));
         }
+        if self.verified {
+            text.push_str("; verified: what was written reads back");
+        }
         text
     }
 }
@@ -69,7 +75,7 @@ pub(super) fn per_second(bytes: u64, elapsed: Duration) -> u64 {
     u64::try_from(u128::from(bytes) * 1000 / milliseconds).unwrap_or(u64::MAX)
 }
 
-fn shown_seconds(elapsed: Duration) -> String {
+pub(super) fn shown_seconds(elapsed: Duration) -> String {
     let seconds = elapsed.as_secs();
     match seconds {
         0..60 => format!("{:.2} s", elapsed.as_secs_f64()),

@@ -26,6 +26,7 @@ fn a_verb_makes_it_ours_and_anything_else_is_the_originals() {
         "--progress=json -v send vg/s1 vg/x",
         "-q diff --from vg/s1 vg/s2",
         "apply a b c vg/x --undo u",
+        "compare vg/s1 host:vg/x --only x.delta",
         "inspect x --json",
         "serve",
     ] {

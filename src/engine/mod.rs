@@ -5,11 +5,14 @@
 
 pub mod apply;
 pub mod begin;
+pub mod compare;
 pub mod copy_list;
 pub mod deliver;
+pub mod digester;
 pub mod order;
 pub mod plan;
 pub mod pump;
+pub mod read_back;
 pub mod receive;
 pub mod target;
 pub mod throttle;

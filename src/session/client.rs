@@ -21,7 +21,7 @@ use super::transport::{MessageReader, MessageWriter};
 pub const DATA_BYTES: usize = 256 << 10;
 
 /// After a failed write: how long the far end's own words are waited for.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Hears what the far end tells during the stream, on the reading thread.
 pub trait SessionEvents: Send + Sync {
@@ -41,9 +41,9 @@ impl SessionEvents for () {}
 
 /// A session before its stream: greeted and agreed.
 pub struct Client<R, W> {
-    reader: MessageReader<R>,
-    writer: MessageWriter<W>,
-    events: Arc<dyn SessionEvents>,
+    pub(super) reader: MessageReader<R>,
+    pub(super) writer: MessageWriter<W>,
+    pub(super) events: Arc<dyn SessionEvents>,
     agreed: Agreed,
 }
 
@@ -86,7 +86,16 @@ impl<R: Read + Send + 'static, W: Write> Client<R, W> {
     }
 
     /// Asks for an operation; returns what the far end found, and where to write the stream.
-    pub fn open(mut self, open: Open) -> Result<(Ready, Outgoing<W>), SessionError> {
+    pub fn open(self, open: Open) -> Result<(Ready, Outgoing<W>), SessionError> {
+        let (ready, client) = self.ask(open)?;
+        Ok((
+            ready,
+            Outgoing::start(client.reader, client.writer, client.events),
+        ))
+    }
+
+    /// Asks for an operation; returns what the far end found.
+    pub(super) fn ask(mut self, open: Open) -> Result<(Ready, Self), SessionError> {
         if let Err(error) = self.writer.send(&Message::Open(open)) {
             return Err(self.last_words_or(error));
         }
@@ -97,10 +106,7 @@ impl<R: Read + Send + 'static, W: Write> Client<R, W> {
                 other => return Err(wrong_order("Ready", &other)),
             }
         };
-        Ok((
-            ready,
-            Outgoing::start(self.reader, self.writer, self.events),
-        ))
+        Ok((ready, self))
     }
 
     /// Only for a write that failed: then the connection is broken, and this does not wait for long.

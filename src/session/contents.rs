@@ -31,7 +31,7 @@ pub struct Hello {
 /// What is wanted of the server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
-    /// The only one in version 1 is `apply`: a delta stream follows, to be applied to `destination`.
+    /// `apply`: a delta stream follows, to be applied to `destination`. `compare`: requests for digests of it.
     pub operation: String,
     /// Volume, as the user named it; resolved by the server.
     pub destination: String,
@@ -64,6 +64,9 @@ pub struct SourceIdentity {
 
 /// [`Open::operation`]: apply the delta stream that follows.
 pub const OPERATION_APPLY: &str = "apply";
+
+/// [`Open::operation`]: answer the requests for digests that follow.
+pub const OPERATION_COMPARE: &str = "compare";
 
 /// How a delta is to be applied. A receiver ignores fields that it does not know, so whoever adds one
 /// that must not be ignored names a feature for it in [`Hello::requires`].

@@ -23,12 +23,20 @@ pub const FEATURE_APPLY: &str = "apply";
 pub const FEATURE_UNDO: &str = "undo";
 /// Everything can be checked without a write.
 pub const FEATURE_DRY_RUN: &str = "dry-run";
+/// Digests of what a destination holds can be asked for.
+pub const FEATURE_COMPARE: &str = "compare";
 
 /// A record is kept of the destination's state, and a stream that was cut goes on.
 pub const FEATURE_RECORD: &str = "record";
 
 /// What this program has.
-pub const FEATURES: &[&str] = &[FEATURE_APPLY, FEATURE_UNDO, FEATURE_DRY_RUN, FEATURE_RECORD];
+pub const FEATURES: &[&str] = &[
+    FEATURE_APPLY,
+    FEATURE_UNDO,
+    FEATURE_DRY_RUN,
+    FEATURE_COMPARE,
+    FEATURE_RECORD,
+];
 
 impl Hello {
     /// This program's Hello; `requires` names what the peer must have for what will be asked.

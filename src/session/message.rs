@@ -57,10 +57,12 @@ pub enum Tag {
     Bye = 10,
     /// Both ways, at any time after Hello: still here. Needs no answer.
     Ping = 11,
+    /// To the client: the answer to one request of a compare.
+    Digests = 12,
 }
 
 impl Tag {
-    const ALL: [Tag; 11] = [
+    const ALL: [Tag; 12] = [
         Tag::Hello,
         Tag::Open,
         Tag::Ready,
@@ -72,6 +74,7 @@ impl Tag {
         Tag::Error,
         Tag::Bye,
         Tag::Ping,
+        Tag::Digests,
     ];
 
     /// The type with this number.
@@ -93,6 +96,7 @@ impl Tag {
             Tag::Error => "Error",
             Tag::Bye => "Bye",
             Tag::Ping => "Ping",
+            Tag::Digests => "Digests",
         }
     }
 
@@ -120,6 +124,7 @@ pub enum Message {
     Error(Failure),
     Bye(Bye),
     Ping,
+    Digests(Vec<u8>),
 }
 
 /// What is wrong with bytes that should be a message.
@@ -240,6 +245,7 @@ impl Header {
         }
         Ok(match self.tag {
             Tag::Data => Message::Data(payload),
+            Tag::Digests => Message::Digests(payload),
             Tag::End => Message::End,
             Tag::Ping => Message::Ping,
             Tag::Hello => Message::Hello(self.contents(&payload)?),
@@ -326,6 +332,7 @@ impl Message {
             Message::Error(_) => Tag::Error,
             Message::Bye(_) => Tag::Bye,
             Message::Ping => Tag::Ping,
+            Message::Digests(_) => Tag::Digests,
         }
     }
 
@@ -355,7 +362,7 @@ impl Message {
     pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
         let tag = self.tag();
         let payload = match self {
-            Message::Data(bytes) => bytes.clone(),
+            Message::Data(bytes) | Message::Digests(bytes) => bytes.clone(),
             Message::End | Message::Ping => Vec::new(),
             Message::Hello(contents) => json(tag, contents)?,
             Message::Open(contents) => json(tag, contents)?,

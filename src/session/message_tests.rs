@@ -11,6 +11,7 @@ fn lengths_are_capped_before_anything_is_allocated() {
         (Tag::Open, MAX_CONTROL_BYTES + 1),
         (Tag::End, 1),
         (Tag::Ping, 1),
+        (Tag::Digests, MAX_CONTROL_BYTES + 1),
     ] {
         let mut header = header_for(tag, &[]).unwrap();
         header[4..8].copy_from_slice(&u32::try_from(length).unwrap().to_le_bytes());
@@ -42,7 +43,7 @@ fn type_numbers_and_a_whole_message_are_pinned() {
     let numbers: Vec<u8> = (0..=255)
         .filter(|n| Tag::from_number(*n).is_some())
         .collect();
-    assert_eq!(numbers, (1..=11).collect::<Vec<u8>>());
+    assert_eq!(numbers, (1..=12).collect::<Vec<u8>>());
     assert_eq!(Tag::from_number(4), Some(Tag::Data));
     let bytes = Message::Data(b"123456789".to_vec()).encode().unwrap();
     assert_eq!(
@@ -117,6 +118,7 @@ fn any_message() -> impl Strategy<Value = Message> {
             })
         }),
         prop::collection::vec(any::<u8>(), 0..300).prop_map(Message::Data),
+        prop::collection::vec(any::<u8>(), 0..300).prop_map(Message::Digests),
         Just(Message::End),
         Just(Message::Ping),
         any::<[u64; 3]>().prop_map(|[offset, frames, bytes]| Message::Ack(Ack {

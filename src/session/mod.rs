@@ -6,6 +6,8 @@
 //! `docs/protocol.md` is the specification.
 
 pub mod client;
+pub mod compare_client;
+pub mod compare_wire;
 mod contents;
 pub mod endpoint;
 pub mod handshake;
@@ -27,6 +29,7 @@ mod session_tests;
 use std::io;
 
 use crate::error::{Error, ExitCode};
+use compare_wire::RequestError;
 use message::{Failure, MessageError};
 use text::sanitise;
 
@@ -70,6 +73,17 @@ pub enum SessionError {
         expected: &'static str,
         /// What came.
         found: &'static str,
+    },
+    /// A request that must not be made.
+    #[error("the far end asks what it may not ask")]
+    Request(#[from] RequestError),
+    /// An answer that is not the one to the request.
+    #[error("the far end sent {found} bytes of digests where {expected} were expected")]
+    Digests {
+        /// Bytes asked for.
+        expected: usize,
+        /// Bytes that came.
+        found: usize,
     },
     /// The peer stopped of its own will and said why.
     #[error("the far end stopped: {reason}")]

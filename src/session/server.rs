@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::SessionError;
 use super::client::wrong_order;
 use super::handshake::{Agreed, agree};
-use super::message::{Ack, Done, Hello, Message, OPERATION_APPLY, Open, Ready};
+use super::message::{Ack, Done, Hello, Message, OPERATION_APPLY, OPERATION_COMPARE, Open, Ready};
 use super::transport::{MessageReader, MessageWriter};
+use crate::blocks::Digest;
 use crate::error::{Error, ExitCode};
 
 /// A session, greeted and agreed. As a `Read` it yields the bytes of the stream, once ready.
@@ -63,7 +64,11 @@ impl<R: Read, W: Write> Server<R, W> {
     /// What the client wants. An operation that is not known is reported to it and refused here.
     pub fn request(&mut self) -> Result<Open, SessionError> {
         match self.reader.expect("Open")? {
-            Message::Open(open) if open.operation == OPERATION_APPLY => Ok(open),
+            Message::Open(open)
+                if [OPERATION_APPLY, OPERATION_COMPARE].contains(&open.operation.as_str()) =>
+            {
+                Ok(open)
+            }
             Message::Open(open) => {
                 let operation = super::text::sanitise(&open.operation);
                 let reason = format!("the operation `{operation}` is not known");
@@ -163,6 +168,11 @@ impl<W: Write> Replies<W> {
     /// Something the user should know.
     pub fn warn(&self, text: &str) -> Result<(), SessionError> {
         self.send(&Message::warning(text))
+    }
+
+    /// The answer to one request of a compare.
+    pub fn digests(&self, digests: &[Digest]) -> Result<(), SessionError> {
+        self.send(&Message::Digests(digests.as_flattened().to_vec()))
     }
 
     /// All is done and durable. The last word.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
 use rustix::io::Errno;
 
 use super::host::VolumeIdentity;
@@ -50,6 +50,20 @@ impl FileVolume {
     /// What the system tells of it now.
     pub fn metadata(&self) -> io::Result<std::fs::Metadata> {
         self.file.metadata()
+    }
+
+    /// Writes back what is in memory alone, and gives up the copies there: the next reads come from the disk.
+    /// A filesystem that lives in memory, or a page that another program has mapped, keeps them.
+    pub fn forget_cached(&self) -> io::Result<()> {
+        match rustix::fs::fdatasync(&self.file) {
+            // What cannot be written has nothing to write back.
+            Ok(()) | Err(Errno::INVAL | Errno::ROFS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match fadvise(&self.file, 0, None, Advice::DontNeed) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn check(&self, offset: u64, length: u64, past: io::ErrorKind) -> io::Result<()> {
@@ -212,6 +226,16 @@ mod tests {
         );
         assert_eq!(volume.next_data(1 << 20).unwrap(), None);
         assert_eq!(volume.next_data(u64::MAX).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_in_memory_is_written_back_before_it_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        std::fs::write(&path, vec![3; 100_000]).unwrap();
+        let read_only = FileVolume::new(File::open(&path).unwrap()).unwrap();
+        read_only.forget_cached().unwrap();
+        assert_eq!(bytes(&read_only), vec![3; 100_000]);
     }
 
     #[test]

@@ -87,6 +87,17 @@ impl Volume {
         &self.path
     }
 
+    /// Makes the reads that follow come from the volume and not from a copy in memory, as far as the system
+    /// lets it. Block devices are read that way anyhow.
+    pub fn forget_cached(&self) -> Result<()> {
+        match &self.inner {
+            Inner::Block(_) => Ok(()),
+            Inner::File(file) => file
+                .forget_cached()
+                .map_err(|error| Error::io(cannot("sync", &self.path), error)),
+        }
+    }
+
     /// What makes it the same volume as another path.
     pub fn identity(&self) -> VolumeIdentity {
         match &self.inner {

@@ -11,7 +11,9 @@ use crate::changes::cow::Layout;
 use crate::changes::cow_build::store_of;
 use crate::delta::codec::{Compression, Compressor};
 use crate::delta::header::tests::header;
-use crate::session::message::Message;
+use crate::session::compare_wire::Request;
+use crate::session::handshake::FEATURE_COMPARE;
+use crate::session::message::{Hello, Message, Tag, header_for};
 use crate::volume::memory::MemoryVolume;
 
 type Target = fn(&[u8]);
@@ -108,6 +110,23 @@ fn write_seeds() {
     ] {
         write("session", name, &message.encode().unwrap());
     }
+    let open = br#"{"operation":"compare","destination":"v"}"#;
+    let mut compare = Message::Hello(Hello::ours(&[FEATURE_COMPARE]))
+        .encode()
+        .unwrap();
+    compare.extend(header_for(Tag::Open, open).unwrap());
+    compare.extend(open);
+    let request = Request {
+        block: 4096,
+        extents: [(0, 5000), (8192, 1)]
+            .map(|(o, l)| Extent::new(o, l).unwrap())
+            .to_vec(),
+    };
+    for message in [Message::Data(request.encode()), Message::End] {
+        compare.extend(message.encode().unwrap());
+    }
+    write("session", "compare", &compare);
+    write("session", "compare_request", &request.encode());
 
     // Two areas of 32, and a few of the usual size: data chunks would make the second too long for a seed.
     for (name, chunk_bytes, exceptions) in [("two_areas", 512, 35), ("usual", 4096, 3)] {

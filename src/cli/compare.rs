@@ -1,0 +1,383 @@
+//! `lvmsync compare`: is a volume equal to another, here or elsewhere?
+//!
+//! Guarantees: nothing is written at either end; "equal" is said only after every byte that was asked about was
+//! read at both ends, from the volumes themselves.
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::apply::{open_input, shown_name};
+use super::compare_far::Far;
+use super::diff::{GATHER_BYTES, push_number, write_map};
+use super::send::RemoteArgs;
+use super::summary::{per_second, shown_seconds};
+use super::{TalkArgs, output};
+use crate::cancel::Cancel;
+use crate::change_list::{ChangeList, ChangeListBuilder};
+use crate::comparand::Comparand;
+use crate::delta::reader::DeltaReader;
+use crate::engine::compare::compare_here;
+use crate::error::{Error, ExitCode, Result};
+use crate::extent::{Extent, Kind};
+use crate::monitor::Monitor;
+use crate::session::endpoint::{Endpoint, parse_endpoint};
+use crate::units::{Bytes, count};
+
+const AFTER_HELP: &str = "\
+Examples:
+  lvmsync compare vg/s2 backup:/dev/vg/data         is the copy what the snapshot is?
+  lvmsync compare vg/s2 vg/copy --json              for scripts: offsets and lengths in bytes
+  lvmsync compare vg/s2 vg/copy --only monday.delta only what this delta changed
+  lvmsync compare -q vg/s2 vg/copy && echo equal
+
+Both volumes are read whole, past the page cache, each where it is; over ssh only digests travel.
+Nothing is written, and either may be in use: what is written meanwhile may count as different, so
+compare a snapshot. Differences are told in blocks of 4 KiB.
+
+A device as DEST may be longer than SRC: what is past SRC's end does not count. A longer file is
+different, and so is anything shorter.
+
+Exit code 0: equal; 3: different.";
+
+/// Tell whether two volumes are equal, and where they differ
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP, mut_arg("compat", |arg| arg.hide(true)))]
+pub(super) struct CompareArgs {
+    /// A snapshot, an origin, a block device or a file
+    #[arg(value_name = "SRC")]
+    source: String,
+
+    /// What should be equal: DEST or [USER@]HOST:DEST
+    #[arg(value_name = "[HOST:]DEST")]
+    destination: String,
+
+    /// Compare only the extents of this delta; `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    only: Option<String>,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+
+    /// One JSON object
+    #[arg(long, conflicts_with = "map")]
+    json: bool,
+
+    /// Draw where on the volume the differences are
+    #[arg(long)]
+    map: bool,
+
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+/// What was found.
+struct Found {
+    volume_size: u64,
+    destination_size: u64,
+    compared_bytes: u64,
+    differing: ChangeList,
+}
+
+pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
+    if args.remote.compat {
+        return Err(Error::Usage(
+            "the original lvmsync cannot compare: install this one at the far end".to_owned(),
+        ));
+    }
+    let terminal = args.talk.terminal();
+    let start = Instant::now();
+    let destination = parse_endpoint(&args.destination)?;
+    let source = Comparand::open(&args.source, &terminal)?;
+    let only = args
+        .only
+        .as_deref()
+        .map(|delta| extents_of(delta, &source, &args.source, cancel))
+        .transpose()?;
+    let found = match destination {
+        Endpoint::Local(path) => {
+            let other = Comparand::open(&path.to_string_lossy(), &terminal)?;
+            if other.identity() == source.identity() {
+                return Err(Error::Usage(format!(
+                    "{} and {} are the same volume",
+                    args.source, args.destination
+                )));
+            }
+            let sizes = Sizes {
+                source: source.size_bytes(),
+                destination: other.size_bytes(),
+                is_file: other.is_file(),
+            };
+            sizes.compare(only, &terminal, |extents| {
+                compare_here(extents, source.side(), other.side(), cancel, &terminal)
+                    .map_err(|error| source.explain(other.explain(error)))
+            })
+        }
+        Endpoint::Remote { host, path } => {
+            let far = Far::open(&args.remote, &terminal.speaker(), &host, &path, cancel)?;
+            let sizes = Sizes {
+                source: source.size_bytes(),
+                destination: far.ready.size_bytes,
+                is_file: far.ready.kind == "file",
+            };
+            sizes.compare(only, &terminal, |extents| {
+                far.compare(extents, source.side(), cancel, &terminal)
+                    .map_err(|error| source.explain(error))
+            })
+        }
+    };
+    terminal.finish();
+    let found = found?;
+    let listing =
+        |write: &dyn Fn(&mut dyn Write) -> io::Result<()>| output::listing(|out| write(out));
+    if args.json {
+        listing(&|out| write_json(out, &found))?;
+    } else if !args.talk.quiet && args.map {
+        let end = found.volume_size.max(found.destination_size);
+        listing(&|out| write_map(out, &found.differing, end))?;
+    } else if !args.talk.quiet && !found.differing.is_empty() {
+        listing(&|out| write_table(out, &found.differing))?;
+    }
+    terminal.summary(&sentence(&found, start.elapsed()));
+    Ok(if found.differing.is_empty() {
+        ExitCode::Done
+    } else {
+        ExitCode::Differ
+    })
+}
+
+/// The extents of a delta, which is read to its end and found sound.
+fn extents_of(
+    delta: &str,
+    source: &Comparand,
+    source_name: &str,
+    cancel: &Cancel,
+) -> Result<ChangeList> {
+    let name = shown_name(delta);
+    let damaged = |source| Error::Damaged {
+        what: name.clone(),
+        source,
+    };
+    let mut reader = DeltaReader::new(open_input(delta, cancel)?).map_err(damaged)?;
+    let mut extents = ChangeListBuilder::default();
+    while let Some(frame) = reader.next_frame().map_err(damaged)? {
+        cancel.check()?;
+        extents.push(frame.extent, Kind::Data);
+    }
+    let (volume_size, size) = (reader.header().volume_size, source.size_bytes());
+    if volume_size > size {
+        return Err(Error::Usage(format!(
+            "{name} is of a volume of {volume_size} bytes ({}), and {source_name} has {size} ({}): \
+             name the volume that the delta was made from",
+            Bytes(volume_size),
+            Bytes(size)
+        )));
+    }
+    Ok(extents.finish())
+}
+
+/// How long both are.
+struct Sizes {
+    source: u64,
+    destination: u64,
+    is_file: bool,
+}
+
+impl Sizes {
+    /// Compares what both have of `only`, or of everything, and adds what only one of them has.
+    fn compare(
+        self,
+        only: Option<ChangeList>,
+        monitor: &dyn Monitor,
+        compare: impl FnOnce(&ChangeList) -> Result<ChangeList>,
+    ) -> Result<Found> {
+        let whole = only.is_none();
+        let extents = only.unwrap_or_else(|| ChangeList::whole(self.source));
+        let mut missing = ChangeListBuilder::default();
+        // Only the last extents can be past the destination's end.
+        let beyond = |extent: Extent| {
+            Extent::from_range(extent.offset().max(self.destination), extent.end())
+        };
+        for extent in extents
+            .iter()
+            .rev()
+            .map_while(|change| beyond(change.extent))
+        {
+            missing.push(extent, Kind::Data);
+        }
+        // A device is as long as it was made; a file that is longer is another file.
+        if whole
+            && self.is_file
+            && let Some(tail) = Extent::from_range(self.source, self.destination)
+        {
+            missing.push(tail, Kind::Data);
+        }
+        let extents = extents.clip(self.destination);
+        let compared_bytes = extents.total_bytes();
+        monitor.plan(compared_bytes);
+        let differing = compare(&extents)?.union(&missing.finish());
+        Ok(Found {
+            volume_size: self.source,
+            destination_size: self.destination,
+            compared_bytes,
+            differing,
+        })
+    }
+}
+
+/// By hand, as `diff` does: there may be millions.
+fn write_json(out: &mut dyn Write, found: &Found) -> io::Result<()> {
+    let mut text = Vec::with_capacity(GATHER_BYTES + 256);
+    write!(
+        text,
+        r#"{{"volume_size":{},"destination_size":{},"compared_bytes":{},"different_bytes":{},"extents":["#,
+        found.volume_size,
+        found.destination_size,
+        found.compared_bytes,
+        found.differing.total_bytes()
+    )?;
+    let mut separator: &[u8] = b"";
+    for change in found.differing.iter() {
+        text.extend_from_slice(separator);
+        separator = b",";
+        text.extend_from_slice(br#"{"offset":"#);
+        push_number(&mut text, change.extent.offset());
+        text.extend_from_slice(br#","length":"#);
+        push_number(&mut text, change.extent.length());
+        text.push(b'}');
+        if text.len() >= GATHER_BYTES {
+            out.write_all(&text)?;
+            text.clear();
+        }
+    }
+    text.extend_from_slice(b"]}\n");
+    out.write_all(&text)
+}
+
+fn write_table(out: &mut dyn Write, differing: &ChangeList) -> io::Result<()> {
+    writeln!(out, "{:>20} {:>16}", "OFFSET", "LENGTH")?;
+    for change in differing.iter() {
+        let extent = change.extent;
+        writeln!(out, "{:>20} {:>16}", extent.offset(), extent.length())?;
+    }
+    Ok(())
+}
+
+fn sentence(found: &Found, elapsed: Duration) -> String {
+    let differing = &found.differing;
+    let compared = format!(
+        "{} compared in {} ({}/s)",
+        Bytes(found.compared_bytes),
+        shown_seconds(elapsed),
+        Bytes(per_second(found.compared_bytes, elapsed))
+    );
+    let mut text = if differing.is_empty() {
+        format!("equal: {compared}")
+    } else {
+        format!(
+            "different: {} in {}; {compared}",
+            Bytes(differing.total_bytes()),
+            count(differing.len() as u64, "extent")
+        )
+    };
+    let (size, destination) = (found.volume_size, found.destination_size);
+    if destination < size {
+        text.push_str(&format!(
+            "; the destination is shorter by {} bytes",
+            size - destination
+        ));
+    } else if destination > size {
+        text.push_str(&format!(
+            "; the destination is longer by {} bytes",
+            destination - size
+        ));
+        if differing
+            .iter()
+            .next_back()
+            .is_none_or(|last| last.extent.end() <= size)
+        {
+            text.push_str(", which do not count");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor::Silent;
+
+    fn found(sizes: (u64, u64), is_file: bool, only: Option<&[(u64, u64)]>) -> Found {
+        let only = only.map(|extents| {
+            let mut list = ChangeListBuilder::default();
+            for (offset, length) in extents {
+                list.push(Extent::new(*offset, *length).unwrap(), Kind::Data);
+            }
+            list.finish()
+        });
+        let sizes = Sizes {
+            source: sizes.0,
+            destination: sizes.1,
+            is_file,
+        };
+        let equal = |_: &ChangeList| Ok(ChangeList::default());
+        sizes.compare(only, &Silent, equal).unwrap()
+    }
+
+    fn extents(found: &Found) -> Vec<(u64, u64)> {
+        let pair = |extent: Extent| (extent.offset(), extent.length());
+        found
+            .differing
+            .iter()
+            .map(|change| pair(change.extent))
+            .collect()
+    }
+
+    #[test]
+    fn a_longer_device_is_equal_and_a_longer_file_or_anything_shorter_is_not() {
+        let device = found((100, 160), false, None);
+        assert_eq!((extents(&device), device.compared_bytes), (vec![], 100));
+        let text = sentence(&device, Duration::from_secs(1));
+        assert!(text.starts_with("equal: 100 B"), "{text}");
+        assert!(
+            text.ends_with("longer by 60 bytes, which do not count"),
+            "{text}"
+        );
+        let file = found((100, 160), true, None);
+        assert_eq!(extents(&file), [(100, 60)]);
+        let text = sentence(&file, Duration::from_secs(1));
+        assert!(text.ends_with("longer by 60 bytes"), "{text}");
+        for is_file in [true, false] {
+            let short = found((100, 60), is_file, None);
+            assert_eq!(
+                (extents(&short), short.compared_bytes),
+                (vec![(60, 40)], 60)
+            );
+            let none = found((100, 0), is_file, None);
+            assert_eq!((extents(&none), none.compared_bytes), (vec![(0, 100)], 0));
+        }
+        assert!(found((0, 0), true, None).differing.is_empty());
+    }
+
+    #[test]
+    fn of_a_delta_only_its_extents_count() {
+        let list = [(10, 5), (50, 20), (80, 5)];
+        assert_eq!(extents(&found((100, 160), true, Some(&list))), []);
+        let short = found((100, 60), true, Some(&list));
+        assert_eq!(extents(&short), [(60, 10), (80, 5)]);
+        assert_eq!(short.compared_bytes, 15);
+        assert_eq!(extents(&found((100, 80), true, Some(&list))), [(80, 5)]);
+    }
+
+    #[test]
+    fn json_is_what_the_manual_says() {
+        let mut out = Vec::new();
+        write_json(&mut out, &found((100, 60), false, None)).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "{\"volume_size\":100,\"destination_size\":60,\"compared_bytes\":60,\"different_bytes\":40,\
+             \"extents\":[{\"offset\":60,\"length\":40}]}\n"
+        );
+    }
+}

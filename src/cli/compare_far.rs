@@ -1,0 +1,109 @@
+//! The two ends of a comparison over a session: the one that asks, and the one that `serve` answers with.
+//!
+//! Guarantees: the far volume is opened for reading only; when something fails, the far end's own words come
+//! before ours; the child is gone on every way out.
+
+use std::io::{Read, Write};
+use std::process::ChildStdin;
+use std::sync::Arc;
+
+use super::progress::Speaker;
+use super::remote::{Events, start};
+use super::send::RemoteArgs;
+use super::serve::lost;
+use crate::cancel::{Cancel, CancelableReader};
+use crate::change_list::ChangeList;
+use crate::comparand::Comparand;
+use crate::engine::compare::{Failed, Side, answer, compare_there};
+use crate::error::Result;
+use crate::monitor::Monitor;
+use crate::session::compare_client::CompareClient;
+use crate::session::handshake::FEATURE_COMPARE;
+use crate::session::message::{Done, OPERATION_COMPARE, Open, Ready};
+use crate::session::remote::RemoteEnd;
+use crate::session::server::Server;
+
+/// A volume at the far end of a session.
+pub(super) struct Far {
+    end: RemoteEnd,
+    client: CompareClient<ChildStdin>,
+    /// What was found there.
+    pub(super) ready: Ready,
+}
+
+impl Far {
+    /// Opens `path` at `host` for comparing.
+    pub(super) fn open(
+        remote: &RemoteArgs,
+        speaker: &Speaker,
+        host: &str,
+        path: &str,
+        cancel: &Cancel,
+    ) -> Result<Self> {
+        let mut end = start(remote, speaker, host, &["serve"])?;
+        let events = Arc::new(Events {
+            host: host.to_owned(),
+            speaker: speaker.clone(),
+        });
+        let wrap = |stdout| CancelableReader::new(stdout, cancel.clone());
+        let client = end.connect(wrap, &[FEATURE_COMPARE], events)?;
+        let open = Open {
+            operation: OPERATION_COMPARE.to_owned(),
+            destination: path.to_owned(),
+            ..Open::default()
+        };
+        let (ready, client) = client.compare(open).map_err(|error| end.explain(error))?;
+        Ok(Self { end, client, ready })
+    }
+
+    /// Compares and ends the session.
+    pub(super) fn compare(
+        mut self,
+        extents: &ChangeList,
+        near: Side<'_>,
+        cancel: &Cancel,
+        monitor: &dyn Monitor,
+    ) -> Result<ChangeList> {
+        match compare_there(extents, near, &mut self.client, cancel, monitor) {
+            Ok(differing) => {
+                let done = self.client.finish();
+                done.map_err(|error| self.end.explain(error))?;
+                self.end.close();
+                Ok(differing)
+            }
+            Err(Failed::Here(error)) => {
+                self.client.abort(&error.to_string());
+                Err(error)
+            }
+            Err(Failed::There(error)) => {
+                // Closes its input, so that it ends.
+                drop(self.client);
+                cancel.check()?;
+                Err(self.end.explain(error))
+            }
+        }
+    }
+}
+
+/// The far end of it.
+pub(super) fn serve<R: Read, W: Write>(
+    server: &mut Server<R, W>,
+    destination: &str,
+    monitor: &dyn Monitor,
+    cancel: &Cancel,
+) -> Result<Done> {
+    let volume = Comparand::open(destination, monitor)?;
+    let kind = if volume.is_file() { "file" } else { "block" };
+    let ready = Ready {
+        destination: destination.to_owned(),
+        size_bytes: volume.size_bytes(),
+        kind: kind.to_owned(),
+        ..Ready::default()
+    };
+    server.ready(ready).map_err(lost)?;
+    match answer(server, volume.side(), cancel) {
+        Ok(()) => Ok(Done::default()),
+        Err(Failed::Here(error)) => Err(volume.explain(error)),
+        Err(Failed::There(error)) => Err(lost(error)),
+    }
+}

@@ -1,0 +1,156 @@
+//! `--verify`: reading back what was written.
+//!
+//! Guarantees: nothing is called verified that was not read again at both ends, from the volumes themselves,
+//! after the end that wrote it said that it is durable; a difference is an error of code 3.
+
+use std::fs::File;
+use std::io::BufReader;
+
+use super::apply::{open_input, shown_name};
+use super::compare_far::Far;
+use super::send::Job;
+use crate::cancel::Cancel;
+use crate::change_list::ChangeList;
+use crate::comparand::Comparand;
+use crate::delta::proto3::{FirstLine, read_first_line};
+use crate::engine::compare::{Side, compare_here};
+use crate::engine::read_back::read_back;
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::monitor::{Monitor, Silent};
+use crate::session::endpoint::Endpoint;
+use crate::source::SendSource;
+use crate::units::{Bytes, count};
+
+/// Extents that are named in an error.
+const NAMED: usize = 3;
+
+/// Compares what `source` sent to `destination` with what is there now.
+pub(super) fn sent(job: &Job<'_>, source: SendSource, destination: &Endpoint) -> Result<()> {
+    source.data.forget_cached()?;
+    let (cancel, monitor) = (job.cancel, job.monitor);
+    let mut source = source;
+    let changes = std::mem::take(&mut source.changes).all_data();
+    let near = Side {
+        volume: &source.data,
+        name: &source.name,
+    };
+    // What is past the end of a smaller destination was left out, as asked.
+    let (name, differing) = match destination {
+        Endpoint::Local(path) => {
+            let name = path.to_string_lossy().into_owned();
+            let written = Comparand::open(&name, &Silent)?;
+            let changes = planned(changes, written.size_bytes(), monitor);
+            let differing = compare_here(&changes, near, written.side(), cancel, monitor);
+            (name, differing.map_err(|error| written.explain(error)))
+        }
+        Endpoint::Remote { host, path } => {
+            let far = Far::open(job.remote, &job.speaker, host, path, cancel)?;
+            let changes = planned(changes, far.ready.size_bytes, monitor);
+            let differing = far.compare(&changes, near, cancel, monitor);
+            (format!("{host}:{path}"), differing)
+        }
+    };
+    expect_equal(&name, &differing.map_err(|error| source.explain(error))?)
+}
+
+/// `--verify` reads deltas twice, and needs to know what is in them before anything is written.
+pub(super) fn refuse_unreadable(deltas: &[String]) -> Result<()> {
+    for delta in deltas {
+        let reason = if delta == "-" || !std::fs::metadata(delta).is_ok_and(|found| found.is_file())
+        {
+            "it has to be a file, which can be read twice"
+        } else if is_version_3(delta) {
+            "a PROTO[3] stream may write a place twice, so there is nothing to compare with"
+        } else {
+            continue;
+        };
+        let name = shown_name(delta);
+        return Err(Error::Usage(format!(
+            "--verify cannot check {name}: {reason}"
+        )));
+    }
+    Ok(())
+}
+
+/// What cannot be read is the business of who reads it.
+fn is_version_3(delta: &str) -> bool {
+    File::open(delta).is_ok_and(|file| {
+        matches!(
+            read_first_line(&mut BufReader::new(file)),
+            Ok(FirstLine::Version3)
+        )
+    })
+}
+
+/// Compares what is at `destination` now with the delta that was just applied to it.
+pub(super) fn applied(
+    delta: &str,
+    destination: &str,
+    cancel: &Cancel,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let written = Comparand::open(destination, &Silent)?;
+    let input = open_input(delta, cancel)?;
+    let differing = read_back(input, delta, written.side(), cancel, monitor)
+        .map_err(|error| written.explain(error))?;
+    expect_equal(destination, &differing)
+}
+
+fn planned(changes: ChangeList, size_bytes: u64, monitor: &dyn Monitor) -> ChangeList {
+    let changes = changes.clip(size_bytes);
+    monitor.plan(changes.total_bytes());
+    changes
+}
+
+fn expect_equal(name: &str, differing: &ChangeList) -> Result<()> {
+    if differing.is_empty() {
+        return Ok(());
+    }
+    let shown = |extent: Extent| format!("{} bytes at {}", extent.length(), extent.offset());
+    let mut named: Vec<String> = differing
+        .iter()
+        .take(NAMED)
+        .map(|change| shown(change.extent))
+        .collect();
+    if differing.len() > NAMED {
+        named.push("and so on".to_owned());
+    }
+    Err(Error::Differ {
+        what: name.to_owned(),
+        reason: format!(
+            "what was written does not read back as what was sent: {} in {} differ: {}\n\
+             Unless somebody writes to one of the two meanwhile, a disk or a cable is not to be trusted. \
+             Find what it is, then make a full copy: lvmsync send NEW DEST --verify",
+            Bytes(differing.total_bytes()),
+            count(differing.len() as u64, "extent"),
+            named.join(", ")
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ExitCode;
+    use crate::extent::{Change, Kind};
+
+    #[test]
+    fn what_does_not_read_back_is_3_and_the_first_places_are_named() {
+        let change = |n: u64| Change {
+            extent: Extent::new(n * 8192, 4096).unwrap(),
+            kind: Kind::Data,
+        };
+        assert!(expect_equal("vg/copy", &ChangeList::default()).is_ok());
+        let error = expect_equal("vg/copy", &(1..6).map(change).collect()).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Differ);
+        let text = error.chain();
+        for part in [
+            "vg/copy: what was written does not read back as what was sent",
+            "20.0 KiB in 5 extents",
+            "4096 bytes at 8192, 4096 bytes at 16384, 4096 bytes at 24576, and so on",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Opening a volume that is to be compared.
+//!
+//! Guarantees: it is opened for reading only, and whoever else uses it may go on; what is in use for writing is
+//! said, since blocks that are written meanwhile may count as different; reads come from the volume and not
+//! from a copy in memory, as far as the system lets them.
+
+use crate::dm::resolve::Resolved;
+use crate::dm::resolve::resolve;
+use crate::dm::snapshot::{LogicalVolume, Role};
+use crate::engine::compare::Side;
+use crate::error::{Error, Result};
+use crate::monitor::Monitor;
+use crate::source::{explain, refuse_suspended, snapshot_in, trusted};
+use crate::volume::in_use::{Holder, holders_of};
+use crate::volume::open::Volume;
+use crate::volume::{ReadAt, VolumeIdentity};
+
+/// A volume that is compared with another.
+pub struct Comparand {
+    volume: Volume,
+    name: String,
+    snapshot: Option<LogicalVolume>,
+}
+
+impl Comparand {
+    /// Opens `name`. The monitor hears who may write to it meanwhile.
+    pub fn open(name: &str, monitor: &dyn Monitor) -> Result<Self> {
+        let resolved = resolve(name)?;
+        if let Resolved::LogicalVolume(volume) = &resolved {
+            refuse_suspended(volume)?;
+            if let Role::ThickSnapshot(snapshot) = &volume.role {
+                trusted(volume, snapshot)?;
+            }
+        }
+        let volume = Volume::open(resolved.path())?;
+        volume.forget_cached()?;
+        let writers: Vec<String> = holders_of(volume.identity())
+            .iter()
+            .filter(|holder| may_write(holder))
+            .map(ToString::to_string)
+            .collect();
+        if !writers.is_empty() {
+            monitor.warn(&format!(
+                "{name}: {}; what is written while it is compared may count as different",
+                writers.join("; ")
+            ));
+        }
+        Ok(Self {
+            volume,
+            name: name.to_owned(),
+            snapshot: snapshot_in(resolved),
+        })
+    }
+
+    /// As the engine wants it.
+    pub fn side(&self) -> Side<'_> {
+        Side {
+            volume: &self.volume,
+            name: &self.name,
+        }
+    }
+
+    /// Its size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.volume.size_bytes()
+    }
+
+    /// What makes it the same volume as another path.
+    pub fn identity(&self) -> VolumeIdentity {
+        self.volume.identity()
+    }
+
+    /// A regular file, whose size is its own: a device may be longer than what was put on it.
+    pub fn is_file(&self) -> bool {
+        self.volume.device().is_none()
+    }
+
+    /// The reason behind an error while it was read, see [`crate::source::SendSource::explain`].
+    pub fn explain(&self, error: Error) -> Error {
+        match &self.snapshot {
+            Some(snapshot) => explain(snapshot, error),
+            None => error,
+        }
+    }
+}
+
+fn may_write(holder: &Holder) -> bool {
+    match holder {
+        Holder::Mounted { read_write, .. } => *read_write,
+        Holder::Swap | Holder::Device { .. } => true,
+        Holder::Part { holder, .. } => may_write(holder),
+    }
+}

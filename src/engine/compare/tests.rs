@@ -1,0 +1,323 @@
+//! Comparing against a plain model, here and through a session in one process.
+
+use std::io::{PipeReader, PipeWriter, Write};
+use std::sync::Arc;
+use std::thread;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::extent::Change;
+use crate::monitor::{Recording, Silent};
+use crate::session::client::Client;
+use crate::session::handshake::FEATURE_COMPARE;
+use crate::session::message::{Done, Message, OPERATION_COMPARE, Open, Ready};
+use crate::volume::ReadAt;
+use crate::volume::faulty::{FaultyVolume, OpKind};
+use crate::volume::memory::MemoryVolume;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+fn list(extents: &[(u64, u64)]) -> ChangeList {
+    let change = |(o, l): &(u64, u64)| Change {
+        extent: Extent::new(*o, *l).unwrap(),
+        kind: Kind::Data,
+    };
+    extents.iter().map(change).collect()
+}
+
+/// The blocks of `extents` in which two byte vectors differ.
+fn model(one: &[u8], other: &[u8], extents: &ChangeList) -> ChangeList {
+    let mut differing = ChangeListBuilder::default();
+    for change in extents.iter() {
+        for block in cut(change.extent, BLOCK_BYTES) {
+            let range = block.offset() as usize..block.end() as usize;
+            if one[range.clone()] != other[range] {
+                differing.push(block, Kind::Data);
+            }
+        }
+    }
+    differing.finish()
+}
+
+fn side(volume: &dyn ReadAt) -> Side<'_> {
+    Side { volume, name: "v" }
+}
+
+type Ends = ((PipeReader, PipeWriter), (PipeReader, PipeWriter));
+
+fn ends() -> Ends {
+    let (client_reader, server_writer) = io::pipe().unwrap();
+    let (server_reader, client_writer) = io::pipe().unwrap();
+    (
+        (client_reader, client_writer),
+        (server_reader, server_writer),
+    )
+}
+
+fn open() -> Open {
+    let mut open: Open = serde_json::from_str(r#"{"operation":"","destination":"v"}"#).unwrap();
+    open.operation = OPERATION_COMPARE.to_owned();
+    open
+}
+
+type Connected = std::result::Result<CompareClient<PipeWriter>, SessionError>;
+
+fn connect(cr: PipeReader, cw: PipeWriter) -> Connected {
+    let client = Client::connect(cr, cw, &[FEATURE_COMPARE], Arc::new(()))?;
+    Ok(client.compare(open())?.1)
+}
+
+/// The far end as `serve` runs it.
+fn serve(sr: PipeReader, sw: PipeWriter, volume: &dyn ReadAt) -> std::result::Result<(), Failed> {
+    let mut server = Server::accept(sr, sw)?;
+    assert_eq!(server.request()?, open());
+    let size_bytes = volume.size_bytes();
+    let ready = Ready {
+        size_bytes,
+        ..Ready::default()
+    };
+    server.ready(ready)?;
+    let result = answer(&mut server, side(volume), &Cancel::new());
+    match &result {
+        Ok(()) => server.replies().done(Done::default())?,
+        Err(Failed::Here(error)) => server.replies().fail(error)?,
+        Err(Failed::There(_)) => {}
+    }
+    result
+}
+
+fn through_a_session(
+    extents: &ChangeList,
+    near: &dyn ReadAt,
+    far: &dyn ReadAt,
+    monitor: &dyn Monitor,
+) -> std::result::Result<ChangeList, Failed> {
+    let ((cr, cw), (sr, sw)) = ends();
+    thread::scope(|scope| {
+        let far_end = scope.spawn(move || serve(sr, sw, far));
+        let mut client = connect(cr, cw)?;
+        let found = compare_there(extents, side(near), &mut client, &Cancel::new(), monitor)?;
+        client.finish()?;
+        far_end.join().unwrap()?;
+        Ok(found)
+    })
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    one: Vec<u8>,
+    other: Vec<u8>,
+    extents: ChangeList,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let size = 1usize..5 << 20;
+    let flips = prop::collection::vec(
+        (any::<prop::sample::Index>(), 1usize..20_000, any::<bool>()),
+        0..12,
+    );
+    let extents = prop::collection::vec(
+        (any::<prop::sample::Index>(), 1u64..2 << 20, any::<bool>()),
+        0..12,
+    );
+    (size, flips, prop::option::of(extents)).prop_map(|(size, flips, extents)| {
+        let one: Vec<u8> = (0..size).map(|n| (n / 97) as u8).collect();
+        let mut other = one.clone();
+        for (at, length, single) in flips {
+            let start = at.index(size);
+            let end = (start + if single { 1 } else { length }).min(size);
+            other[start..end].iter_mut().for_each(|byte| *byte ^= 0x55);
+        }
+        let size = size as u64;
+        let part = |(at, length, small): (prop::sample::Index, u64, bool)| {
+            let offset = at.index(size as usize) as u64;
+            let length = if small { length % 300 + 1 } else { length };
+            (offset, length.min(size - offset))
+        };
+        let extents = extents.map_or_else(
+            || ChangeList::whole(size),
+            |parts| list(&parts.into_iter().map(part).collect::<Vec<_>>()),
+        );
+        Case {
+            one,
+            other,
+            extents,
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(256) / 2 + 1))]
+
+    #[test]
+    fn what_differs_is_exactly_what_is_found(case in case()) {
+        let expected = model(&case.one, &case.other, &case.extents);
+        let (one, other) = (MemoryVolume::new(case.one), MemoryVolume::new(case.other));
+        let monitor = Recording::default();
+        let found =
+            compare_here(&case.extents, side(&one), side(&other), &Cancel::new(), &monitor).unwrap();
+        prop_assert_eq!(&found, &expected);
+        prop_assert_eq!(monitor.progress().1, case.extents.total_bytes());
+        let monitor = Recording::default();
+        let found = through_a_session(&case.extents, &one, &other, &monitor).unwrap();
+        prop_assert_eq!(&found, &expected);
+        prop_assert_eq!(monitor.progress().1, case.extents.total_bytes());
+    }
+}
+
+/// More requests than may be under way, each with an answer that fills a pipe.
+#[test]
+fn neither_end_waits_for_the_other_for_ever() {
+    let size = 200 << 20;
+    let one = MemoryVolume::new(vec![1; size]);
+    let other = MemoryVolume::new(vec![2; size]);
+    let whole = ChangeList::whole(size as u64);
+    let found = through_a_session(&whole, &one, &other, &Silent).unwrap();
+    assert_eq!(found, whole);
+    // The same with as many extents as fit a request.
+    let many: Vec<(u64, u64)> = (0..size as u64 / 8192)
+        .map(|n| (n * 8192 + 1, 4096))
+        .collect();
+    let many = list(&many);
+    let found = through_a_session(&many, &one, &other, &Silent).unwrap();
+    assert_eq!(found, many);
+}
+
+#[test]
+fn a_read_that_fails_names_its_volume_on_either_end() {
+    let bytes = vec![1; 20 << 20];
+    let good = MemoryVolume::new(bytes.clone());
+    let place = Extent::new(17 << 20, 1).unwrap();
+    let bad = FaultyVolume::new(MemoryVolume::new(bytes)).fail_touching(OpKind::Read, place, 5);
+    let whole = ChangeList::whole(20 << 20);
+    let cancel = Cancel::new();
+    for (one, other) in [(&good as &dyn ReadAt, &bad as &dyn ReadAt), (&bad, &good)] {
+        let error = compare_here(&whole, side(one), side(other), &cancel, &Silent).unwrap_err();
+        assert!(error.to_string().contains("at 17825792 of v"), "{error}");
+    }
+    let Err(Failed::Here(error)) = through_a_session(&whole, &bad, &good, &Silent) else {
+        panic!("the near end failed");
+    };
+    assert!(error.to_string().contains("at 17825792 of v"), "{error}");
+    let Err(Failed::There(error)) = through_a_session(&whole, &good, &bad, &Silent) else {
+        panic!("the far end failed");
+    };
+    assert!(error.to_string().contains("at 17825792 of v"), "{error}");
+}
+
+#[test]
+fn a_cancelled_compare_is_interrupted() {
+    let one = MemoryVolume::new(vec![1; 4 << 20]);
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let whole = ChangeList::whole(4 << 20);
+    let error = compare_here(&whole, side(&one), side(&one), &cancel, &Silent).unwrap_err();
+    assert!(matches!(error, Error::Interrupted), "{error}");
+}
+
+#[test]
+fn a_piece_that_became_equal_meanwhile_still_counts() {
+    let pieces = [(0, 8192), (16_384, 8192)].map(|(o, l)| Extent::new(o, l).unwrap());
+    let block = Extent::new(20_480, 4096).unwrap();
+    let mut differing = ChangeListBuilder::default();
+    add_blocks(&pieces, std::iter::once(block), &mut differing);
+    assert_eq!(differing.finish(), list(&[(0, 8192), (20_480, 4096)]));
+}
+
+/// A client that asks what it may not, or stops in the middle.
+fn asked(stream: &[u8], end: bool) -> SessionError {
+    let ((cr, mut cw), (sr, sw)) = ends();
+    let volume = MemoryVolume::new(vec![0; 3 * BLOCK]);
+    let far = thread::spawn(move || serve(sr, sw, &volume));
+    let hello = crate::session::message::Hello::ours(&[]);
+    for message in [
+        Message::Hello(hello),
+        Message::Open(open()),
+        Message::Data(stream.to_vec()),
+    ] {
+        cw.write_all(&message.encode().unwrap()).unwrap();
+    }
+    if end {
+        cw.write_all(&Message::End.encode().unwrap()).unwrap();
+    }
+    drop(cw);
+    let result = far.join().unwrap();
+    drop(cr);
+    match result {
+        Err(Failed::There(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_far_end_believes_no_request() {
+    let request = |offset, length| Request {
+        block: BLOCK_BYTES,
+        extents: vec![Extent::new(offset, length).unwrap()],
+    };
+    let whole = request(0, 100).encode();
+    for cut in 1..whole.len() {
+        let error = asked(&whole[..cut], true);
+        assert!(
+            matches!(error, SessionError::Request(_)),
+            "{cut}: {error:?}"
+        );
+        let error = asked(&whole[..cut], false);
+        assert!(matches!(error, SessionError::Io { .. }), "{cut}: {error:?}");
+    }
+    let error = asked(&request(2 * BLOCK_BYTES, BLOCK_BYTES + 1).encode(), true);
+    let text = std::error::Error::source(&error).unwrap().to_string();
+    assert!(text.contains("end within 12288"), "{text}");
+}
+
+/// A server from a script, against a client that compares 20 pieces.
+fn answered(answers: Vec<Message>) -> Failed {
+    let ((cr, cw), (sr, mut sw)) = ends();
+    let hello = crate::session::message::Hello::ours(&[]);
+    let script: Vec<u8> = [Message::Hello(hello), Message::Ready(Ready::default())]
+        .into_iter()
+        .chain(answers)
+        .flat_map(|message| message.encode().unwrap())
+        .collect();
+    let far = thread::spawn(move || {
+        let _ = sw.write_all(b"lvmsync session 1\n");
+        let _ = sw.write_all(&script);
+        drop(sw);
+        let mut sr = sr;
+        let _ = io::copy(&mut sr, &mut io::sink());
+    });
+    let near = MemoryVolume::new(vec![0; 20 << 20]);
+    let run = || {
+        let mut client = connect(cr, cw)?;
+        let whole = ChangeList::whole(20 << 20);
+        compare_there(&whole, side(&near), &mut client, &Cancel::new(), &Silent)?;
+        client.finish()?;
+        Ok::<(), Failed>(())
+    };
+    let failed = run().unwrap_err();
+    far.join().unwrap();
+    failed
+}
+
+#[test]
+fn the_near_end_believes_no_answer() {
+    let digests = |n: usize| Message::Digests(vec![0; n]);
+    for (answers, word) in [
+        (vec![], "closed while waiting for Digests"),
+        (vec![digests(0)], "0 bytes of digests where 256"),
+        (vec![digests(255)], "255 bytes of digests"),
+        (vec![digests(288)], "288 bytes of digests"),
+        (
+            vec![Message::Done(Done::default())],
+            "sent Done where Digests",
+        ),
+        (vec![Message::End], "sent End where Digests"),
+        ((0..100).map(|_| digests(1)).collect(), "1 bytes of digests"),
+    ] {
+        let Failed::There(error) = answered(answers) else {
+            panic!("{word}");
+        };
+        assert!(error.to_string().contains(word), "{word}: {error}");
+    }
+}
