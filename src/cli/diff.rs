@@ -9,7 +9,7 @@ use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::delta::codec::Compression;
 use crate::error::{ExitCode, Result};
-use crate::extent::{Change, Extent, Kind};
+use crate::extent::{Change, Kind};
 use crate::source::{SendSource, SourceRequest};
 use crate::units::{Bytes, count, parse_size};
 
@@ -151,35 +151,18 @@ const MAP_ROWS: u64 = 16;
 /// One character for each 1/1024 of the volume: ` ` nothing, `.` some, `o` half, `#` all changed.
 fn write_map(out: &mut dyn Write, changes: &ChangeList, size: u64) -> std::io::Result<()> {
     let cell = size.div_ceil(MAP_COLUMNS * MAP_ROWS).max(1);
-    let mut rest: Vec<Extent> = changes.iter().map(|change| change.extent).rev().collect();
     let mut position = 0;
     while position < size {
         let row_start = position;
         let mut row = String::new();
         while position < size && (row.len() as u64) < MAP_COLUMNS {
             let end = (position + cell).min(size);
-            row.push(mark(changed_in(&mut rest, position, end), end - position));
+            row.push(mark(changes.bytes_between(position, end), end - position));
             position = end;
         }
         writeln!(out, "{:>10} |{row:<64}|", Bytes(row_start).to_string())?;
     }
     Ok(())
-}
-
-/// Bytes of the last extents in `rest` that lie in `start..end`; what ends there is taken off.
-fn changed_in(rest: &mut Vec<Extent>, start: u64, end: u64) -> u64 {
-    let mut bytes = 0;
-    while let Some(extent) = rest.last() {
-        bytes += extent
-            .end()
-            .min(end)
-            .saturating_sub(extent.offset().max(start));
-        if extent.end() > end {
-            break;
-        }
-        rest.pop();
-    }
-    bytes
 }
 
 fn mark(changed: u64, of: u64) -> char {
@@ -194,6 +177,7 @@ fn mark(changed: u64, of: u64) -> char {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::extent::Extent;
 
     fn list(extents: &[(u64, u64)]) -> ChangeList {
         let change = |(o, l): &(u64, u64)| Change {

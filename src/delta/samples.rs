@@ -169,7 +169,7 @@ fn digest(block: &[u8]) -> [u8; 16] {
 /// extent and one from the rest, each kind spread over the whole volume.
 fn candidates(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
     let neighbours = beside_changes(changes, size_bytes);
-    let spread = spread_over_unchanged(changes, size_bytes);
+    let spread = scatter(changes.unchanged_blocks(size_bytes, BLOCK_BYTES, CANDIDATES as u64));
     let mut both = Vec::with_capacity(neighbours.len() + spread.len());
     let longest = neighbours.len().max(spread.len());
     for turn in 0..longest {
@@ -200,30 +200,6 @@ fn beside_changes(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
                         .is_some_and(|block| block.end() <= size_bytes && !changes.touches(block))
                 }),
         );
-    }
-    scatter(found)
-}
-
-/// Blocks at even distances in the unchanged part, counted as if it were one piece.
-fn spread_over_unchanged(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
-    let blocks_in = |gap: Extent| {
-        let start = gap.offset().next_multiple_of(BLOCK_BYTES);
-        (start, gap.end().saturating_sub(start) / BLOCK_BYTES)
-    };
-    let total: u64 = changes
-        .unchanged(size_bytes)
-        .map(|gap| blocks_in(gap).1)
-        .sum();
-    let step = total.div_ceil(CANDIDATES as u64).max(1);
-    let mut found = Vec::new();
-    let mut skip = step / 2;
-    for gap in changes.unchanged(size_bytes) {
-        let (start, blocks) = blocks_in(gap);
-        while skip < blocks {
-            found.push(start + skip * BLOCK_BYTES);
-            skip += step;
-        }
-        skip -= blocks;
     }
     scatter(found)
 }
