@@ -4,6 +4,7 @@ use std::io::Write;
 
 use clap::Args;
 
+use super::diff_json::write_json;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
@@ -78,59 +79,6 @@ pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
-/// Text that is gathered before it is written.
-const GATHER_BYTES: usize = 64 << 10;
-
-/// Extent by extent, so that memory does not grow with the listing. By hand, because there may be millions:
-/// numbers and two fixed words need no escaping, and a serializer takes several times as long.
-fn write_json(
-    out: &mut dyn Write,
-    changes: &ChangeList,
-    volume_size: u64,
-    granularity: u64,
-) -> std::io::Result<()> {
-    let mut text = Vec::with_capacity(GATHER_BYTES + 256);
-    write!(
-        text,
-        r#"{{"volume_size":{volume_size},"granularity":{granularity},"extents":["#
-    )?;
-    let mut separator: &[u8] = b"";
-    for Change { extent, kind } in changes.iter() {
-        text.extend_from_slice(separator);
-        separator = b",";
-        text.extend_from_slice(br#"{"offset":"#);
-        push_number(&mut text, extent.offset());
-        text.extend_from_slice(br#","length":"#);
-        push_number(&mut text, extent.length());
-        text.extend_from_slice(match kind {
-            Kind::Data => br#","kind":"data"}"#,
-            Kind::Zero => br#","kind":"zero"}"#,
-        });
-        if text.len() >= GATHER_BYTES {
-            out.write_all(&text)?;
-            text.clear();
-        }
-    }
-    text.extend_from_slice(b"]}\n");
-    out.write_all(&text)
-}
-
-/// Appends `number` in decimal.
-#[allow(clippy::cast_possible_truncation, reason = "a digit")]
-fn push_number(text: &mut Vec<u8>, mut number: u64) {
-    let mut digits = [b'0'; 20];
-    let mut first = digits.len();
-    loop {
-        first -= 1;
-        digits[first] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    text.extend_from_slice(&digits[first..]);
-}
-
 fn write_table(out: &mut dyn Write, changes: &ChangeList) -> std::io::Result<()> {
     writeln!(out, "{:>20} {:>16}  KIND", "OFFSET", "LENGTH")?;
     for Change { extent, kind } in changes.iter() {
@@ -185,33 +133,6 @@ mod tests {
             kind: Kind::Data,
         };
         extents.iter().map(change).collect()
-    }
-
-    #[test]
-    fn json_is_what_the_manual_says() {
-        let mut out = Vec::new();
-        write_json(
-            &mut out,
-            &list(&[(4096, 8192), (65536, 512)]),
-            1 << 20,
-            4096,
-        )
-        .unwrap();
-        assert_eq!(
-            String::from_utf8(out).unwrap(),
-            "{\"volume_size\":1048576,\"granularity\":4096,\"extents\":[\
-             {\"offset\":4096,\"length\":8192,\"kind\":\"data\"},\
-             {\"offset\":65536,\"length\":512,\"kind\":\"data\"}]}\n"
-        );
-    }
-
-    #[test]
-    fn numbers_are_written_as_the_library_does() {
-        for number in [0, 1, 9, 10, 99, 100, 4096, u64::MAX / 10, u64::MAX] {
-            let mut text = Vec::new();
-            push_number(&mut text, number);
-            assert_eq!(text, number.to_string().into_bytes());
-        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod apply;
 mod classic;
 mod diff;
+mod diff_json;
 mod inspect;
 mod output;
 mod progress;
