@@ -8,6 +8,10 @@ use std::slice;
 use super::ChangeList;
 use super::unchanged::{Stretch, gaps};
 use crate::extent::{Change, Extent, Kind, MAX_OFFSET};
+use crate::sys::ones::count_ones;
+
+/// Words that are counted in one go.
+const GROUP_WORDS: usize = 64;
 
 /// One bit for each chunk.
 #[derive(Clone)]
@@ -53,13 +57,18 @@ impl ChunkBits {
     }
 
     pub(super) fn count_extents(&self) -> usize {
+        // A chunk goes on what the one before it began.
+        let mut going_on = [0; GROUP_WORDS];
         let mut carry = 0;
-        let mut runs = 0;
-        for word in &self.words {
-            runs += (word & !(word << 1 | carry)).count_ones() as usize;
-            carry = word >> 63;
+        let mut count = 0;
+        for group in self.words.chunks(GROUP_WORDS) {
+            for (place, word) in going_on.iter_mut().zip(group) {
+                *place = word & (word << 1 | carry);
+                carry = word >> 63;
+            }
+            count += count_ones(group) - count_ones(&going_on[..group.len()]);
         }
-        runs
+        usize::try_from(count).unwrap_or(usize::MAX)
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -96,11 +105,8 @@ impl ChunkBits {
         if first_word == last_word {
             return ones(self.words[first_word] & from_first & up_to_last);
         }
-        let between = self.words[first_word + 1..last_word]
-            .iter()
-            .map(|word| ones(*word));
         ones(self.words[first_word] & from_first)
-            + between.sum::<u64>()
+            + count_ones(&self.words[first_word + 1..last_word])
             + ones(self.words[last_word] & up_to_last)
     }
 
@@ -166,7 +172,7 @@ impl ChunkBits {
         &self,
         size_bytes: u64,
         block_bytes: u64,
-    ) -> impl Iterator<Item = Stretch> + '_ {
+    ) -> impl Iterator<Item = Stretch<'_>> {
         // Words of which every chunk is whole, and whole blocks.
         let words = if self.chunk_bytes.is_multiple_of(block_bytes) {
             let whole = size_bytes.min(self.end) / self.chunk_bytes / 64;
@@ -175,19 +181,21 @@ impl ChunkBits {
             0
         };
         let word_bytes = 64 * self.chunk_bytes;
-        let bits = self.words[..words].iter().zip(0..);
-        let bits = bits.map(move |(word, number): (&u64, u64)| Stretch::Bits {
-            start: number * word_bytes,
-            bits: !word,
-            blocks_each: self.chunk_bytes / block_bytes,
-            block_bytes,
+        let groups = self.words[..words].chunks(GROUP_WORDS).zip(0_u64..);
+        let groups = groups.map(move |(group, number)| {
+            Stretch::of_bits(
+                number * GROUP_WORDS as u64 * word_bytes,
+                group,
+                self.chunk_bytes / block_bytes,
+                block_bytes,
+            )
         });
         let rest = gaps(
             self.extents_from(words),
             words as u64 * word_bytes,
             size_bytes,
         );
-        bits.chain(rest.map(move |gap| Stretch::of_gap(gap, block_bytes)))
+        groups.chain(rest.map(move |gap| Stretch::of_gap(gap, block_bytes)))
     }
 }
 

@@ -21,6 +21,7 @@ const SAMPLES: usize = 128;
 /// Blocks that a writer looks at to find ones that are not zero.
 const CANDIDATES: usize = 2 * SAMPLES;
 const ENTRY_BYTES: usize = 24;
+const ZEROES: [u8; BLOCK] = [0; BLOCK];
 
 /// One sampled block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,18 +108,20 @@ impl Samples {
         let mut block = [0; BLOCK];
         let mut full = Vec::new();
         let mut zero = Vec::new();
+        let of_zeroes = digest(&ZEROES);
         for offset in candidates(changes, base.size_bytes()) {
             base.read_exact_at(&mut block, offset)?;
-            let sample = Sample {
+            if block == ZEROES {
+                zero.push(Sample {
+                    offset,
+                    digest: of_zeroes,
+                });
+                continue;
+            }
+            full.push(Sample {
                 offset,
                 digest: digest(&block),
-            };
-            let bucket = if block.iter().all(|byte| *byte == 0) {
-                &mut zero
-            } else {
-                &mut full
-            };
-            bucket.push(sample);
+            });
             if full.len() == SAMPLES {
                 break;
             }
@@ -206,7 +209,11 @@ fn beside_changes(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
 
 /// The same offsets in an order of which every beginning is spread over the whole.
 fn scatter(mut offsets: Vec<u64>) -> Vec<u64> {
-    offsets.sort_by_key(|offset| blake3::hash(&offset.to_le_bytes()).as_bytes()[..8].to_vec());
+    offsets.sort_by_cached_key(|offset| {
+        let mut key = [0; 8];
+        key.copy_from_slice(&blake3::hash(&offset.to_le_bytes()).as_bytes()[..8]);
+        key
+    });
     offsets
 }
 
