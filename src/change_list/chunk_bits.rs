@@ -296,6 +296,7 @@ impl Iterator for Runs<'_> {
             if self.word >> 63 == 1 {
                 self.end_of_run();
             } else {
+                self.word = 0;
                 self.next_word()?;
             }
         }

@@ -147,6 +147,7 @@ proptest! {
             prop_assert_eq!(Some(change), two.nth(n));
         }
         prop_assert_eq!(two.nth(n), None);
+        prop_assert_eq!((one.next(), one.nth(n)), (None, None));
         let size_now = size + tail;
         prop_assert!(bits.unchanged(size_now).eq(list.unchanged(size_now)));
         for block in [4, 8, 5] {
