@@ -1,101 +1,50 @@
 //! The change list: which extents differ between two states of a volume.
 //!
-//! Guarantees: a [`ChangeList`] is sorted, disjoint and coalesced; it holds 16 bytes for each extent;
+//! Guarantees: a [`ChangeList`] is sorted, disjoint and coalesced; it holds at most 16 bytes for each extent;
 //! building one never drops a range that was pushed (a list may be too long, never too short), and where
 //! data and zero overlap, data wins, because reading the bytes is always right.
 
 use std::fmt;
-use std::thread;
+use std::slice;
 
 pub use builder::ChangeListBuilder;
 
 use crate::extent::{Change, Extent, Kind};
+use chunk_bits::{ChunkBits, Extents};
+use packed::Packed;
+use unchanged::{Stretch, gaps};
 
 mod builder;
+mod chunk_bits;
+mod packed;
 mod rest;
+mod unchanged;
 
-/// 16 bytes: offset, then length with the kind in its top bit, which [`MAX_OFFSET`] keeps free.
-///
-/// A plain array, because a vector of zeroed arrays comes from the system without being touched, so that
-/// two threads can fill the pages of one list.
-type Packed = [u64; 2];
-
-const ZERO_BIT: u64 = 1 << 63;
-
-trait Pack {
-    fn new(extent: Extent, kind: Kind) -> Self;
-    fn offset(self) -> u64;
-    fn kind(self) -> Kind;
-    fn length(self) -> u64;
-    fn end(self) -> u64;
-    fn change(self) -> Change;
-}
-
-impl Pack for Packed {
-    #[inline]
-    fn new(extent: Extent, kind: Kind) -> Self {
-        let flag = if kind == Kind::Zero { ZERO_BIT } else { 0 };
-        [extent.offset(), extent.length() | flag]
-    }
-
-    #[inline]
-    fn offset(self) -> u64 {
-        self[0]
-    }
-
-    #[inline]
-    fn kind(self) -> Kind {
-        if self[1] & ZERO_BIT == 0 {
-            Kind::Data
-        } else {
-            Kind::Zero
-        }
-    }
-
-    #[inline]
-    fn length(self) -> u64 {
-        self[1] & !ZERO_BIT
-    }
-
-    #[inline]
-    fn end(self) -> u64 {
-        self.offset() + self.length()
-    }
-
-    #[inline]
-    fn change(self) -> Change {
-        Change {
-            extent: Extent::of_checked(self.offset(), self.length()),
-            kind: self.kind(),
-        }
-    }
-}
-
-/// Fills all of `places`. Gives the hull of what it put there, or `None` if the extents are out of order or
-/// not exactly as many as there are places.
-fn fill(
-    places: &mut [Packed],
-    mut extents: impl Iterator<Item = Extent>,
-    kind: Kind,
-) -> Option<Option<Extent>> {
-    let mut hull: Option<Extent> = None;
-    for place in places {
-        let extent = extents.next()?;
-        let start = match hull {
-            Some(hull) if extent.offset() <= hull.end() => return None,
-            Some(hull) => hull.offset(),
-            None => extent.offset(),
-        };
-        hull = Extent::from_range(start, extent.end());
-        *place = Packed::new(extent, kind);
-    }
-    extents.next().is_none().then_some(hull)
-}
+#[cfg(test)]
+mod tests;
 
 /// Sorted, disjoint, coalesced changes.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct ChangeList {
-    packed: Vec<Packed>,
+    form: Form,
+    extents: usize,
+    data_bytes: u64,
+    zero_bytes: u64,
+}
+
+/// Millions of scattered chunks are a bitmap: it is there when an exception table has been read, takes a
+/// twentieth of the memory, and is walked through as fast. It is used where it is smaller than the extents
+/// are, so walking through it takes time linear in their number, too.
+#[derive(Clone)]
+enum Form {
+    Packed(Vec<Packed>),
+    Chunks(ChunkBits),
+}
+
+impl Default for Form {
+    fn default() -> Self {
+        Self::Packed(Vec::new())
+    }
 }
 
 impl fmt::Debug for ChangeList {
@@ -103,6 +52,15 @@ impl fmt::Debug for ChangeList {
         f.debug_list().entries(self.iter()).finish()
     }
 }
+
+/// Lists are equal if they name the same extents, however they are held.
+impl PartialEq for ChangeList {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for ChangeList {}
 
 impl ChangeList {
     /// The whole of a volume as data: what a full copy without knowledge of holes sends.
@@ -114,94 +72,113 @@ impl ChangeList {
         builder.finish()
     }
 
-    /// A list of one kind from parts that follow each other, each with the number of its extents; each part
-    /// is filled in by a thread of its own.
-    ///
-    /// For callers with millions: as long as each extent begins after the last one's end and the numbers
-    /// are right, nothing is sorted or gone over again. Where that does not hold, the builder puts it right.
-    pub fn from_ascending<I>(parts: &[(I, usize)], kind: Kind) -> Self
-    where
-        I: Iterator<Item = Extent> + Clone + Sync,
-    {
-        let total = parts.iter().map(|(_, count)| count).sum();
-        let mut packed: Vec<Packed> = vec![[0; 2]; total];
-        let mut rest = packed.as_mut_slice();
-        let mut parts_and_places = Vec::with_capacity(parts.len());
-        for (extents, count) in parts {
-            let (places, after) = std::mem::take(&mut rest).split_at_mut(*count);
-            rest = after;
-            parts_and_places.push((extents, places));
+    /// Chunks of `chunk_bytes` as data, one bit for each from the lowest bit of the first word on.
+    pub(crate) fn from_chunks(chunk_bytes: u64, words: Vec<u64>) -> Self {
+        Self::of_chunks(ChunkBits::new(chunk_bytes, words))
+    }
+
+    fn of_chunks(chunks: ChunkBits) -> Self {
+        let extents = chunks.count_extents();
+        if chunks.memory_bytes() > extents * size_of::<Packed>() {
+            return Self::of_packed(pack(&chunks, extents));
         }
-        let mut bounds = Vec::with_capacity(parts.len());
-        thread::scope(|scope| {
-            let last = parts_and_places.pop();
-            let others: Vec<_> = parts_and_places
-                .into_iter()
-                .map(|(extents, places)| scope.spawn(|| fill(places, extents.clone(), kind)))
-                .collect();
-            let last = last.map(|(extents, places)| fill(places, extents.clone(), kind));
-            bounds.extend(others.into_iter().map(|other| other.join().ok().flatten()));
-            bounds.extend(last);
-        });
-        let in_order = bounds.iter().all(Option::is_some)
-            && bounds
-                .iter()
-                .flatten()
-                .flatten()
-                .is_sorted_by(|one, next| one.end() < next.offset());
-        if in_order {
-            return Self { packed };
+        Self {
+            extents,
+            data_bytes: chunks.bytes(),
+            zero_bytes: 0,
+            form: Form::Chunks(chunks),
         }
-        drop(packed);
-        let mut builder = ChangeListBuilder::default();
-        for extent in parts.iter().flat_map(|(extents, _)| extents.clone()) {
-            builder.push(extent, kind);
+    }
+
+    fn of_packed(packed: Vec<Packed>) -> Self {
+        let (mut data_bytes, mut zero_bytes) = (0, 0);
+        for p in &packed {
+            match p.kind() {
+                Kind::Data => data_bytes += p.length(),
+                Kind::Zero => zero_bytes += p.length(),
+            }
         }
-        builder.finish()
+        Self {
+            extents: packed.len(),
+            data_bytes,
+            zero_bytes,
+            form: Form::Packed(packed),
+        }
     }
 
     /// Number of extents.
     pub fn len(&self) -> usize {
-        self.packed.len()
+        self.extents
     }
 
     /// True when nothing changed.
     pub fn is_empty(&self) -> bool {
-        self.packed.is_empty()
+        self.extents == 0
     }
 
     /// The changes in ascending order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Change> + '_ {
-        self.packed.iter().map(|p| p.change())
-    }
-
-    /// The change at `index` in ascending order.
-    pub fn get(&self, index: usize) -> Option<Change> {
-        self.packed.get(index).map(|p| p.change())
+    pub fn iter(&self) -> Changes<'_> {
+        Changes(match &self.form {
+            Form::Packed(packed) => Walk::Packed(packed.iter()),
+            Form::Chunks(chunks) => Walk::Chunks(chunks.extents()),
+        })
     }
 
     /// Total bytes of one kind.
     pub fn bytes(&self, kind: Kind) -> u64 {
-        self.packed
-            .iter()
-            .filter(|p| p.kind() == kind)
-            .map(|p| p.length())
-            .sum()
+        match kind {
+            Kind::Data => self.data_bytes,
+            Kind::Zero => self.zero_bytes,
+        }
     }
 
     /// Total bytes of both kinds.
     pub fn total_bytes(&self) -> u64 {
-        self.packed.iter().map(|p| p.length()).sum()
+        self.data_bytes + self.zero_bytes
+    }
+
+    /// Bytes of both kinds that lie in `start..end`.
+    pub fn bytes_between(&self, start: u64, end: u64) -> u64 {
+        match &self.form {
+            Form::Packed(packed) => packed[packed.partition_point(|p| p.end() <= start)..]
+                .iter()
+                .take_while(|p| p.offset() < end)
+                .map(|p| p.end().min(end) - p.offset().max(start))
+                .sum(),
+            Form::Chunks(chunks) => chunks.bytes_between(start, end),
+        }
+    }
+
+    /// True when any byte of `extent` is in the list.
+    pub fn touches(&self, extent: Extent) -> bool {
+        match &self.form {
+            Form::Packed(packed) => {
+                let next = packed.partition_point(|p| p.end() <= extent.offset());
+                packed.get(next).is_some_and(|p| p.offset() < extent.end())
+            }
+            Form::Chunks(chunks) => chunks.bytes_between(extent.offset(), extent.end()) > 0,
+        }
     }
 
     /// Both lists in one; where they overlap, data wins.
-    pub fn union(mut self, other: &Self) -> Self {
+    pub fn union(self, other: Self) -> Self {
         if other.is_empty() {
             return self;
         }
-        let mut builder = ChangeListBuilder {
-            packed: std::mem::take(&mut self.packed),
+        let (one, other) = match (&self.form, &other.form) {
+            (Form::Packed(_), Form::Chunks(_)) => (other, self),
+            _ => (self, other),
         };
+        let packed = match one.form {
+            Form::Packed(packed) => packed,
+            Form::Chunks(mut chunks) => {
+                if chunks.add(&other) {
+                    return Self::of_chunks(chunks);
+                }
+                pack(&chunks, one.extents)
+            }
+        };
+        let mut builder = ChangeListBuilder { packed };
         for change in other.iter() {
             builder.push(change.extent, change.kind);
         }
@@ -209,54 +186,105 @@ impl ChangeList {
     }
 
     /// The same extents, all of them as data.
-    pub fn all_data(mut self) -> Self {
-        for [_, length] in &mut self.packed {
-            *length &= !ZERO_BIT;
+    pub fn all_data(self) -> Self {
+        if self.zero_bytes == 0 {
+            return self;
         }
-        ChangeListBuilder {
-            packed: self.packed,
-        }
-        .finish()
+        let data = |change: Change| Change {
+            kind: Kind::Data,
+            ..change
+        };
+        self.iter().map(data).collect()
     }
 
     /// The part below `size_bytes`.
-    pub fn clip(mut self, size_bytes: u64) -> Self {
-        while let Some(last) = self.packed.last_mut() {
-            if last.offset() >= size_bytes {
-                self.packed.pop();
-                continue;
+    pub fn clip(self, size_bytes: u64) -> Self {
+        match self.form {
+            Form::Packed(mut packed) => {
+                if packed.last().is_none_or(|last| last.end() <= size_bytes) {
+                    let form = Form::Packed(packed);
+                    return Self { form, ..self };
+                }
+                packed.truncate(packed.partition_point(|p| p.offset() < size_bytes));
+                if let Some(last) = packed.last_mut()
+                    && last.end() > size_bytes
+                {
+                    let clipped = Extent::of_checked(last.offset(), size_bytes - last.offset());
+                    *last = Packed::new(clipped, last.kind());
+                }
+                Self::of_packed(packed)
             }
-            if last.end() > size_bytes {
-                let clipped = Extent::of_checked(last.offset(), size_bytes - last.offset());
-                *last = Packed::new(clipped, last.kind());
+            Form::Chunks(mut chunks) => {
+                if chunks.clip(size_bytes) {
+                    return Self::of_chunks(chunks);
+                }
+                let form = Form::Chunks(chunks);
+                Self { form, ..self }
             }
-            break;
         }
-        self
     }
 
     /// The extents of a volume of `size_bytes` that are *not* in this list, in ascending order.
     pub fn unchanged(&self, size_bytes: u64) -> impl Iterator<Item = Extent> + '_ {
-        let mut position = 0;
-        let ends = std::iter::once((size_bytes, size_bytes));
-        let changes = self
-            .packed
-            .iter()
-            .map(|p| (p.offset(), p.end()))
-            .chain(ends);
-        changes.filter_map(move |(start, end)| {
-            let gap = Extent::from_range(position, start.min(size_bytes));
-            position = position.max(end);
-            gap
-        })
+        gaps(self.iter().map(|change| change.extent), 0, size_bytes)
     }
 
-    /// True when any byte of `extent` is in the list.
-    pub fn touches(&self, extent: Extent) -> bool {
-        let next = self.packed.partition_point(|p| p.end() <= extent.offset());
-        self.packed
-            .get(next)
-            .is_some_and(|p| p.offset() < extent.end())
+    /// Offsets of whole blocks that are not in this list, at even distances, counted as if all that is not
+    /// in it were one piece: as many as there are, but no more than `most`.
+    pub fn unchanged_blocks(&self, size_bytes: u64, block_bytes: u64, most: u64) -> Vec<u64> {
+        match &self.form {
+            Form::Packed(_) => unchanged::spread(most, || {
+                self.unchanged(size_bytes)
+                    .map(|gap| Stretch::of_gap(gap, block_bytes))
+            }),
+            Form::Chunks(chunks) => {
+                unchanged::spread(most, || chunks.unchanged(size_bytes, block_bytes))
+            }
+        }
+    }
+}
+
+fn pack(chunks: &ChunkBits, extents: usize) -> Vec<Packed> {
+    let mut packed = Vec::with_capacity(extents);
+    let data = |extent| Packed::new(extent, Kind::Data);
+    packed.extend(chunks.extents().map(data));
+    packed
+}
+
+/// The changes of a list, in ascending order.
+#[derive(Clone)]
+pub struct Changes<'a>(Walk<'a>);
+
+#[derive(Clone)]
+enum Walk<'a> {
+    Packed(slice::Iter<'a, Packed>),
+    Chunks(Extents<'a>),
+}
+
+fn data(extent: Extent) -> Change {
+    Change {
+        extent,
+        kind: Kind::Data,
+    }
+}
+
+impl Iterator for Changes<'_> {
+    type Item = Change;
+
+    #[inline]
+    fn next(&mut self) -> Option<Change> {
+        match &mut self.0 {
+            Walk::Packed(packed) => packed.next().map(|p| p.change()),
+            Walk::Chunks(extents) => extents.next().map(data),
+        }
+    }
+
+    /// Without looking at what is left out.
+    fn nth(&mut self, n: usize) -> Option<Change> {
+        match &mut self.0 {
+            Walk::Packed(packed) => packed.nth(n).map(|p| p.change()),
+            Walk::Chunks(extents) => extents.nth(n).map(data),
+        }
     }
 }
 
@@ -267,132 +295,5 @@ impl FromIterator<Change> for ChangeList {
             builder.push(change.extent, change.kind);
         }
         builder.finish()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::builder::COMPACT_FROM;
-    use super::*;
-    use proptest::prelude::*;
-
-    fn extent(offset: u64, length: u64) -> Extent {
-        Extent::new(offset, length).unwrap()
-    }
-
-    /// The model: one cell a byte; 1 is zero, 2 is data.
-    fn paint(cells: &mut [u8], pushes: &[(u64, u64, bool)]) {
-        for &(offset, length, is_data) in pushes {
-            for cell in &mut cells[offset as usize..(offset + length) as usize] {
-                *cell = (*cell).max(1 + u8::from(is_data));
-            }
-        }
-    }
-
-    fn build(pushes: &[(u64, u64, bool)]) -> ChangeList {
-        let kind = |is_data| if is_data { Kind::Data } else { Kind::Zero };
-        pushes
-            .iter()
-            .map(|&(o, l, d)| Change {
-                extent: extent(o, l),
-                kind: kind(d),
-            })
-            .collect()
-    }
-
-    fn cells_of(list: &ChangeList, size: usize) -> Vec<u8> {
-        let mut cells = vec![0; size];
-        for change in list.iter() {
-            for cell in &mut cells[change.extent.offset() as usize..change.extent.end() as usize] {
-                assert_eq!(*cell, 0, "disjoint");
-                *cell = if change.kind == Kind::Data { 2 } else { 1 };
-            }
-        }
-        cells
-    }
-
-    fn pushes() -> impl Strategy<Value = Vec<(u64, u64, bool)>> {
-        prop::collection::vec((0u64..200, 1u64..40, any::<bool>()), 0..40)
-    }
-
-    proptest! {
-        #[test]
-        fn a_list_is_what_was_pushed(pushes in pushes()) {
-            let mut model = vec![0; 256];
-            paint(&mut model, &pushes);
-            let list = build(&pushes);
-            prop_assert_eq!(cells_of(&list, 256), model);
-            let joined = list.packed.windows(2).all(|w| {
-                w[0].end() < w[1].offset() || (w[0].end() == w[1].offset() && w[0].kind() != w[1].kind())
-            });
-            prop_assert!(joined, "sorted and coalesced: {:?}", list);
-        }
-
-        #[test]
-        fn union_clip_unchanged_and_touches_follow_the_model(
-            a in pushes(), b in pushes(), size in 0u64..256, at in 0u64..250, length in 1u64..6,
-        ) {
-            let mut model = vec![0; 256];
-            paint(&mut model, &a);
-            paint(&mut model, &b);
-            let list = build(&a).union(&build(&b));
-            prop_assert_eq!(cells_of(&list, 256), model.clone());
-            let touched = model[at as usize..(at + length) as usize].iter().any(|c| *c > 0);
-            prop_assert_eq!(list.touches(extent(at, length)), touched);
-            let mut gaps = vec![0; 256];
-            for gap in list.unchanged(size) {
-                for cell in &mut gaps[gap.offset() as usize..gap.end() as usize] { *cell += 1; }
-            }
-            for (position, cell) in model.iter().enumerate() {
-                let expected = u8::from(*cell == 0 && (position as u64) < size);
-                prop_assert_eq!(gaps[position], expected, "at {}", position);
-            }
-            let all_data: Vec<u8> = model.iter().map(|cell| 2 * u8::from(*cell > 0)).collect();
-            prop_assert_eq!(cells_of(&list.clone().all_data(), 256), all_data);
-            model[size as usize..].fill(0);
-            prop_assert_eq!(cells_of(&list.clip(size), 256), model);
-        }
-    }
-
-    #[test]
-    fn memory_follows_distinct_extents_not_pushes() {
-        let mut builder = ChangeListBuilder::default();
-        for round in 0..40u64 {
-            for chunk in 0..10_000u64 {
-                let scattered = chunk.wrapping_mul(7919).wrapping_add(round) % 10_000;
-                builder.push(extent(scattered * 8192, 4096), Kind::Data);
-            }
-        }
-        assert!(
-            builder.packed.capacity() <= 2 * COMPACT_FROM,
-            "{}",
-            builder.packed.capacity()
-        );
-        assert_eq!(builder.finish().len(), 10_000);
-    }
-
-    #[test]
-    fn parts_with_wrong_numbers_or_order_lose_nothing() {
-        let of =
-            |list: &'static [(u64, u64)]| list.iter().map(|(o, l)| Extent::new(*o, *l).unwrap());
-        let list = |extents: &'static [(u64, u64)]| -> ChangeList {
-            of(extents)
-                .map(|extent| Change {
-                    extent,
-                    kind: Kind::Data,
-                })
-                .collect()
-        };
-        let all = list(&[(0, 4), (8, 4), (20, 4)]);
-        let (low, high) = (of(&[(0, 4), (8, 4)]), of(&[(20, 4)]));
-        for (few, many) in [(2, 1), (1, 1), (3, 1), (2, 0), (0, 0), (2, 2)] {
-            let parts = [(low.clone(), few), (high.clone(), many)];
-            assert_eq!(ChangeList::from_ascending(&parts, Kind::Data), all);
-        }
-        let parts = [(high.clone(), 1), (low.clone(), 2)];
-        assert_eq!(ChangeList::from_ascending(&parts, Kind::Data), all);
-        let parts = [(low, 2), (of(&[(12, 4)]), 1)];
-        let joined = list(&[(0, 4), (8, 8)]);
-        assert_eq!(ChangeList::from_ascending(&parts, Kind::Data), joined);
     }
 }

@@ -332,7 +332,7 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
                 )));
             }
             trusted(target, later)?;
-            changes = changes.union(&table_of(target, later)?.changes);
+            changes = changes.union(table_of(target, later)?.changes);
         }
         _ => return Err(not_related(&base, snapshot, &new_name)),
     }
@@ -370,7 +370,7 @@ fn with_tail(changes: ChangeList, base_size: u64, size: u64) -> ChangeList {
         return changes;
     };
     let kind = Kind::Data;
-    changes.union(&[Change { extent, kind }].into_iter().collect())
+    changes.union([Change { extent, kind }].into_iter().collect())
 }
 
 /// An I/O error from a snapshot that is not in order any more is that, and nothing else.

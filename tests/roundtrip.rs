@@ -63,7 +63,7 @@ impl Model {
         if let Some(tail) = Extent::from_range(size, self.target.len() as u64) {
             builder.push(tail, Kind::Data);
         }
-        table.changes.union(&builder.finish())
+        table.changes.union(builder.finish())
     }
 
     fn header(&self, changes: &ChangeList) -> Header {

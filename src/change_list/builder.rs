@@ -3,7 +3,8 @@
 //! Guarantees: every byte that was pushed is in the list; memory follows the number of distinct extents,
 //! not the number of pushes.
 
-use super::{ChangeList, Pack, Packed};
+use super::ChangeList;
+use super::packed::Packed;
 use crate::extent::{Extent, Kind};
 
 /// Collects extents in any order, with overlaps, and makes a [`ChangeList`] of them.
@@ -43,9 +44,7 @@ impl ChangeListBuilder {
     /// Sorts, resolves overlaps, joins neighbours.
     pub fn finish(mut self) -> ChangeList {
         self.compact();
-        ChangeList {
-            packed: self.packed,
-        }
+        ChangeList::of_packed(self.packed)
     }
 
     fn compact(&mut self) {

@@ -8,8 +8,6 @@ use crate::extent::{Extent, Kind, MAX_OFFSET};
 
 /// A volume of up to 2^28 chunks (1 TiB of 4 KiB chunks) is a bitmap of at most 32 MiB.
 const MAX_BITMAP_WORDS: usize = (32 << 20) / 8;
-/// A smaller bitmap is turned into a list by one thread.
-const WORTH_A_THREAD_WORDS: usize = 16 << 10;
 /// Above that, chunk numbers are collected and sorted in batches of 32 MiB.
 const BATCH_CHUNKS: usize = (32 << 20) / 8;
 
@@ -67,98 +65,8 @@ impl Bits {
     }
 
     fn into_changes(self) -> ChangeList {
-        let chunk_bytes = self.chunk_bytes;
-        // Most of the time goes into the pages of a list that is new, and two threads share that well.
-        let (low, high) = self.words.split_at(self.middle());
-        let parts = [(low, 0), (high, low.len() as u64 * 64)].map(|(words, next_chunk)| {
-            let runs = Runs {
-                words: words.iter(),
-                word: 0,
-                next_chunk,
-            };
-            let extents =
-                runs.filter_map(move |(start, end)| extent_of_chunks(start, end, chunk_bytes));
-            (extents, count_runs(words))
-        });
-        ChangeList::from_ascending(&parts, Kind::Data)
+        ChangeList::from_chunks(self.chunk_bytes, self.words)
     }
-
-    /// A place in the middle that no run crosses; the end, if there is none.
-    fn middle(&self) -> usize {
-        if self.words.len() < WORTH_A_THREAD_WORDS {
-            return 0;
-        }
-        let half = self.words.len() / 2;
-        self.words[half..]
-            .windows(2)
-            .position(|pair| pair[0] >> 63 & pair[1] & 1 == 0)
-            .map_or(self.words.len(), |words| half + words + 1)
-    }
-}
-
-/// The runs of set bits, as (first, one past the last), in ascending order.
-#[derive(Clone)]
-struct Runs<'a> {
-    words: std::slice::Iter<'a, u64>,
-    /// What is left of the current word.
-    word: u64,
-    /// The number of the bit after the current word.
-    next_chunk: u64,
-}
-
-impl Runs<'_> {
-    #[inline]
-    fn next_word(&mut self) -> Option<()> {
-        self.word = *self.words.next()?;
-        self.next_chunk += 64;
-        Some(())
-    }
-}
-
-impl Iterator for Runs<'_> {
-    type Item = (u64, u64);
-
-    #[inline]
-    fn next(&mut self) -> Option<(u64, u64)> {
-        while self.word == 0 {
-            self.next_word()?;
-        }
-        let first = self.word.trailing_zeros();
-        let start = self.next_chunk - 64 + u64::from(first);
-        // Adding the lowest set bit carries through its run: what comes out set first is the run's end.
-        let (carried, past_the_word) = self.word.overflowing_add(1 << first);
-        if !past_the_word {
-            self.word &= carried;
-            return Some((
-                start,
-                self.next_chunk - 64 + u64::from(carried.trailing_zeros()),
-            ));
-        }
-        loop {
-            // The run reaches the end of its word, and goes on as long as the next ones begin with it.
-            let end_so_far = self.next_chunk;
-            self.word = 0;
-            if self.next_word().is_none() {
-                return Some((start, end_so_far));
-            }
-            let ones = self.word.trailing_ones();
-            if ones < 64 {
-                self.word &= self.word.wrapping_add(1);
-                return Some((start, end_so_far + u64::from(ones)));
-            }
-        }
-    }
-}
-
-/// Number of runs of set bits, so that the list is allocated once and at its size.
-fn count_runs(bitmap: &[u64]) -> usize {
-    let mut carry = 0;
-    let mut runs = 0;
-    for word in bitmap {
-        runs += (word & !(word << 1 | carry)).count_ones() as usize;
-        carry = word >> 63;
-    }
-    runs
 }
 
 /// Chunk numbers, sorted a batch at a time.

@@ -66,7 +66,8 @@ pub(super) fn read_areas(
     }
     thread::scope(|scope| {
         let (to_parser, batches) = sync_channel(BATCHES_AHEAD);
-        let (give_back, empty) = sync_channel::<Batch>(BATCHES_AHEAD);
+        // Room for all that there are: two more are being filled and looked at.
+        let (give_back, empty) = sync_channel::<Batch>(BATCHES_AHEAD + 2);
         scope.spawn(move || {
             loop {
                 let mut batch = empty.try_recv().unwrap_or_else(|_| reader.new_batch());

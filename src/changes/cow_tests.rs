@@ -86,7 +86,7 @@ fn the_kernels_places_are_known() {
 #[test]
 fn a_partial_last_chunk_is_clipped_to_the_origin() {
     let table = read(store(65536, &[1, 0]), 65536 + 512).unwrap();
-    let only = table.changes.get(0).unwrap().extent;
+    let only = table.changes.iter().next().unwrap().extent;
     assert_eq!(
         (table.changes.len(), only.offset(), only.length()),
         (1, 0, 65536 + 512)

@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::apply::{open_input, shown_name};
 use super::compare_far::Far;
-use super::diff::{GATHER_BYTES, push_number, write_map};
+use super::diff::write_map;
 use super::send::RemoteArgs;
 use super::summary::{per_second, shown_seconds};
 use super::{TalkArgs, output};
@@ -195,15 +195,10 @@ impl Sizes {
         let whole = only.is_none();
         let extents = only.unwrap_or_else(|| ChangeList::whole(self.source));
         let mut missing = ChangeListBuilder::default();
-        // Only the last extents can be past the destination's end.
         let beyond = |extent: Extent| {
             Extent::from_range(extent.offset().max(self.destination), extent.end())
         };
-        for extent in extents
-            .iter()
-            .rev()
-            .map_while(|change| beyond(change.extent))
-        {
+        for extent in extents.iter().filter_map(|change| beyond(change.extent)) {
             missing.push(extent, Kind::Data);
         }
         // A device is as long as it was made; a file that is longer is another file.
@@ -216,7 +211,7 @@ impl Sizes {
         let extents = extents.clip(self.destination);
         let compared_bytes = extents.total_bytes();
         monitor.plan(compared_bytes);
-        let differing = compare(&extents)?.union(&missing.finish());
+        let differing = compare(&extents)?.union(missing.finish());
         Ok(Found {
             volume_size: self.source,
             destination_size: self.destination,
@@ -226,33 +221,23 @@ impl Sizes {
     }
 }
 
-/// By hand, as `diff` does: there may be millions.
+/// Extent by extent, so that memory does not grow with the listing.
 fn write_json(out: &mut dyn Write, found: &Found) -> io::Result<()> {
-    let mut text = Vec::with_capacity(GATHER_BYTES + 256);
     write!(
-        text,
+        out,
         r#"{{"volume_size":{},"destination_size":{},"compared_bytes":{},"different_bytes":{},"extents":["#,
         found.volume_size,
         found.destination_size,
         found.compared_bytes,
         found.differing.total_bytes()
     )?;
-    let mut separator: &[u8] = b"";
+    let mut separator = "";
     for change in found.differing.iter() {
-        text.extend_from_slice(separator);
-        separator = b",";
-        text.extend_from_slice(br#"{"offset":"#);
-        push_number(&mut text, change.extent.offset());
-        text.extend_from_slice(br#","length":"#);
-        push_number(&mut text, change.extent.length());
-        text.push(b'}');
-        if text.len() >= GATHER_BYTES {
-            out.write_all(&text)?;
-            text.clear();
-        }
+        let (offset, length) = (change.extent.offset(), change.extent.length());
+        write!(out, r#"{separator}{{"offset":{offset},"length":{length}}}"#)?;
+        separator = ",";
     }
-    text.extend_from_slice(b"]}\n");
-    out.write_all(&text)
+    out.write_all(b"]}\n")
 }
 
 fn write_table(out: &mut dyn Write, differing: &ChangeList) -> io::Result<()> {
@@ -294,7 +279,7 @@ fn sentence(found: &Found, elapsed: Duration) -> String {
         ));
         if differing
             .iter()
-            .next_back()
+            .last()
             .is_none_or(|last| last.extent.end() <= size)
         {
             text.push_str(", which do not count");

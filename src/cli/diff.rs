@@ -5,12 +5,13 @@ use std::io::Write;
 use clap::Args;
 
 use super::apply::StateArgs;
+use super::diff_json::write_json;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::delta::codec::Compression;
 use crate::error::{ExitCode, Result};
-use crate::extent::{Change, Extent, Kind};
+use crate::extent::{Change, Kind};
 use crate::source::{SendSource, SourceRequest};
 use crate::units::{Bytes, count, parse_size};
 
@@ -83,59 +84,6 @@ pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
-/// Text that is gathered before it is written.
-pub(super) const GATHER_BYTES: usize = 64 << 10;
-
-/// Extent by extent, so that memory does not grow with the listing. By hand, because there may be millions:
-/// numbers and two fixed words need no escaping, and a serializer takes several times as long.
-fn write_json(
-    out: &mut dyn Write,
-    changes: &ChangeList,
-    volume_size: u64,
-    granularity: u64,
-) -> std::io::Result<()> {
-    let mut text = Vec::with_capacity(GATHER_BYTES + 256);
-    write!(
-        text,
-        r#"{{"volume_size":{volume_size},"granularity":{granularity},"extents":["#
-    )?;
-    let mut separator: &[u8] = b"";
-    for Change { extent, kind } in changes.iter() {
-        text.extend_from_slice(separator);
-        separator = b",";
-        text.extend_from_slice(br#"{"offset":"#);
-        push_number(&mut text, extent.offset());
-        text.extend_from_slice(br#","length":"#);
-        push_number(&mut text, extent.length());
-        text.extend_from_slice(match kind {
-            Kind::Data => br#","kind":"data"}"#,
-            Kind::Zero => br#","kind":"zero"}"#,
-        });
-        if text.len() >= GATHER_BYTES {
-            out.write_all(&text)?;
-            text.clear();
-        }
-    }
-    text.extend_from_slice(b"]}\n");
-    out.write_all(&text)
-}
-
-/// Appends `number` in decimal.
-#[allow(clippy::cast_possible_truncation, reason = "a digit")]
-pub(super) fn push_number(text: &mut Vec<u8>, mut number: u64) {
-    let mut digits = [b'0'; 20];
-    let mut first = digits.len();
-    loop {
-        first -= 1;
-        digits[first] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    text.extend_from_slice(&digits[first..]);
-}
-
 fn write_table(out: &mut dyn Write, changes: &ChangeList) -> std::io::Result<()> {
     writeln!(out, "{:>20} {:>16}  KIND", "OFFSET", "LENGTH")?;
     for Change { extent, kind } in changes.iter() {
@@ -160,35 +108,18 @@ pub(super) fn write_map(
     size: u64,
 ) -> std::io::Result<()> {
     let cell = size.div_ceil(MAP_COLUMNS * MAP_ROWS).max(1);
-    let mut rest: Vec<Extent> = changes.iter().map(|change| change.extent).rev().collect();
     let mut position = 0;
     while position < size {
         let row_start = position;
         let mut row = String::new();
         while position < size && (row.len() as u64) < MAP_COLUMNS {
             let end = (position + cell).min(size);
-            row.push(mark(changed_in(&mut rest, position, end), end - position));
+            row.push(mark(changes.bytes_between(position, end), end - position));
             position = end;
         }
         writeln!(out, "{:>10} |{row:<64}|", Bytes(row_start).to_string())?;
     }
     Ok(())
-}
-
-/// Bytes of the last extents in `rest` that lie in `start..end`; what ends there is taken off.
-fn changed_in(rest: &mut Vec<Extent>, start: u64, end: u64) -> u64 {
-    let mut bytes = 0;
-    while let Some(extent) = rest.last() {
-        bytes += extent
-            .end()
-            .min(end)
-            .saturating_sub(extent.offset().max(start));
-        if extent.end() > end {
-            break;
-        }
-        rest.pop();
-    }
-    bytes
 }
 
 fn mark(changed: u64, of: u64) -> char {
@@ -203,6 +134,7 @@ fn mark(changed: u64, of: u64) -> char {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::extent::Extent;
 
     fn list(extents: &[(u64, u64)]) -> ChangeList {
         let change = |(o, l): &(u64, u64)| Change {
@@ -210,33 +142,6 @@ mod tests {
             kind: Kind::Data,
         };
         extents.iter().map(change).collect()
-    }
-
-    #[test]
-    fn json_is_what_the_manual_says() {
-        let mut out = Vec::new();
-        write_json(
-            &mut out,
-            &list(&[(4096, 8192), (65536, 512)]),
-            1 << 20,
-            4096,
-        )
-        .unwrap();
-        assert_eq!(
-            String::from_utf8(out).unwrap(),
-            "{\"volume_size\":1048576,\"granularity\":4096,\"extents\":[\
-             {\"offset\":4096,\"length\":8192,\"kind\":\"data\"},\
-             {\"offset\":65536,\"length\":512,\"kind\":\"data\"}]}\n"
-        );
-    }
-
-    #[test]
-    fn numbers_are_written_as_the_library_does() {
-        for number in [0, 1, 9, 10, 99, 100, 4096, u64::MAX / 10, u64::MAX] {
-            let mut text = Vec::new();
-            push_number(&mut text, number);
-            assert_eq!(text, number.to_string().into_bytes());
-        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod classic;
 mod compare;
 mod compare_far;
 mod diff;
+mod diff_json;
 mod inspect;
 mod output;
 mod progress;

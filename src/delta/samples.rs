@@ -21,6 +21,7 @@ const SAMPLES: usize = 128;
 /// Blocks that a writer looks at to find ones that are not zero.
 const CANDIDATES: usize = 2 * SAMPLES;
 const ENTRY_BYTES: usize = 24;
+const ZEROES: [u8; BLOCK] = [0; BLOCK];
 
 /// One sampled block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,18 +108,20 @@ impl Samples {
         let mut block = [0; BLOCK];
         let mut full = Vec::new();
         let mut zero = Vec::new();
+        let of_zeroes = digest(&ZEROES);
         for offset in candidates(changes, base.size_bytes()) {
             base.read_exact_at(&mut block, offset)?;
-            let sample = Sample {
+            if block == ZEROES {
+                zero.push(Sample {
+                    offset,
+                    digest: of_zeroes,
+                });
+                continue;
+            }
+            full.push(Sample {
                 offset,
                 digest: digest(&block),
-            };
-            let bucket = if block.iter().all(|byte| *byte == 0) {
-                &mut zero
-            } else {
-                &mut full
-            };
-            bucket.push(sample);
+            });
             if full.len() == SAMPLES {
                 break;
             }
@@ -169,7 +172,7 @@ fn digest(block: &[u8]) -> [u8; 16] {
 /// extent and one from the rest, each kind spread over the whole volume.
 fn candidates(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
     let neighbours = beside_changes(changes, size_bytes);
-    let spread = spread_over_unchanged(changes, size_bytes);
+    let spread = scatter(changes.unchanged_blocks(size_bytes, BLOCK_BYTES, CANDIDATES as u64));
     let mut both = Vec::with_capacity(neighbours.len() + spread.len());
     let longest = neighbours.len().max(spread.len());
     for turn in 0..longest {
@@ -204,33 +207,13 @@ fn beside_changes(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
     scatter(found)
 }
 
-/// Blocks at even distances in the unchanged part, counted as if it were one piece.
-fn spread_over_unchanged(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
-    let blocks_in = |gap: Extent| {
-        let start = gap.offset().next_multiple_of(BLOCK_BYTES);
-        (start, gap.end().saturating_sub(start) / BLOCK_BYTES)
-    };
-    let total: u64 = changes
-        .unchanged(size_bytes)
-        .map(|gap| blocks_in(gap).1)
-        .sum();
-    let step = total.div_ceil(CANDIDATES as u64).max(1);
-    let mut found = Vec::new();
-    let mut skip = step / 2;
-    for gap in changes.unchanged(size_bytes) {
-        let (start, blocks) = blocks_in(gap);
-        while skip < blocks {
-            found.push(start + skip * BLOCK_BYTES);
-            skip += step;
-        }
-        skip -= blocks;
-    }
-    scatter(found)
-}
-
 /// The same offsets in an order of which every beginning is spread over the whole.
 fn scatter(mut offsets: Vec<u64>) -> Vec<u64> {
-    offsets.sort_by_key(|offset| blake3::hash(&offset.to_le_bytes()).as_bytes()[..8].to_vec());
+    offsets.sort_by_cached_key(|offset| {
+        let mut key = [0; 8];
+        key.copy_from_slice(&blake3::hash(&offset.to_le_bytes()).as_bytes()[..8]);
+        key
+    });
     offsets
 }
 

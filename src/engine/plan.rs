@@ -3,9 +3,9 @@
 //! Pure. Guarantees: the frames of all steps together are exactly the change list, in order; a data frame
 //! never crosses a multiple of 1 MiB; a read is at most 1 MiB.
 
-use crate::change_list::ChangeList;
+use crate::change_list::{ChangeList, Changes};
 use crate::delta::MAX_FRAME_BYTES;
-use crate::extent::{Extent, Kind};
+use crate::extent::{Change, Extent, Kind};
 
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,34 +27,41 @@ pub enum Step {
 /// two small ones and a wait, and the bytes between are thrown away.
 pub fn steps(changes: &ChangeList, max_gap_bytes: u64) -> impl Iterator<Item = Step> + '_ {
     Steps {
-        changes,
+        changes: changes.iter(),
+        next: None,
         max_gap_bytes,
-        next: 0,
         rest: None,
     }
 }
 
 struct Steps<'a> {
-    changes: &'a ChangeList,
+    changes: Changes<'a>,
+    /// One that was looked at and left for later.
+    next: Option<Change>,
     max_gap_bytes: u64,
-    next: usize,
     /// What is left of a data extent that was cut.
     rest: Option<Extent>,
 }
 
 impl Steps<'_> {
+    fn next_change(&mut self) -> Option<Change> {
+        self.next.take().or_else(|| self.changes.next())
+    }
+
     /// The next frame-sized piece of data, if the next change is data.
     fn next_piece(&mut self) -> Option<Extent> {
         let extent = match self.rest.take() {
             Some(rest) => rest,
-            None => {
-                let change = self
-                    .changes
-                    .get(self.next)
-                    .filter(|c| c.kind == Kind::Data)?;
-                self.next += 1;
-                change.extent
-            }
+            None => match self.next_change()? {
+                Change {
+                    extent,
+                    kind: Kind::Data,
+                } => extent,
+                zero => {
+                    self.next = Some(zero);
+                    return None;
+                }
+            },
         };
         let boundary = (extent.offset() / MAX_FRAME_BYTES + 1) * MAX_FRAME_BYTES;
         self.rest = Extent::from_range(boundary, extent.end());
@@ -72,9 +79,7 @@ impl Iterator for Steps<'_> {
 
     fn next(&mut self) -> Option<Step> {
         let Some(first) = self.next_piece() else {
-            let change = self.changes.get(self.next)?;
-            self.next += 1;
-            return Some(Step::Zero(change.extent));
+            return self.next_change().map(|change| Step::Zero(change.extent));
         };
         let mut frames = vec![first];
         let (start, mut end) = (first.offset(), first.end());
@@ -96,7 +101,6 @@ impl Iterator for Steps<'_> {
 mod tests {
     use super::*;
     use crate::change_list::ChangeListBuilder;
-    use crate::extent::Change;
     use proptest::prelude::*;
 
     const GAP: u64 = 16 << 10;

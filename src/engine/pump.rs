@@ -48,13 +48,14 @@ pub fn pump(
     options: &PumpOptions<'_>,
 ) -> Result<()> {
     let workers = worker_count(changes);
-    // With one processor nothing is gained by working ahead, and every buffer costs page faults.
-    let ahead = if workers == 1 { 1 } else { AHEAD };
+    if workers == 1 {
+        return pump_here(source, changes, sink, options);
+    }
     thread::scope(|scope| {
         let mut lanes = Vec::with_capacity(workers);
         for number in 0..workers {
-            let (to_sink, from_worker) = sync_channel(ahead);
-            let (give_back, buffers) = sync_channel(ahead + 2);
+            let (to_sink, from_worker) = sync_channel(AHEAD);
+            let (give_back, buffers) = sync_channel(AHEAD + 2);
             let worker = Worker {
                 source,
                 changes,
@@ -73,6 +74,25 @@ pub fn pump(
     })
 }
 
+/// With one processor nothing is gained by working ahead: every buffer costs page faults, and every one that
+/// is handed over two switches of threads.
+fn pump_here(
+    source: &dyn ReadAt,
+    changes: &ChangeList,
+    sink: &mut dyn FrameSink,
+    options: &PumpOptions<'_>,
+) -> Result<()> {
+    let mut reader = Reader::new(source, options)?;
+    let mut delivery = Delivery::new(sink, options);
+    let mut batch = Batch::default();
+    for step in steps(changes, source.gap_worth_reading()) {
+        options.cancel.check()?;
+        reader.read(step, &mut batch)?;
+        delivery.deliver(&batch)?;
+    }
+    delivery.finish()
+}
+
 fn worker_count(changes: &ChangeList) -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     if changes.len() < 2 && changes.total_bytes() <= MAX_FRAME_BYTES {
@@ -81,11 +101,21 @@ fn worker_count(changes: &ChangeList) -> usize {
     processors.clamp(1, MAX_WORKERS)
 }
 
-/// What a worker made of one step.
+/// What was made of one step.
 struct Batch {
     buffer: AlignedBuffer,
     packed: Vec<u8>,
     frames: Vec<Frame>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            buffer: AlignedBuffer::new(0),
+            packed: Vec::new(),
+            frames: Vec::new(),
+        }
+    }
 }
 
 struct Frame {
@@ -107,21 +137,45 @@ enum Body {
 type Lane = (Receiver<Result<Batch>>, SyncSender<Batch>);
 
 fn deliver(lanes: &[Lane], sink: &mut dyn FrameSink, options: &PumpOptions<'_>) -> Result<()> {
-    // Zeroes that follow each other become one frame, over any number of steps.
-    let mut zeroes: Option<Extent> = None;
+    let mut delivery = Delivery::new(sink, options);
     for (from_worker, give_back) in lanes.iter().cycle() {
         options.cancel.check()?;
         let Ok(batch) = from_worker.recv() else { break };
         let batch = batch?;
+        delivery.deliver(&batch)?;
+        // The worker may have ended: then nobody needs the buffer.
+        let _ = give_back.try_send(batch);
+    }
+    delivery.finish()
+}
+
+/// Frames on their way into the sink.
+struct Delivery<'a> {
+    sink: &'a mut dyn FrameSink,
+    options: &'a PumpOptions<'a>,
+    /// Zeroes that follow each other become one frame, over any number of steps.
+    zeroes: Option<Extent>,
+}
+
+impl<'a> Delivery<'a> {
+    fn new(sink: &'a mut dyn FrameSink, options: &'a PumpOptions<'a>) -> Self {
+        Self {
+            sink,
+            options,
+            zeroes: None,
+        }
+    }
+
+    fn deliver(&mut self, batch: &Batch) -> Result<()> {
         for frame in &batch.frames {
             match frame.body {
-                Body::Zero => match &mut zeroes {
+                Body::Zero => match &mut self.zeroes {
                     Some(run) if run.end() == frame.extent.offset() => {
-                        zeroes = Extent::from_range(run.offset(), frame.extent.end());
+                        self.zeroes = Extent::from_range(run.offset(), frame.extent.end());
                     }
                     _ => {
-                        if let Some(run) = zeroes.replace(frame.extent) {
-                            sink.zero(run)?;
+                        if let Some(run) = self.zeroes.replace(frame.extent) {
+                            self.sink.zero(run)?;
                         }
                     }
                 },
@@ -131,25 +185,28 @@ fn deliver(lanes: &[Lane], sink: &mut dyn FrameSink, options: &PumpOptions<'_>) 
                     length,
                     crc,
                 } => {
-                    if let Some(run) = zeroes.take() {
-                        sink.zero(run)?;
+                    if let Some(run) = self.zeroes.take() {
+                        self.sink.zero(run)?;
                     }
                     let bytes: &[u8] = if codec == Codec::None {
                         &batch.buffer
                     } else {
                         &batch.packed
                     };
-                    sink.data(frame.extent, codec, &bytes[start..start + length], crc)?;
+                    let stored = &bytes[start..start + length];
+                    self.sink.data(frame.extent, codec, stored, crc)?;
                 }
             }
-            options.monitor.advance(frame.extent.length());
+            self.options.monitor.advance(frame.extent.length());
         }
-        // The worker may have ended: then nobody needs the buffer.
-        let _ = give_back.try_send(batch);
+        Ok(())
     }
-    match zeroes {
-        Some(run) => sink.zero(run),
-        None => Ok(()),
+
+    fn finish(self) -> Result<()> {
+        match self.zeroes {
+            Some(run) => self.sink.zero(run),
+            None => Ok(()),
+        }
     }
 }
 
@@ -164,16 +221,13 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     fn run(self, options: &PumpOptions<'_>) {
-        let mut compressor = match Compressor::new(options.compression) {
-            Ok(compressor) => compressor,
+        let mut reader = match Reader::new(self.source, options) {
+            Ok(reader) => reader,
             Err(error) => {
-                let _ = self
-                    .to_sink
-                    .send(Err(Error::io("cannot start zstd", error)));
+                let _ = self.to_sink.send(Err(error));
                 return;
             }
         };
-        let mut scratch = Vec::new();
         for step in steps(self.changes, self.source.gap_worth_reading())
             .skip(self.number)
             .step_by(self.workers)
@@ -182,26 +236,37 @@ impl Worker<'_> {
                 let _ = self.to_sink.send(Err(Error::Interrupted));
                 return;
             }
-            let batch = self.read(step, &mut compressor, &mut scratch, options);
+            let mut batch = self.buffers.try_recv().unwrap_or_default();
+            let batch = reader.read(step, &mut batch).map(|()| batch);
             let failed = batch.is_err();
             if self.to_sink.send(batch).is_err() || failed {
                 return;
             }
         }
     }
+}
 
-    fn read(
-        &self,
-        step: Step,
-        compressor: &mut Compressor,
-        scratch: &mut Vec<u8>,
-        options: &PumpOptions<'_>,
-    ) -> Result<Batch> {
-        let mut batch = self.buffers.try_recv().unwrap_or_else(|_| Batch {
-            buffer: AlignedBuffer::new(0),
-            packed: Vec::new(),
-            frames: Vec::new(),
-        });
+/// Reads steps, and packs what it read.
+struct Reader<'a> {
+    source: &'a dyn ReadAt,
+    options: &'a PumpOptions<'a>,
+    compressor: Compressor,
+    scratch: Vec<u8>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(source: &'a dyn ReadAt, options: &'a PumpOptions<'a>) -> Result<Self> {
+        let compressor = Compressor::new(options.compression)
+            .map_err(|error| Error::io("cannot start zstd", error))?;
+        Ok(Self {
+            source,
+            options,
+            compressor,
+            scratch: Vec::new(),
+        })
+    }
+
+    fn read(&mut self, step: Step, batch: &mut Batch) -> Result<()> {
         batch.frames.clear();
         batch.packed.clear();
         let (read, frames) = match step {
@@ -210,7 +275,7 @@ impl Worker<'_> {
                     extent,
                     body: Body::Zero,
                 });
-                return Ok(batch);
+                return Ok(());
             }
             Step::Read { read, frames } => (read, frames),
         };
@@ -231,7 +296,7 @@ impl Worker<'_> {
                     "cannot read {} bytes at {} of {}",
                     length,
                     read.offset(),
-                    options.name
+                    self.options.name
                 );
                 Error::io(action, error)
             })?;
@@ -250,8 +315,8 @@ impl Worker<'_> {
                         pack(
                             data,
                             start + range.start,
-                            compressor,
-                            scratch,
+                            &mut self.compressor,
+                            &mut self.scratch,
                             &mut batch.packed,
                         )
                     }
@@ -262,7 +327,7 @@ impl Worker<'_> {
                 });
             }
         }
-        Ok(batch)
+        Ok(())
     }
 }
 

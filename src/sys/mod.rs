@@ -1,9 +1,10 @@
-//! The system calls that have no safe wrapper: block-device and device-mapper ioctls, aligned memory.
+//! What has no safe wrapper: block-device and device-mapper ioctls, aligned memory, an instruction.
 //!
 //! Guarantees: the only place with `unsafe`; every function here is safe to call with any argument, and
 //! each `unsafe` block says why.
-#![allow(unsafe_code)] // ioctls and page-aligned allocations cannot be expressed without it
+#![allow(unsafe_code)] // ioctls, page-aligned allocations and optional instructions cannot be expressed without it
 
 pub mod aligned;
 pub mod device;
 pub mod ioctl;
+pub mod ones;
