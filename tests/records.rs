@@ -468,3 +468,42 @@ fn a_file_that_is_written_while_it_is_read_is_no_state() {
     assert_eq!(status.code(), Some(1));
     assert!(!dir.path("x.delta").exists());
 }
+
+#[test]
+fn atomic_means_whole_or_not_at_all() {
+    let dir = Dir::with(2000);
+    dir.ok("send --from cow:store.img new.img -o x.delta");
+    let delta = dir.read("x.delta");
+    fs::write(dir.path("cut.delta"), &delta[..delta.len() - 10]).unwrap();
+    dir.fails("apply cut.delta copy.img --atomic", 6, &["cut.delta"]);
+    assert!(dir.read("copy.img") == dir.read("base.img"));
+    assert!(dir.state("copy.img").is_null(), "nothing was begun");
+
+    fs::create_dir(dir.path("room")).unwrap();
+    let far = dir.path("copy.img").display().to_string();
+    let ssh = dir.fake_ssh(&format!("{} | sh -c \"$*\"", only(3_000_000)));
+    let room = dir.path("room").display().to_string();
+    let line =
+        format!("send --from cow:store.img new.img far:{far} --atomic --spool {room} --retries 0");
+    dir.fails(&format!("{line} {ssh}"), 7, &[]);
+    assert!(dir.read("copy.img") == dir.read("base.img"));
+    assert_eq!(fs::read_dir(dir.path("room")).unwrap().count(), 0);
+    let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+    dir.ok(&format!(
+        "{line} {ssh} --undo {}",
+        dir.path("back").display()
+    ));
+    assert!(dir.read("copy.img") == dir.read("new.img"));
+    dir.ok("apply back copy.img --atomic");
+    assert!(dir.read("copy.img") == dir.read("base.img"));
+    dir.ok("send --from cow:store.img new.img copy.img --atomic");
+    assert!(dir.read("copy.img") == dir.read("new.img"));
+    dir.fails("apply x.delta copy.img --spool room", 2, &["--atomic"]);
+    fs::remove_dir(dir.path("room")).unwrap();
+    dir.ok("state forget copy.img");
+    dir.fails(
+        "apply x.delta copy.img --atomic --spool room --force",
+        1,
+        &["room"],
+    );
+}

@@ -91,6 +91,14 @@ pub(super) struct WriteArgs {
     #[arg(long)]
     pub(super) require_record: bool,
 
+    /// Keep the whole delta beside the destination, checked and durable, before the first block is written
+    #[arg(long)]
+    pub(super) atomic: bool,
+
+    /// Directory for that (where the destination is) [default: the one of the records]
+    #[arg(long, value_name = "DIR", requires = "atomic")]
+    pub(super) spool: Option<PathBuf>,
+
     #[command(flatten)]
     pub(super) state: StateArgs,
 }
@@ -123,6 +131,8 @@ impl WriteArgs {
             state_dir: self.state.state_dir.clone(),
             require_record: self.require_record,
             from: String::new(),
+            atomic: self.atomic,
+            spool: self.spool.clone(),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::engine::deliver::DeltaSink;
 use crate::error::{Error, Result};
 use crate::session::SessionError;
 use crate::session::client::SessionEvents;
-use crate::session::handshake::{FEATURE_RECORD, FEATURE_UNDO};
+use crate::session::handshake::{FEATURE_ATOMIC, FEATURE_RECORD, FEATURE_UNDO};
 use crate::session::message::{Ack, ApplyOptions, OPERATION_APPLY, Open, SourceIdentity};
 use crate::session::remote::{RemoteEnd, RemoteOptions};
 use crate::source::SendSource;
@@ -143,6 +143,9 @@ fn required_features(job: &Job<'_>) -> Vec<&'static str> {
     if job.write.undo.is_some() {
         features.push(FEATURE_UNDO);
     }
+    if job.write.atomic {
+        features.push(FEATURE_ATOMIC);
+    }
     features
 }
 
@@ -192,6 +195,12 @@ fn apply_options(job: &Job<'_>, source: &SendSource) -> ApplyOptions {
         create: source.header.is_full_copy(),
         dry_run: job.dry_run,
         require_record: job.write.require_record,
+        atomic: job.write.atomic,
+        spool: job
+            .write
+            .spool
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `lvmsync send`: sends what changed, or everything, to a volume here or elsewhere, a file, or stdout.
 
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ use crate::engine::target::{Target, check};
 use crate::engine::throttle::Throttle;
 use crate::error::{Error, ExitCode, Result};
 use crate::extent::Kind;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Silent};
 use crate::partial_file::PartialFile;
 use crate::record::keeper::Keeper;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
@@ -408,6 +408,13 @@ impl Job<'_> {
             let target = destination.target();
             return check(&source.header, &source.samples, &target, &options).map(|_| ());
         }
+        if self.write.atomic {
+            let applied = self.by_spool(source, &mut destination)?;
+            summary.data_bytes = applied.data_bytes;
+            summary.zero_bytes = applied.zero_bytes;
+            summary.bytes_sent = applied.data_bytes;
+            return Ok(());
+        }
         let applied = destination.write(
             self.cancel,
             self.monitor,
@@ -429,6 +436,23 @@ impl Job<'_> {
         summary.zero_bytes = applied.zero_bytes;
         summary.bytes_sent = applied.data_bytes;
         Ok(())
+    }
+
+    /// The whole delta is beside the destination before the first block of it is written.
+    fn by_spool(&self, source: &SendSource, destination: &mut Destination) -> Result<Applied> {
+        let name = "the delta";
+        let mut summary = Summary::default();
+        let mut file = destination.spool_file()?;
+        self.write_delta(source, 0, &file, name, &mut summary)?;
+        let failed = |error| Error::io("cannot keep the delta beside the destination", error);
+        file.sync_all()
+            .and_then(|()| file.rewind())
+            .map_err(failed)?;
+        destination.rehearse(&file, name, self.cancel, &Silent)?;
+        file.rewind().map_err(failed)?;
+        let mut nothing = |_: u64, _: &Applied| Ok(());
+        let received = destination.receive_now(file, name, self.cancel, &Silent, &mut nothing)?;
+        Ok(received.applied)
     }
 
     /// Frames go from the reader to the volume without becoming a delta.

@@ -176,6 +176,8 @@ fn destination_options(options: &ApplyOptions) -> DestinationOptions {
         state_dir: None,
         require_record: options.require_record,
         from: String::new(),
+        atomic: options.atomic,
+        spool: options.spool.clone().map(Into::into),
     }
 }
 

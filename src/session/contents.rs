@@ -89,6 +89,10 @@ pub struct ApplyOptions {
     pub dry_run: bool,
     /// Refuse a delta where no record names its base.
     pub require_record: bool,
+    /// Keep the whole delta beside the destination, checked and durable, before the first write.
+    pub atomic: bool,
+    /// Directory, on the server, for that.
+    pub spool: Option<String>,
 }
 
 /// What the server found.

@@ -29,6 +29,9 @@ pub const FEATURE_COMPARE: &str = "compare";
 /// A record is kept of the destination's state, and a stream that was cut goes on.
 pub const FEATURE_RECORD: &str = "record";
 
+/// A whole delta is kept beside the destination before it is applied.
+pub const FEATURE_ATOMIC: &str = "atomic";
+
 /// What this program has.
 pub const FEATURES: &[&str] = &[
     FEATURE_APPLY,
@@ -36,6 +39,7 @@ pub const FEATURES: &[&str] = &[
     FEATURE_DRY_RUN,
     FEATURE_COMPARE,
     FEATURE_RECORD,
+    FEATURE_ATOMIC,
 ];
 
 impl Hello {
