@@ -112,6 +112,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// The way to the remote end was lost: unlike after [`Error::Remote`], trying again may succeed.
+    #[error("{host}: {reason}")]
+    Lost {
+        /// Host as the user wrote it.
+        host: String,
+        /// What happened, with the remote's own words.
+        reason: String,
+    },
+
     /// The remote end stopped with an error of its own; its code is ours.
     #[error("{host}: {message}")]
     RemoteFailed {
@@ -176,6 +185,11 @@ impl Error {
         }
     }
 
+    /// True when the way to the remote end was lost, so that trying again may succeed.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Error::Lost { .. })
+    }
+
     /// The code that the process ends with.
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -184,7 +198,7 @@ impl Error {
             Error::Store { source, .. } => source.exit_code(),
             Error::Refused { .. } => ExitCode::Refused,
             Error::Damaged { source, .. } => source.exit_code(),
-            Error::Remote { .. } => ExitCode::Remote,
+            Error::Remote { .. } | Error::Lost { .. } => ExitCode::Remote,
             Error::RemoteFailed { code, .. } => *code,
             Error::Io { .. } | Error::Lvm { .. } => ExitCode::Failed,
             Error::Interrupted => ExitCode::Interrupted,

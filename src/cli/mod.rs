@@ -13,6 +13,7 @@ mod remote;
 mod send;
 mod serve;
 mod summary;
+mod timeout;
 
 use std::ffi::OsString;
 

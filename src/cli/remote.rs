@@ -8,11 +8,11 @@ use std::sync::Arc;
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
-use crate::cancel::CancelableReader;
 use crate::delta::codec::Compression;
 use crate::engine::deliver::DeltaSink;
 use crate::error::{Error, Result};
 use crate::session::client::SessionEvents;
+use crate::session::line::Line;
 use crate::session::message::{Ack, ApplyOptions, OPERATION_APPLY, Open, SourceIdentity};
 use crate::session::remote::{RemoteEnd, RemoteOptions};
 use crate::source::SendSource;
@@ -36,8 +36,8 @@ pub(super) fn send(
         host: host.to_owned(),
         speaker: job.speaker.clone(),
     });
-    let wrap = |stdout| CancelableReader::new(stdout, job.cancel.clone());
-    let client = end.connect(wrap, &[], events)?;
+    let line = Line::new(job.cancel.clone(), job.remote.timeout.get());
+    let client = end.connect(&line, &[], events)?;
     let open = Open {
         operation: OPERATION_APPLY.to_owned(),
         destination: path.to_owned(),
@@ -45,6 +45,7 @@ pub(super) fn send(
         source: identity(source),
     };
     let (ready, mut out) = client.open(open).map_err(|error| end.explain(error))?;
+    out.limit_acks(source.header.volume_size);
     tracing::info!(
         "{host}: {} is a {} of {}",
         ready.destination,
@@ -161,7 +162,8 @@ fn send_to_original(
     }
     arguments.push(path);
     let mut end = start(job, host, &arguments)?;
-    let stdin = end.take_stdin()?;
+    // It never speaks, so there is no silence to be told from work; but a signal ends the wait.
+    let stdin = Line::new(job.cancel.clone(), None).own_writer(end.take_stdin()?);
     // Dropping the pipe is the only end mark that the original knows.
     let sent = job.write_proto3(source, stdin, host, summary);
     let ended = end.wait(&|| job.cancel.is_cancelled());

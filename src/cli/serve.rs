@@ -4,14 +4,16 @@ use std::fs::File;
 
 use clap::Args;
 
+use super::timeout::TimeoutArgs;
 use super::{TalkArgs, output};
-use crate::cancel::{Cancel, CancelableReader};
+use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
 use crate::destination::{Destination, DestinationOptions};
 use crate::engine::apply::Applied;
 use crate::error::{Error, ExitCode, Result};
 use crate::monitor::Monitor;
 use crate::session::SessionError;
+use crate::session::line::{Line, LineReader, LineWriter};
 use crate::session::message::{Ack, ApplyOptions, Done, Open, Ready};
 use crate::session::server::{Replies, Server};
 use crate::sys::device::DeviceNumber;
@@ -22,14 +24,25 @@ use crate::volume::host::boot_id;
 #[derive(Args, Debug)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
+    timeout: TimeoutArgs,
+
+    #[command(flatten)]
     talk: TalkArgs,
 }
 
 pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     super::start_logging(args.talk.verbose);
-    let input = CancelableReader::new(output::data_in()?, cancel.clone());
-    let mut server = Server::accept(input, output::data_out()?).map_err(lost)?;
+    let line = Line::new(cancel.clone(), args.timeout.get());
+    let (input, out) = (
+        line.reader(output::data_in()?),
+        line.writer(output::data_out()?),
+    );
+    // Who only pings holds nothing yet, and must not hold us either.
+    line.begins();
+    let mut server = Server::accept_within(input, out, line.timeout()).map_err(lost)?;
     let open = server.request().map_err(lost)?;
+    line.has_begun();
+    server.keep_alive();
     let replies = server.replies();
     match serve(&mut server, &open, &replies, cancel) {
         Ok(done) => {
@@ -53,12 +66,13 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     }
 }
 
-type Stdin = CancelableReader<File>;
+type Stdin = LineReader<File>;
+type Stdout = LineWriter<File>;
 
 fn serve(
-    server: &mut Server<Stdin, File>,
+    server: &mut Server<Stdin, Stdout>,
     open: &Open,
-    replies: &Replies<File>,
+    replies: &Replies<Stdout>,
     cancel: &Cancel,
 ) -> Result<Done> {
     let monitor = Relay(replies.clone());
@@ -143,7 +157,7 @@ fn destination_options(options: &ApplyOptions) -> DestinationOptions {
 }
 
 /// Warnings go to the sender; its own progress is its own.
-struct Relay(Replies<File>);
+struct Relay(Replies<Stdout>);
 
 impl Monitor for Relay {
     fn plan(&self, _: u64) {}

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use super::SessionError;
 use super::handshake::{Agreed, agree};
+use super::limits::{AckCheck, Bounded};
+use super::line::ping_interval;
 use super::message::{Ack, Done, HEADER_BYTES, Hello, Message, Open, Ready};
 use super::text::sanitise;
 use super::transport::{MessageReader, MessageWriter};
@@ -47,7 +49,7 @@ pub struct Client<R, W> {
     agreed: Agreed,
 }
 
-impl<R: Read + Send + 'static, W: Write> Client<R, W> {
+impl<R: Read + Send + 'static, W: Write + Send + 'static> Client<R, W> {
     /// Reads the greeting and exchanges Hellos. `requires` names the features that the far end must
     /// have (see [`super::handshake`]).
     pub fn connect(
@@ -56,22 +58,37 @@ impl<R: Read + Send + 'static, W: Write> Client<R, W> {
         requires: &[&str],
         events: Arc<dyn SessionEvents>,
     ) -> Result<Self, SessionError> {
+        Self::connect_within(reader, writer, requires, events, None)
+    }
+
+    /// The same, where `reader` and `writer` give up after `timeout`: the far end is told. From now on it
+    /// hears that this end is there, however long something here takes.
+    pub fn connect_within(
+        reader: R,
+        writer: W,
+        requires: &[&str],
+        events: Arc<dyn SessionEvents>,
+        timeout: Option<Duration>,
+    ) -> Result<Self, SessionError> {
         let mut reader = MessageReader::new(reader);
         let mut writer = MessageWriter::new(writer);
         reader.greeting()?;
-        let ours = Hello::ours(requires);
+        let ours = Hello::ours(requires).with_timeout(timeout);
         writer.send(&Message::Hello(ours.clone()))?;
         let theirs = match reader.expect("Hello")? {
             Message::Hello(hello) => hello,
             other => return Err(wrong_order("Hello", &other)),
         };
         match agree(&ours, theirs) {
-            Ok(agreed) => Ok(Self {
-                reader,
-                writer,
-                events,
-                agreed,
-            }),
+            Ok(agreed) => {
+                writer.ping_when_silent(ping_interval(timeout, agreed.peer.timeout()));
+                Ok(Self {
+                    reader,
+                    writer,
+                    events: Bounded::new(events),
+                    agreed,
+                })
+            }
             Err(error) => {
                 // The far end finds out by itself as well; it need not hear it from us.
                 let _ = writer.send(&Message::bye(&error.to_string()));
@@ -148,6 +165,11 @@ impl<W: Write> Outgoing<W> {
         }
     }
 
+    /// No ack may be past the end of the volume, which has `size_bytes`.
+    pub fn limit_acks(&self, size_bytes: u64) {
+        self.answers.lock().acks.limit_to(size_bytes);
+    }
+
     /// Ends the stream and waits until the far end says that all is durable.
     pub fn finish(mut self) -> Result<Done, SessionError> {
         // Where writing fails, the outcome says why.
@@ -212,6 +234,7 @@ struct Answers {
 #[derive(Default)]
 struct State {
     end_sent: bool,
+    acks: AckCheck,
     outcome: Option<Result<Done, SessionError>>,
 }
 
@@ -269,7 +292,10 @@ fn listen<R: Read>(
 ) -> Result<Done, SessionError> {
     loop {
         match reader.expect("Done")? {
-            Message::Ack(ack) => events.acknowledged(&ack),
+            Message::Ack(ack) => {
+                answers.lock().acks.next(&ack)?;
+                events.acknowledged(&ack);
+            }
             Message::Warning(warning) => events.warning(&sanitise(&warning.text)),
             Message::Done(_) if !answers.lock().end_sent => {
                 return Err(SessionError::Order {
