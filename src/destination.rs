@@ -36,6 +36,8 @@ pub struct DestinationOptions {
     pub allow_in_use: bool,
     /// Make an empty file where there is none: for a full copy.
     pub create: bool,
+    /// Open nothing through a symbolic link: the name was looked at before.
+    pub no_links: bool,
     /// The delta is an undo whose run was cut.
     pub unfinished: bool,
     /// Compression of the undo file.
@@ -77,6 +79,7 @@ impl Destination {
         let write_options = WriteOptions {
             allow_in_use: options.allow_in_use,
             create: options.create,
+            no_links: options.no_links,
             ..WriteOptions::default()
         };
         let volume = Volume::open_writable(&path, &write_options)?;
@@ -99,6 +102,11 @@ impl Destination {
     /// True where there is nothing yet and a full copy would make a file.
     pub fn could_make(name: &str, options: &DestinationOptions) -> bool {
         options.create && resolve(name).is_err() && is_free_file_name(Path::new(name))
+    }
+
+    /// What is open.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
     }
 
     /// Its size in bytes.

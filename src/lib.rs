@@ -15,6 +15,7 @@
 //! | [`dm`] | device-mapper and LVM: names, UUIDs, tables, who is open |
 //! | [`engine`] | the data path: plan, pump, apply, undo |
 //! | [`source`], [`destination`] | from what the user typed to what the engine moves |
+//! | [`gate`] | what a server with limits lets in |
 //! | [`cancel`], [`monitor`] | stopping cleanly, telling |
 //! | [`partial_file`], [`undo_file`] | files that appear when whole, and one that stays when it is needed |
 
@@ -40,6 +41,7 @@ pub mod error;
 pub mod extent;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod gate;
 pub mod monitor;
 pub mod partial_file;
 pub mod session;

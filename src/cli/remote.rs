@@ -37,7 +37,8 @@ pub(super) fn send(
         speaker: job.speaker.clone(),
     });
     let line = Line::new(job.cancel.clone(), job.remote.timeout.get());
-    let client = end.connect(&line, &[], events)?;
+    let mut client = end.connect(&line, &[], events)?;
+    client.limit_acks(source.header.volume_size);
     let open = Open {
         operation: OPERATION_APPLY.to_owned(),
         destination: path.to_owned(),
@@ -45,7 +46,6 @@ pub(super) fn send(
         source: identity(source),
     };
     let (ready, mut out) = client.open(open).map_err(|error| end.explain(error))?;
-    out.limit_acks(source.header.volume_size);
     tracing::info!(
         "{host}: {} is a {} of {}",
         ready.destination,

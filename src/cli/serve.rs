@@ -1,6 +1,7 @@
 //! `lvmsync serve`: the far end of a session, started by ssh.
 
 use std::fs::File;
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -11,8 +12,11 @@ use crate::delta::codec::Compression;
 use crate::destination::{Destination, DestinationOptions};
 use crate::engine::apply::Applied;
 use crate::error::{Error, ExitCode, Result};
+use crate::gate::policy::{Permits, Policy};
+use crate::gate::{Admitted, Gate};
 use crate::monitor::Monitor;
 use crate::session::SessionError;
+use crate::session::limits::WithoutProto3;
 use crate::session::line::{Line, LineReader, LineWriter};
 use crate::session::message::{Ack, ApplyOptions, Done, Open, Ready};
 use crate::session::server::{Replies, Server};
@@ -24,14 +28,65 @@ use crate::volume::host::boot_id;
 #[derive(Args, Debug)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
+    limits: LimitArgs,
+
+    #[command(flatten)]
     timeout: TimeoutArgs,
 
     #[command(flatten)]
     talk: TalkArgs,
 }
 
+/// For a forced command in `authorized_keys`, or a line in sudoers: `docs/security.md`.
+#[derive(Args, Debug)]
+struct LimitArgs {
+    /// Only destinations whose canonical name matches: /dev/vg/lv for a logical volume, else the path without
+    /// links. `*` and `?` match no `/`. May be given several times. Quote it: the shell has globs of its own
+    #[arg(long, value_name = "GLOB")]
+    allow: Vec<String>,
+
+    /// Write nothing: dry runs and comparing only
+    #[arg(long)]
+    read_only: bool,
+
+    /// Where undo files go, by plain names; without it there are none
+    #[arg(long, value_name = "DIR", requires = "allow")]
+    undo_dir: Option<PathBuf>,
+
+    /// What else clients may ask for, beside --force and --allow-smaller
+    #[arg(long, value_enum, value_name = "WHAT", requires = "allow")]
+    permit: Vec<Permit>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Permit {
+    /// --allow-in-use: write to an allowed destination that is mounted or held
+    InUse,
+    /// --overwrite: replace an undo file that exists
+    Overwrite,
+}
+
+impl LimitArgs {
+    fn policy(&self) -> Result<Policy> {
+        let undo_directory = self
+            .undo_dir
+            .as_ref()
+            .map(|directory| {
+                let action = || format!("--undo-dir {}: cannot use it", directory.display());
+                std::fs::canonicalize(directory).map_err(|error| Error::io(action(), error))
+            })
+            .transpose()?;
+        let permits = Permits {
+            in_use: self.permit.contains(&Permit::InUse),
+            overwrite: self.permit.contains(&Permit::Overwrite),
+        };
+        Policy::new(&self.allow, self.read_only, undo_directory, permits)
+    }
+}
+
 pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     super::start_logging(args.talk.verbose);
+    let gate = Gate::new(args.limits.policy()?);
     let line = Line::new(cancel.clone(), args.timeout.get());
     let (input, out) = (
         line.reader(output::data_in()?),
@@ -44,7 +99,7 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     line.has_begun();
     server.keep_alive();
     let replies = server.replies();
-    match serve(&mut server, &open, &replies, cancel) {
+    match serve(&mut server, &open, &replies, &gate, cancel) {
         Ok(done) => {
             replies.done(done).map_err(lost)?;
             Ok(ExitCode::Done)
@@ -73,11 +128,13 @@ fn serve(
     server: &mut Server<Stdin, Stdout>,
     open: &Open,
     replies: &Replies<Stdout>,
+    gate: &Gate,
     cancel: &Cancel,
 ) -> Result<Done> {
     let monitor = Relay(replies.clone());
-    let options = destination_options(&open.options);
-    if open.options.dry_run && Destination::could_make(&open.destination, &options) {
+    let admitted = gate.admit(open)?;
+    let mut options = destination_options(&open.options, &admitted);
+    if open.options.dry_run && Destination::could_make(&admitted.destination, &options) {
         let destination = open.destination.clone();
         let ready = Ready {
             destination,
@@ -92,7 +149,11 @@ fn serve(
             ..Done::default()
         });
     }
-    let destination = Destination::open(&open.destination, source_here(open).as_slice(), &options)?;
+    // It was there a moment ago, and a dry run makes nothing.
+    options.create &= !open.options.dry_run;
+    let source = source_here(open);
+    let destination = Destination::open(&admitted.destination, source.as_slice(), &options)?;
+    gate.confirm(&admitted, destination.volume())?;
     server
         .ready(Ready {
             destination: open.destination.clone(),
@@ -114,7 +175,8 @@ fn serve(
     let received = if open.options.dry_run {
         destination.rehearse(server, what, cancel, &monitor)?
     } else {
-        destination.receive(server, what, cancel, &monitor, on_durable)?
+        let input = WithoutProto3::new(server);
+        destination.receive(input, what, cancel, &monitor, on_durable)?
     };
     Ok(Done {
         bytes_written: received.applied.data_bytes,
@@ -143,9 +205,10 @@ fn source_here(open: &Open) -> Option<VolumeIdentity> {
     }
 }
 
-fn destination_options(options: &ApplyOptions) -> DestinationOptions {
+fn destination_options(options: &ApplyOptions, admitted: &Admitted) -> DestinationOptions {
     DestinationOptions {
-        undo: options.undo.clone().map(Into::into),
+        undo: admitted.undo.clone(),
+        no_links: admitted.is_restricted(),
         overwrite: options.overwrite,
         force: options.force,
         allow_smaller: options.allow_smaller,

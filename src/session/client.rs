@@ -46,6 +46,7 @@ pub struct Client<R, W> {
     reader: MessageReader<R>,
     writer: MessageWriter<W>,
     events: Arc<dyn SessionEvents>,
+    acks: AckCheck,
     agreed: Agreed,
 }
 
@@ -86,6 +87,7 @@ impl<R: Read + Send + 'static, W: Write + Send + 'static> Client<R, W> {
                     reader,
                     writer,
                     events: Bounded::new(events),
+                    acks: AckCheck::default(),
                     agreed,
                 })
             }
@@ -102,6 +104,11 @@ impl<R: Read + Send + 'static, W: Write + Send + 'static> Client<R, W> {
         &self.agreed
     }
 
+    /// No ack may be past the end of the volume that is sent, which has `size_bytes`.
+    pub fn limit_acks(&mut self, size_bytes: u64) {
+        self.acks.limit_to(size_bytes);
+    }
+
     /// Asks for an operation; returns what the far end found, and where to write the stream.
     pub fn open(mut self, open: Open) -> Result<(Ready, Outgoing<W>), SessionError> {
         if let Err(error) = self.writer.send(&Message::Open(open)) {
@@ -116,7 +123,7 @@ impl<R: Read + Send + 'static, W: Write + Send + 'static> Client<R, W> {
         };
         Ok((
             ready,
-            Outgoing::start(self.reader, self.writer, self.events),
+            Outgoing::start(self.reader, self.writer, self.events, self.acks),
         ))
     }
 
@@ -145,10 +152,11 @@ impl<W: Write> Outgoing<W> {
         reader: MessageReader<R>,
         writer: MessageWriter<W>,
         events: Arc<dyn SessionEvents>,
+        acks: AckCheck,
     ) -> Self {
         let answers = Arc::new(Answers::default());
         let theirs = Arc::clone(&answers);
-        let listen = move || theirs.settle(listen(reader, &*events, &theirs));
+        let listen = move || theirs.settle(listen(reader, &*events, acks, &theirs));
         let spawned = std::thread::Builder::new()
             .name("session".to_owned())
             .spawn(listen);
@@ -163,11 +171,6 @@ impl<W: Write> Outgoing<W> {
             buffer: vec![0; HEADER_BYTES],
             answers,
         }
-    }
-
-    /// No ack may be past the end of the volume, which has `size_bytes`.
-    pub fn limit_acks(&self, size_bytes: u64) {
-        self.answers.lock().acks.limit_to(size_bytes);
     }
 
     /// Ends the stream and waits until the far end says that all is durable.
@@ -234,7 +237,6 @@ struct Answers {
 #[derive(Default)]
 struct State {
     end_sent: bool,
-    acks: AckCheck,
     outcome: Option<Result<Done, SessionError>>,
 }
 
@@ -288,12 +290,13 @@ impl Answers {
 fn listen<R: Read>(
     mut reader: MessageReader<R>,
     events: &dyn SessionEvents,
+    mut acks: AckCheck,
     answers: &Answers,
 ) -> Result<Done, SessionError> {
     loop {
         match reader.expect("Done")? {
             Message::Ack(ack) => {
-                answers.lock().acks.next(&ack)?;
+                acks.next(&ack)?;
                 events.acknowledged(&ack);
             }
             Message::Warning(warning) => events.warning(&sanitise(&warning.text)),

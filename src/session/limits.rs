@@ -3,6 +3,7 @@
 //! Guarantees: pure but for what passes a warning on; acks that go back or past the volume are an error; a
 //! far end cannot fill the terminal with warnings, nor send them for ever.
 
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -88,6 +89,44 @@ impl SessionEvents for Bounded {
     }
 }
 
+/// A delta stream that is not one of version 3. Such a one names no base and has no end mark, its records may
+/// repeat without end, and to undo one takes memory for each of them. No client of a session sends it.
+pub struct WithoutProto3<R> {
+    input: R,
+    /// Bytes of its first line that were seen; `None` once the stream is known to be another.
+    seen: Option<usize>,
+}
+
+const PROTO3: &[u8] = b"lvmsync PROTO[3]";
+
+impl<R: Read> WithoutProto3<R> {
+    /// The same bytes, unless they begin as version 3 does.
+    pub fn new(input: R) -> Self {
+        let seen = Some(0);
+        Self { input, seen }
+    }
+}
+
+impl<R: Read> Read for WithoutProto3<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        if let Some(seen) = self.seen {
+            let arrived = buffer.get(..read).unwrap_or_default();
+            let expected = PROTO3.get(seen..).unwrap_or_default();
+            let compared = arrived.len().min(expected.len());
+            let same = arrived[..compared] == expected[..compared];
+            self.seen = same.then_some(seen + compared);
+        }
+        if self.seen == Some(PROTO3.len()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a session takes deltas of version 4, and this is a PROTO[3] stream",
+            ));
+        }
+        Ok(read)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +171,27 @@ mod tests {
                 w[0].offset <= w[1].offset && w[0].frames <= w[1].frames && w[0].bytes <= w[1].bytes
             };
             prop_assert!(passed.windows(2).all(ascends));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn only_version_3_is_kept_out(
+            bytes in "(lvmsync |lvmsync PROTO|lvmsync PROTO\\[[34]\\]|x)[a-z\\[\\]3]{0,20}", piece in 1usize..20,
+        ) {
+            let mut input = WithoutProto3::new(bytes.as_bytes());
+            let (mut read, mut buffer) = (Vec::new(), vec![0; piece]);
+            let result = loop {
+                match input.read(&mut buffer) {
+                    Ok(0) => break Ok(()),
+                    Ok(n) => read.extend_from_slice(&buffer[..n]),
+                    Err(error) => break Err(error),
+                }
+            };
+            prop_assert_eq!(result.is_err(), bytes.starts_with("lvmsync PROTO[3]"));
+            if result.is_ok() {
+                prop_assert_eq!(read, bytes.into_bytes());
+            }
         }
     }
 

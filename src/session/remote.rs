@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 pub const DEFAULT_RSH: &str = "ssh";
 /// How long a child whose input or output is closed may take to end by itself.
 const END_GRACE: Duration = Duration::from_secs(5);
+const SILENT_GRACE: Duration = Duration::from_millis(300);
 /// How long the end of its stderr is waited for once it has ended: another process may hold it.
 const STDERR_GRACE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(5);
@@ -176,8 +177,13 @@ impl RemoteEnd {
             self.end();
             return error.into_error(&self.host);
         }
-        // Not started, or gone: it ends by itself. One that waits for something else is ended.
-        let status = self.wait_at_most(END_GRACE);
+        // Not started, or gone: it ends by itself. One that waits for something else is ended, and one that
+        // was waited for in vain soon.
+        let grace = match error {
+            SessionError::Silent { .. } => SILENT_GRACE,
+            _ => END_GRACE,
+        };
+        let status = self.wait_at_most(grace);
         self.end();
         let words = self.relay.words(STDERR_GRACE);
         let reason = diagnose(self.stage, &self.rsh_program, status, &words, Some(&error));
