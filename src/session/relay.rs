@@ -1,8 +1,8 @@
 //! Relays what the far end prints, line by line, and keeps the end of it for an error message.
 //!
 //! Guarantees: a line is shown as soon as it is complete; a line without end takes bounded memory; the
-//! last 16 KiB are kept; a flood of lines is not shown to its end; waiting for the end of the output is bounded, because a process that outlives
-//! ssh may hold it open.
+//! last 16 KiB are kept; a flood of lines is not shown to its end; waiting for the end of the output is
+//! bounded, because a process that outlives ssh may hold it open.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};

@@ -87,7 +87,8 @@ const ORIGINAL: &str = "the lvmsync there is the original one (written in Ruby),
     this protocol. Install this lvmsync there, or use --compat to send what the original understands, \
     without its safety checks";
 const SUDO: &str = "sudo there asks for a password, which `sudo -n` cannot give. Allow the command \
-    without one: in sudoers, USER ALL=(root) NOPASSWD: /path/to/lvmsync";
+    without one: in sudoers, USER ALL=(root) NOPASSWD: /path/to/lvmsync serve. docs/security.md has one that \
+    permits less";
 
 /// The words that the original prints when it takes `serve` for the name of a snapshot.
 fn is_original(words: &str) -> bool {
