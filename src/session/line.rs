@@ -6,7 +6,7 @@
 //! which this process was stopped does not count.
 //!
 //! Writes wait with `poll` and then write no more than what a pipe with room takes without waiting
-//! ([`SAFE_PIECE`]). `O_NONBLOCK` would be simpler, but it belongs to the open file description: on an
+//! (`PIPE_BUF`). `O_NONBLOCK` would be simpler, but it belongs to the open file description: on an
 //! inherited stdout it would change the stdout of every other process that has it, the shell's too. So only
 //! a pipe that this process made, and whose end nobody else has, gets the flag ([`Line::own_writer`]); it
 //! takes large writes then.

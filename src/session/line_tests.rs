@@ -12,6 +12,7 @@ use super::handshake::GREETING;
 use super::line::{Line, LineReader, LineWriter, Silence, ping_interval};
 use super::message::*;
 use super::server::Server;
+use super::transport::MessageWriter;
 use crate::cancel::Cancel;
 use crate::error::ExitCode;
 
@@ -371,4 +372,28 @@ fn a_ping_does_not_follow_the_last_word() {
     assert!(rest.is_empty());
     assert_eq!(tags.last(), Some(&Tag::Done));
     assert!(tags.contains(&Tag::Ping), "{tags:?}");
+}
+
+#[test]
+fn nothing_follows_a_message_that_was_cut() {
+    /// Takes a few bytes, then nothing for once, then everything.
+    struct Hiccup(usize);
+    impl Write for Hiccup {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += 1;
+            match self.0 {
+                1 => Ok(bytes.len().min(5)),
+                2 => Err(std::io::Error::other("no room")),
+                _ => Ok(bytes.len()),
+            }
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut writer = MessageWriter::new(Hiccup(0));
+    assert!(writer.send(&Message::warning("w")).is_err());
+    let error = writer.send(&Message::End).unwrap_err();
+    assert!(error.is_lost(), "{error:?}");
+    assert!(writer.clone().send_data_in_place(&mut [0; 20]).is_err());
 }
