@@ -47,6 +47,8 @@ pub struct DestinationOptions {
     pub allow_in_use: bool,
     /// Make an empty file where there is none: for a full copy.
     pub create: bool,
+    /// Open nothing through a symbolic link: the name was looked at before.
+    pub no_links: bool,
     /// The delta is an undo whose run was cut.
     pub unfinished: bool,
     /// Compression of the undo file.
@@ -103,6 +105,7 @@ impl Destination {
         let write_options = WriteOptions {
             allow_in_use: options.allow_in_use,
             create: made.is_some(),
+            no_links: options.no_links,
             ..WriteOptions::default()
         };
         let volume = Volume::open_writable(&path, &write_options)?;
@@ -114,12 +117,6 @@ impl Destination {
         refuse_overlap(sources, volume.identity(), name)?;
         let known_as = known_as.unwrap_or_else(|| identity::of_path(&path));
         let keeper = open_keeper(&known_as, name, &volume, options)?;
-        if made.is_some() && !keeper.was_incomplete() {
-            // What a run has left that nobody knows of any more.
-            volume
-                .set_size(0)
-                .map_err(|error| Error::io(format!("cannot empty {}", path.display()), error))?;
-        }
         Ok(Self {
             undo: UndoFiles::new(
                 options.undo.as_deref(),
@@ -138,6 +135,11 @@ impl Destination {
     /// True where there is nothing yet and a full copy would make a file.
     pub fn could_make(name: &str, options: &DestinationOptions) -> bool {
         options.create && resolve(name).is_err() && is_free_file_name(Path::new(name))
+    }
+
+    /// What is open.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
     }
 
     /// Its size in bytes.
@@ -262,6 +264,12 @@ impl Destination {
             is_file: self.is_file,
         };
         let options = self.receive_options(cancel, monitor);
+        if self.made.is_some() && !self.keeper.was_incomplete() {
+            // What a run has left that nobody knows of any more.
+            self.volume
+                .set_size(0)
+                .map_err(|error| Error::io(format!("cannot empty {}", self.name), error))?;
+        }
         let result = work(&target, &self.undo, &options, &mut self.keeper);
         match (&result, self.made.take()) {
             (Ok(_), Some(name)) => self.give_name(&name)?,

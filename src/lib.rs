@@ -17,6 +17,8 @@
 //! | [`dm`] | device-mapper and LVM: names, UUIDs, tables, who is open |
 //! | [`engine`] | the data path: plan, pump, apply, undo |
 //! | [`source`], [`destination`], [`comparand`] | from what the user typed to what the engine moves |
+//! | [`gate`] | what a server with limits lets in |
+//! | [`record`] | which state each destination holds, and whether a write is under way |
 //! | [`cancel`], [`monitor`] | stopping cleanly, telling |
 //! | [`partial_file`], [`undo_file`] | files that appear when whole, and one that stays when it is needed |
 
@@ -44,6 +46,7 @@ pub mod error;
 pub mod extent;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod gate;
 pub mod monitor;
 pub mod partial_file;
 pub mod record;

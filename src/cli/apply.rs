@@ -126,6 +126,7 @@ impl WriteArgs {
             allow_smaller: self.allow_smaller,
             allow_in_use: self.allow_in_use,
             create: false,
+            no_links: false,
             unfinished: false,
             undo_compression,
             state_dir: self.state.state_dir.clone(),

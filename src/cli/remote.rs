@@ -10,7 +10,6 @@ use super::attempts::{Attempts, Failed, is_lost};
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
-use crate::cancel::CancelableReader;
 use crate::delta::codec::Compression;
 use crate::delta::stream::StreamId;
 use crate::engine::deliver::DeltaSink;
@@ -18,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::session::SessionError;
 use crate::session::client::SessionEvents;
 use crate::session::handshake::{FEATURE_ATOMIC, FEATURE_RECORD, FEATURE_UNDO};
+use crate::session::line::Line;
 use crate::session::message::{Ack, ApplyOptions, OPERATION_APPLY, Open, SourceIdentity};
 use crate::session::remote::{RemoteEnd, RemoteOptions};
 use crate::source::SendSource;
@@ -73,14 +73,15 @@ fn attempt(
         host: host.to_owned(),
         speaker: job.speaker.clone(),
     });
-    let wrap = |stdout| CancelableReader::new(stdout, job.cancel.clone());
+    let line = Line::new(job.cancel.clone(), job.remote.timeout.get());
     let required = required_features(job);
-    let client = end
-        .connect(wrap, &required, events)
+    let mut client = end
+        .connect(&line, &required, events)
         .map_err(|error| Failed {
-            lost: matches!(error, Error::Remote { .. }),
+            lost: error.is_lost(),
             error,
         })?;
+    client.limit_acks(source.header.volume_size);
     let open = Open {
         operation: OPERATION_APPLY.to_owned(),
         destination: path.to_owned(),
@@ -256,7 +257,8 @@ fn send_to_original(
     }
     arguments.push(path);
     let mut end = start(job.remote, &job.speaker, host, &arguments)?;
-    let stdin = end.take_stdin()?;
+    // It never speaks, so there is no silence to be told from work; but a signal ends the wait.
+    let stdin = Line::new(job.cancel.clone(), None).own_writer(end.take_stdin()?);
     // Dropping the pipe is the only end mark that the original knows.
     let sent = job.write_proto3(source, stdin, host, summary);
     let ended = end.wait(&|| job.cancel.is_cancelled());

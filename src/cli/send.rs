@@ -9,6 +9,7 @@ use clap::Args;
 use super::apply::WriteArgs;
 use super::progress::Speaker;
 use super::summary::Summary;
+use super::timeout::TimeoutArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
@@ -144,6 +145,9 @@ pub(super) struct RemoteArgs {
     /// The far end is the original lvmsync: send version 3, without any of the checks
     #[arg(long)]
     pub(super) compat: bool,
+
+    #[command(flatten)]
+    pub(super) timeout: TimeoutArgs,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]

@@ -26,6 +26,9 @@ pub struct Hello {
     /// Features, by name, that the speaker has.
     #[serde(default)]
     pub features: Vec<String>,
+    /// Milliseconds of silence after which the speaker gives the session up; 0 for never.
+    #[serde(default)]
+    pub timeout_ms: u64,
 }
 
 /// What is wanted of the server.
