@@ -291,7 +291,7 @@ impl Job<'_> {
 
     fn to_file_or_stdout(&self, source: &SendSource, summary: &mut Summary) -> Result<()> {
         let Some(path) = &self.to.output else {
-            let stdout = output::data_out()?;
+            let stdout = output::stream_out()?;
             if io::IsTerminal::is_terminal(&stdout) {
                 return Err(Error::Usage(
                     "standard output is a terminal: send the delta into a pipe or a file"
