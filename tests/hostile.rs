@@ -150,6 +150,7 @@ fn header(volume_size: u64) -> Header {
         list: None,
         run: None,
         undo_of: None,
+        undo_for: None,
         from_offset: 0,
         required_features: vec![],
         features: vec![],

@@ -187,6 +187,7 @@ fn delta(number: usize, base: &[u8], target: &[u8], chunks: &[usize]) -> Vec<u8>
         list: Some(changes.digest()),
         run: None,
         undo_of: None,
+        undo_for: None,
         from_offset: 0,
         required_features: vec![],
         features: vec![],
@@ -506,4 +507,29 @@ fn atomic_means_whole_or_not_at_all() {
         1,
         &["room"],
     );
+}
+
+/// The same delta goes to two volumes, and the same name is given to both undos.
+#[test]
+fn the_undo_of_another_destination_is_never_replaced() {
+    let dir = Dir::with(10_000);
+    dir.ok("send --from cow:store.img new.img -o x.delta");
+    fs::copy(dir.path("base.img"), dir.path("second.img")).unwrap();
+    dir.ok("apply x.delta second.img");
+    dir.ok("send base.img second.img --force");
+    cut(&dir, &format!("--undo {}", dir.path("back").display()));
+    let before = dir.read("back.partial");
+    dir.fails(
+        "apply x.delta second.img --undo back",
+        5,
+        &["back.partial", "the only way back"],
+    );
+    dir.fails(
+        "apply x.delta second.img --undo back --overwrite",
+        5,
+        &["back.partial"],
+    );
+    assert!(dir.read("back.partial") == before);
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == dir.read("base.img"));
 }

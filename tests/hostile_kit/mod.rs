@@ -15,7 +15,7 @@ use lvmsync::session::message::{Decoded, Hello, Message, decode};
 
 /// The promise of docs/design.md, and what an empty process takes.
 const MEMORY_KIB: u64 = (64 + 16) << 10;
-const SECONDS: Duration = Duration::from_secs(20);
+const SECONDS: Duration = Duration::from_secs(90);
 
 /// The program under test, its memory watched and its output read while it is fed.
 pub struct Peer {
