@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod identity;
 pub mod keeper;
+pub mod marks;
 pub mod store;
 pub mod witness;
 
