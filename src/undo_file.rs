@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::delta::FormatError;
 use crate::delta::header::Header;
 use crate::delta::reader::DeltaReader;
 use crate::delta::resume::SoundPart;
@@ -73,8 +74,13 @@ impl UndoPlace for UndoFiles {
         }
         let failed = |error| Error::io(format!("cannot go on with {}", partial.display()), error);
         let mut file = PartialFile::reopen(path)?;
-        let Ok(part) = file.file().map(SoundPart::of).map_err(failed)? else {
-            return Ok(FoundUndo::Empty);
+        // What could not be written when it was synced is still in memory, and sound there alone.
+        file.forget_cached().map_err(failed)?;
+        let part = match file.file().map(SoundPart::of).map_err(failed)? {
+            Ok(part) => part,
+            // It cannot be read now: that does not make it nothing.
+            Err(FormatError::Io(error)) => return Err(failed(error)),
+            Err(_) => return Ok(FoundUndo::Empty),
         };
         if part.frames() == 0 {
             return Ok(FoundUndo::Empty);
@@ -141,12 +147,13 @@ pub fn spool_beside(path: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(directory.unwrap_or(Path::new(".")), flags, mode)?.into())
 }
 
-/// True for an undo with at least one sound frame.
+/// True for an undo with at least one sound frame, and for one that cannot be read.
 fn holds_a_way_back(partial: &PathBuf) -> bool {
-    let reader = File::open(partial)
-        .ok()
-        .and_then(|file| DeltaReader::new(file).ok());
-    reader.is_some_and(|mut reader| matches!(reader.next_frame(), Ok(Some(_))))
+    let Ok(file) = File::open(partial) else {
+        return false;
+    };
+    let first = DeltaReader::new(file).and_then(|mut reader| reader.next_frame());
+    matches!(first, Ok(Some(_)) | Err(FormatError::Io(_)))
 }
 
 impl Write for UndoFile {

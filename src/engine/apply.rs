@@ -76,6 +76,8 @@ pub struct Applier<'a, W: DurableWrite> {
     /// Volume offset of the end of what was written last.
     written_to: u64,
     touched: bool,
+    /// A sync failed. What was lost then is not lost once more, so the next one may succeed: it proves nothing.
+    sync_failed: bool,
     had_undo: bool,
     cancel: &'a Cancel,
     on_durable: OnDurable<'a>,
@@ -102,6 +104,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             applied: Applied::default(),
             written_to: 0,
             touched: false,
+            sync_failed: false,
             cancel,
             on_durable,
         }
@@ -166,7 +169,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             Err(error) => error,
         };
         let touched = self.touched;
-        if self.target.sync().is_ok() && touched {
+        if self.target.sync().is_ok() && touched && !self.sync_failed {
             // The error that ended the run is the one to report.
             let _ = (self.on_durable)(self.written_to, &self.applied);
         }
@@ -259,9 +262,9 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
 
     fn sync(&mut self) -> Result<()> {
         self.unsynced_bytes = 0;
-        self.target
-            .sync()
-            .map_err(|error| Error::io(format!("cannot make {} durable", self.name), error))
+        let synced = self.target.sync();
+        self.sync_failed |= synced.is_err();
+        synced.map_err(|error| Error::io(format!("cannot make {} durable", self.name), error))
     }
 }
 

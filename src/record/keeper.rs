@@ -111,13 +111,7 @@ impl Keeper {
     }
 
     /// From now on the destination is incomplete. A resumed run keeps what the record says already.
-    pub fn begin(
-        &mut self,
-        header: &Header,
-        stream: &StreamId,
-        undo: Option<String>,
-        old_size_bytes: u64,
-    ) -> Result<()> {
+    pub fn begin(&mut self, header: &Header, stream: &StreamId, kept: Kept) -> Result<()> {
         let cut = self.record().and_then(|record| record.incomplete.as_ref());
         if cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream)) {
             return Ok(());
@@ -129,9 +123,10 @@ impl Keeper {
             target: header.target.clone(),
             source: header.source.word().to_owned(),
             from: self.from.clone(),
-            undo,
+            undo: kept.undo,
             durable_offset: 0,
-            old_size_bytes,
+            good_from: kept.good_from,
+            old_size_bytes: kept.old_size_bytes,
             since: now(),
         })
     }
@@ -230,6 +225,17 @@ impl Keeper {
     }
 }
 
+/// What a run that begins puts on record beside what its delta says.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// The undo that it keeps.
+    pub undo: Option<String>,
+    /// It takes back a write that was cut, and its delta is good if it goes up to here.
+    pub good_from: Option<u64>,
+    /// Size of the destination before.
+    pub old_size_bytes: u64,
+}
+
 /// Where a stream goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {
@@ -268,8 +274,13 @@ mod tests {
         let header = header(1 << 20);
         let stream = StreamId::of(&header, &Samples::default());
 
+        let kept = |old_size_bytes| Kept {
+            old_size_bytes,
+            ..Kept::default()
+        };
+
         let mut keeper = open();
-        keeper.begin(&header, &stream, None, 7).unwrap();
+        keeper.begin(&header, &stream, kept(7)).unwrap();
         assert_eq!(
             open()
                 .record()
@@ -284,7 +295,7 @@ mod tests {
         assert!(open().record().is_none());
 
         let mut keeper = open();
-        keeper.begin(&header, &stream, None, 7).unwrap();
+        keeper.begin(&header, &stream, kept(7)).unwrap();
         keeper.durable(4096).unwrap();
         drop(keeper);
 
@@ -293,7 +304,7 @@ mod tests {
             keeper.admit(&header, &stream).unwrap(),
             Admission::Resume { offset: 4096 }
         );
-        keeper.begin(&header, &stream, None, 9).unwrap();
+        keeper.begin(&header, &stream, kept(9)).unwrap();
         let cut = keeper.record().unwrap().incomplete.clone().unwrap();
         assert_eq!((cut.old_size_bytes, cut.durable_offset), (7, 4096));
         keeper.complete(header.target.clone()).unwrap();

@@ -81,6 +81,10 @@ pub struct Incomplete {
     /// Every frame that ends at or before this volume offset is durable.
     #[serde(default)]
     pub durable_offset: u64,
+    /// It takes back a write that was cut, with an undo that was cut with it: that one is good if it saved at least
+    /// up to here.
+    #[serde(default)]
+    pub good_from: Option<u64>,
     /// Size of the destination before.
     #[serde(default)]
     pub old_size_bytes: u64,
