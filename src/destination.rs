@@ -331,7 +331,7 @@ fn open_keeper(
     };
     let watch =
         Watch::of(volume).map_err(|error| Error::io(format!("cannot look at {name}"), error))?;
-    Keeper::open(file, name, &options.from, policy, Some(watch))
+    Keeper::open(file, name, &options.from, policy, Some(watch), volume)
 }
 
 /// A full copy may make a file under this name. What stands for a volume that is not there is no such name: for

@@ -89,6 +89,16 @@ impl PartialFile {
         Ok(hasher)
     }
 
+    /// Writes back what is in memory alone and gives up the copies there: what is read next comes from the disk.
+    pub fn forget_cached(&self) -> io::Result<()> {
+        use rustix::fs::{Advice, fadvise};
+        let file = self.file()?;
+        file.sync_data()?;
+        // Advice: where it is not taken there is nothing else to do.
+        let _ = fadvise(file, 0, None, Advice::DontNeed);
+        Ok(())
+    }
+
     /// The file under its partial name.
     pub fn file(&self) -> io::Result<&File> {
         self.file

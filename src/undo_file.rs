@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
+use crate::delta::FormatError;
 use crate::delta::header::Header;
 use crate::delta::reader::DeltaReader;
 use crate::delta::resume::SoundPart;
@@ -71,8 +72,13 @@ impl UndoPlace for UndoFiles {
         }
         let failed = |error| Error::io(format!("cannot go on with {}", partial.display()), error);
         let mut file = PartialFile::reopen(path)?;
-        let Ok(part) = file.file().map(SoundPart::of).map_err(failed)? else {
-            return Ok(FoundUndo::Empty);
+        // What could not be written when it was synced is still in memory, and sound there alone.
+        file.forget_cached().map_err(failed)?;
+        let part = match file.file().map(SoundPart::of).map_err(failed)? {
+            Ok(part) => part,
+            // It cannot be read now: that does not make it nothing.
+            Err(FormatError::Io(error)) => return Err(failed(error)),
+            Err(_) => return Ok(FoundUndo::Empty),
         };
         if part.frames() == 0 {
             return Ok(FoundUndo::Empty);
@@ -103,8 +109,12 @@ impl UndoFile {
     /// Begins the undo that will be `path`.
     fn create(path: &Path, overwrite: bool, of_no_use: Option<&Undoes>) -> Result<Self> {
         let partial = partial_name(path);
-        let is_of_use = |header: &Header| of_no_use.is_none_or(|undoes| !undoes.is(header));
-        if way_back(&partial).is_some_and(|header| is_of_use(&header)) {
+        let is_needed = match left_in(&partial) {
+            Left::Nothing => false,
+            Left::Undo(header) => of_no_use.is_none_or(|undoes| !undoes.is(&header)),
+            Left::Unreadable => true,
+        };
+        if is_needed {
             return Err(way_back_in_the_way(&partial));
         }
         let file = PartialFile::create(path, overwrite)?;
@@ -140,11 +150,29 @@ pub fn spool_beside(path: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(directory.unwrap_or(Path::new(".")), flags, mode)?.into())
 }
 
-/// The header of an undo with at least one sound frame.
-fn way_back(partial: &Path) -> Option<Header> {
-    let mut reader = DeltaReader::new(File::open(partial).ok()?).ok()?;
-    let has_frame = matches!(reader.next_frame(), Ok(Some(_)));
-    has_frame.then(|| reader.header().clone())
+/// What stands under the name of an undo that has not got its name.
+enum Left {
+    /// Nothing that anybody needs.
+    Nothing,
+    /// An undo with at least one sound frame.
+    Undo(Box<Header>),
+    /// What cannot be read.
+    Unreadable,
+}
+
+fn left_in(partial: &Path) -> Left {
+    let Ok(file) = File::open(partial) else {
+        return Left::Nothing;
+    };
+    let first = DeltaReader::new(file).and_then(|mut reader| {
+        let frame = reader.next_frame()?;
+        Ok(frame.map(|_| reader.header().clone()))
+    });
+    match first {
+        Ok(Some(header)) => Left::Undo(Box::new(header)),
+        Err(FormatError::Io(_)) => Left::Unreadable,
+        Ok(None) | Err(_) => Left::Nothing,
+    }
 }
 
 impl Write for UndoFile {

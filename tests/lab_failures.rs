@@ -88,7 +88,7 @@ fn signals_leave_nothing_behind() {
                 );
                 nothing_left(guest, &tool);
                 assert!(content("/dev/vg/copy") != new, "it was in the middle");
-                write("/dev/vg/copy", &old, 0);
+                tool.reset("/dev/vg/copy", &old);
             }
             // With an undo, while it is still being saved: nothing was overwritten, so there is none to keep.
             let mut child = tool.start("send --from vg/s1 vg/s2 vg/copy --undo undo --bwlimit 1M");
@@ -116,7 +116,7 @@ fn signals_leave_nothing_behind() {
                 assert!(content("/dev/vg/copy") != new, "it was in the middle");
                 tool.run("apply undo.partial /dev/mapper/slow").ok();
                 assert_same("/dev/vg/copy", &old, "undone");
-                std::fs::remove_file(tool.path("undo.partial")).unwrap();
+                assert!(!tool.path("undo.partial").exists(), "it has done its work");
             }
             guest.sh("dmsetup remove slow");
 
@@ -191,7 +191,7 @@ fn bad_disks_are_reported() {
         );
         tool.run("apply delta /dev/mapper/bad").ok();
         assert_same("/dev/vg/copy", &new, "the repaired disk");
-        write("/dev/vg/copy", &old, 0);
+        tool.reset("/dev/vg/copy", &old);
 
         // Reads and writes fail: with an undo, before anything there is overwritten.
         load(

@@ -401,7 +401,7 @@ proptest! {
         let mut nothing = |_: u64, _: &Applied| Ok(());
         let mut applier = Applier::<Vec<u8>>::new(&volume, "destination", None, &cancel, &mut nothing);
         model.pump(&changes, &mut applier, Compression::None).unwrap();
-        prop_assert!(matches!(applier.end(Ok(())), Ended::Done(_)));
+        prop_assert!(matches!(applier.end(Ok(())), Ended::Done(..)));
         prop_assert!(volume.bytes() == model.target);
     }
 

@@ -497,12 +497,11 @@ impl Job<'_> {
             .and_then(|()| source.check_unchanged());
         let ended = applier.end(result);
         let conclusion = Conclusion {
+            header: Some(&source.header),
             target,
             old_size_bytes: ready.old_size_bytes,
             monitor: self.monitor,
         };
-        let applied = conclusion.conclude(ended, keeper)?;
-        keeper.complete(ready.result)?;
-        Ok(applied)
+        conclusion.conclude(ended, ready.result, keeper)
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, ExitCode, Result};
 use crate::record::keeper::{now, shown_time};
 use crate::record::store::{RecordFile, StateDir, read};
 use crate::record::witness::{Touched, Watch, touched};
-use crate::record::{Record, identity, shown};
+use crate::record::{Record, identity, marks, shown};
 use crate::volume::Volume;
 use crate::volume::file_version::FileVersion;
 
@@ -204,15 +204,18 @@ impl Entry {
 }
 
 fn touched_now(record: &Record, name: &str) -> Touched {
-    let watch = resolve(name)
+    let volume = resolve(name)
         .ok()
         .filter(|resolved| identity::of_resolved(resolved) == record.identity)
-        .and_then(|resolved| Volume::open(resolved.path()).ok())
-        .and_then(|volume| Watch::of(&volume).ok());
-    touched(
-        record.witness.as_deref(),
-        watch.and_then(|watch| watch.now()).as_deref(),
-    )
+        .and_then(|resolved| Volume::open(resolved.path()).ok());
+    let Some(volume) = volume else {
+        return Touched::Unknown;
+    };
+    if let Ok(false) = marks::hold(&volume, &record.marks) {
+        return Touched::Yes;
+    }
+    let now = Watch::of(&volume).ok().and_then(|watch| watch.now());
+    touched(record.witness.as_deref(), now.as_deref())
 }
 
 fn adopt(args: &AdoptArgs) -> Result<ExitCode> {

@@ -7,7 +7,7 @@
 use std::io::{BufReader, Read};
 
 use super::codec::decompress;
-use super::header::Header;
+use super::header::{Header, Source};
 use super::index::{Entry, IndexChecker};
 use super::record::{RECORD_HEADER_BYTES, RecordHeader, RecordType, check_payload};
 use super::samples::Samples;
@@ -25,6 +25,8 @@ pub struct DeltaReader<R: Read> {
     samples: Samples,
     /// A frame's record header that was read while looking for samples.
     pending: Option<(RecordHeader, u64)>,
+    /// The undo ends behind its header: said when its first frame is asked for.
+    torn: Option<FormatError>,
     /// The payload that the caller has not taken yet.
     open_payload: Option<(RecordHeader, u64)>,
     stored: Vec<u8>,
@@ -84,6 +86,7 @@ impl<R: Read> DeltaReader<R> {
             header,
             samples: Samples::default(),
             pending: None,
+            torn: None,
             open_payload: None,
             stored: Vec::new(),
             first_frame: None,
@@ -94,7 +97,14 @@ impl<R: Read> DeltaReader<R> {
             finished: false,
         };
         let at = reader.input.position;
-        let record = reader.read_record_or_trailer()?;
+        let record = match reader.read_record_or_trailer() {
+            // One that was cut before it had saved anything says so much by its header.
+            Err(error @ FormatError::Truncated { .. }) if reader.header.source == Source::Undo => {
+                reader.torn = Some(error);
+                return Ok(reader);
+            }
+            record => record?,
+        };
         if record.kind == RecordType::Samples {
             reader.take_payload(&record, at, "the samples")?;
             reader.samples = Samples::decode(&reader.stored, at)?;
@@ -146,6 +156,9 @@ impl<R: Read> DeltaReader<R> {
             return Ok(None);
         }
         self.skip_payload()?;
+        if let Some(error) = self.torn.take() {
+            return Err(error);
+        }
         let (record, at) = match self.pending.take() {
             Some(pending) => pending,
             None => {

@@ -10,6 +10,7 @@ use crate::cancel::Cancel;
 use crate::delta::codec::Codec;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
+use crate::record::marks::Places;
 use crate::volume::WriteAt;
 
 /// Volume data between two syncs.
@@ -50,7 +51,7 @@ pub enum UndoLeft {
 #[derive(Debug)]
 pub enum Ended {
     /// Everything is written and durable.
-    Done(Applied),
+    Done(Applied, Places),
     /// It is not.
     Failed {
         /// Why.
@@ -77,7 +78,11 @@ pub struct Applier<'a, W: DurableWrite> {
     applied: Applied,
     /// Volume offset of the end of what was written last.
     written_to: u64,
+    /// Where it wrote, for the record.
+    places: Places,
     touched: bool,
+    /// A sync failed. What was lost then is not lost once more, so the next one may succeed: it proves nothing.
+    sync_failed: bool,
     had_undo: bool,
     cancel: &'a Cancel,
     on_durable: OnDurable<'a>,
@@ -103,7 +108,9 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             sync_every_bytes: SYNC_EVERY_BYTES,
             applied: Applied::default(),
             written_to: 0,
+            places: Places::default(),
             touched: false,
+            sync_failed: false,
             cancel,
             on_durable,
         }
@@ -164,11 +171,11 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     /// goes.
     pub fn end(mut self, result: Result<()>) -> Ended {
         let error = match result.and_then(|()| self.finish()) {
-            Ok(applied) => return Ended::Done(applied),
+            Ok(applied) => return Ended::Done(applied, self.places),
             Err(error) => error,
         };
         let touched = self.touched;
-        if self.target.sync().is_ok() && touched {
+        if self.target.sync().is_ok() && touched && !self.sync_failed {
             // The error that ended the run is the one to report.
             let _ = (self.on_durable)(self.written_to, &self.applied);
         }
@@ -251,6 +258,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             }
         }
         self.written_to = extent.end();
+        self.places.note(extent);
         // Zeroes cost the disk little, however many there are.
         self.unsynced_bytes += data.map_or(4096, |data| data.len() as u64);
         if self.unsynced_bytes >= self.sync_every_bytes {
@@ -262,9 +270,9 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
 
     fn sync(&mut self) -> Result<()> {
         self.unsynced_bytes = 0;
-        self.target
-            .sync()
-            .map_err(|error| Error::io(format!("cannot make {} durable", self.name), error))
+        let synced = self.target.sync();
+        self.sync_failed |= synced.is_err();
+        synced.map_err(|error| Error::io(format!("cannot make {} durable", self.name), error))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
 use crate::error::{Error, Result};
 use crate::record::admission::Admission;
-use crate::record::keeper::Keeper;
+use crate::record::keeper::{Keeper, Kept};
 
 /// A delta that is to be applied, and onto what.
 pub struct Beginning<'a, 'u> {
@@ -114,8 +114,23 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     } else {
         open_undo(beginning, keeper, &stream, resumes, old_size_bytes)?
     };
+    let good_from = match admission {
+        Admission::UndoUnfinished { durable_offset } => {
+            Some(durable_offset.min(header.volume_size))
+        }
+        // That which was cut may itself have been such a run.
+        Admission::Resume { .. } => keeper
+            .record()
+            .and_then(|record| record.incomplete.as_ref()?.good_from),
+        _ => None,
+    };
+    let kept = Kept {
+        undo: undo_name,
+        good_from,
+        old_size_bytes,
+    };
     let begun = keeper
-        .begin(header, &stream, undo_name, old_size_bytes)
+        .begin(header, &stream, kept)
         .and_then(|()| grow(header, target));
     if let Err(error) = begun {
         if !resumes {
@@ -130,12 +145,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         offset,
         undo,
         old_size_bytes,
-        good_from: match admission {
-            Admission::UndoUnfinished { durable_offset } => {
-                Some(durable_offset.min(header.volume_size))
-            }
-            _ => None,
-        },
+        good_from,
         result: header.target.clone().filter(|_| matched && !forced),
     })))
 }

@@ -12,7 +12,7 @@ use super::order::Ordered;
 use super::target::{ReceiveOptions, Target, check};
 use super::undo::{DurableWrite, UndoPlace, UndoRecorder, undo_header};
 use crate::delta::FormatError;
-use crate::delta::header::{Header, Planned, Source};
+use crate::delta::header::{Header, Planned, Source, State};
 use crate::delta::proto3::{FirstLine, Proto3Reader, read_first_line};
 use crate::delta::reader::{DeltaReader, FrameHeader};
 use crate::delta::samples::Samples;
@@ -179,13 +179,12 @@ impl<'a> Receiving<'a> {
         let applied = frames.apply(&mut reader, &mut applier);
         let ended = applier.end(applied);
         let conclusion = Conclusion {
+            header: Some(&header),
             target,
             old_size_bytes,
             monitor: options.monitor,
         };
-        let applied = conclusion.conclude(ended, keeper)?;
-        shrink_after_undo(&header, target)?;
-        keeper.complete(result)?;
+        let applied = conclusion.conclude(ended, result, keeper)?;
         Ok(Received {
             applied,
             delta_bytes: reader.position(),
@@ -223,6 +222,7 @@ impl<'a> Receiving<'a> {
             ))
         };
         let conclusion = Conclusion {
+            header: None,
             target,
             old_size_bytes: size,
             monitor: options.monitor,
@@ -235,8 +235,7 @@ impl<'a> Receiving<'a> {
                 Applier::<File>::new(target.volume, target.name, None, options.cancel, on_durable);
             let result = apply_pieces(&mut reader, what, &mut applier, &check_end, options);
             let ended = applier.end(result);
-            let applied = conclusion.conclude(ended, keeper)?;
-            keeper.complete(None)?;
+            let applied = conclusion.conclude(ended, None, keeper)?;
             return Ok(Received {
                 applied,
                 delta_bytes: reader.position(),
@@ -273,8 +272,7 @@ impl<'a> Receiving<'a> {
             applier.write(extent, data)
         });
         let ended = applier.end(result);
-        let applied = conclusion.conclude(ended, keeper)?;
-        keeper.complete(None)?;
+        let applied = conclusion.conclude(ended, None, keeper)?;
         Ok(Received {
             applied,
             delta_bytes: applied.data_bytes,
@@ -406,6 +404,8 @@ fn anonymous_header(size_bytes: u64) -> Header {
 
 /// What the end of an apply needs to know.
 pub struct Conclusion<'a> {
+    /// Of the delta; `None` for version 3.
+    pub header: Option<&'a Header>,
     /// The destination.
     pub target: &'a Target<'a>,
     /// Its size before.
@@ -415,13 +415,22 @@ pub struct Conclusion<'a> {
 }
 
 impl Conclusion<'_> {
-    /// After a failure: a warning tells what state the destination is in; one that was only made longer has its
+    /// After a success the record says that the destination holds `result`. After a failure: a warning tells what state the destination is in; one that was only made longer has its
     /// old size again, and its record is what it was.
-    pub fn conclude(&self, ended: Ended, keeper: &mut Keeper) -> Result<Applied> {
+    pub fn conclude(
+        &self,
+        ended: Ended,
+        result: Option<State>,
+        keeper: &mut Keeper,
+    ) -> Result<Applied> {
         let target = self.target;
         let (error, touched, undo) = match ended {
-            Ended::Done(applied) => {
+            Ended::Done(applied, places) => {
                 report_skipped(&applied, target, self.monitor);
+                if let Some(header) = self.header {
+                    shrink_after_undo(header, target)?;
+                }
+                keeper.complete(result, &places, target.volume)?;
                 return Ok(applied);
             }
             Ended::Failed {

@@ -198,7 +198,8 @@ pub struct UndoRecorder<W: DurableWrite> {
 }
 
 impl<W: DurableWrite> UndoRecorder<W> {
-    /// Begins an undo with [`undo_header`] and the delta's own samples. `name` is for messages.
+    /// Begins an undo with [`undo_header`] and the delta's own samples. `name` is for messages. When this returns the
+    /// header is durable: the record that names the undo may come, and after a power cut the undo can be read.
     pub fn new(
         out: W,
         name: &str,
@@ -207,8 +208,14 @@ impl<W: DurableWrite> UndoRecorder<W> {
         compression: Compression,
     ) -> Result<Self> {
         let failed = |error| Error::io(format!("cannot write the undo file {name}"), error);
+        let mut writer = DeltaWriter::new(out, header, samples).map_err(failed)?;
+        let synced = writer.flush().and_then(|()| writer.get_mut().sync());
+        if let Err(error) = synced {
+            writer.get_mut().discard();
+            return Err(failed(error));
+        }
         Ok(Self {
-            writer: DeltaWriter::new(out, header, samples).map_err(failed)?,
+            writer,
             name: name.to_owned(),
             compressor: Compressor::new(compression).map_err(failed)?,
             old_size_bytes: header.volume_size,

@@ -60,6 +60,10 @@ fn of_device(root: &Path, device: DeviceNumber) -> String {
     if let Some(uuid) = read("dm/uuid") {
         return format!("dm:{uuid}");
     }
+    // Made by hand: its name is all that stays.
+    if let Some(name) = read("dm/name") {
+        return format!("dm-name:{name}");
+    }
     let place = (read("partition"), read("start"), disk_of(&directory));
     if let (Some(_), Some(start), Some(disk)) = place {
         return format!("{}:start={start}", of_device(root, disk));
@@ -140,11 +144,15 @@ mod tests {
         put("sda/sda1/start", "2048\n");
         put("vda/serial", "disk-7\n");
         put("dm-0/dm/uuid", "mpath-36\n");
+        put("dm-0/dm/name", "mpatha\n");
+        put("dm-1/dm/uuid", "\n");
+        put("dm-1/dm/name", "slow\n");
         for (number, path) in [
             ("8:0", "sda"),
             ("8:1", "sda/sda1"),
             ("252:0", "vda"),
             ("253:0", "dm-0"),
+            ("253:1", "dm-1"),
         ] {
             link(number, path);
         }
@@ -153,6 +161,7 @@ mod tests {
         assert_eq!(of(8, 1), "disk:wwid:naa.5000:start=2048");
         assert_eq!(of(252, 0), "disk:serial:disk-7");
         assert_eq!(of(253, 0), "dm:mpath-36");
+        assert_eq!(of(253, 1), "dm-name:slow");
         assert_eq!(of(9, 9), "device:9:9");
     }
 }

@@ -7,6 +7,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::admission::{Admission, Policy, Refusal, admit, admit_anonymous};
+use super::marks::{self, Places};
 use super::store::RecordFile;
 use super::witness::{Touched, Watch, touched};
 use super::{ANONYMOUS, Incomplete, Record};
@@ -14,6 +15,7 @@ use crate::delta::header::{Header, State};
 use crate::delta::stream::StreamId;
 use crate::engine::undo::Undoes;
 use crate::error::{Error, Result};
+use crate::volume::ReadAt;
 
 /// The record of one destination during one run.
 #[derive(Debug)]
@@ -31,21 +33,27 @@ pub struct Keeper {
 
 impl Keeper {
     /// Reads the record of the destination that is called `name`; what is written to it comes from `from`.
-    /// `watch` tells whether others wrote to it.
+    /// `watch` and what `volume` holds tell whether others wrote to it.
     pub fn open(
         file: RecordFile,
         name: &str,
         from: &str,
         policy: Policy,
         watch: Option<Watch>,
+        volume: &dyn ReadAt,
     ) -> Result<Self> {
         let before = file.load()?;
         let then = before.as_ref().and_then(|record| record.witness.as_deref());
         let now = watch.as_ref().and_then(Watch::now);
-        let policy = Policy {
-            touched: touched(then, now.as_deref()),
-            ..policy
-        };
+        let mut touched = touched(then, now.as_deref());
+        // Writes from below are not counted. An incomplete destination has other marks by now.
+        if let Some(record) = before.as_ref().filter(|record| record.incomplete.is_none())
+            && !marks::hold(volume, &record.marks)
+                .map_err(|error| Error::io(format!("cannot read {name}"), error))?
+        {
+            touched = Touched::Yes;
+        }
+        let policy = Policy { touched, ..policy };
         Ok(Self {
             watch,
             now: before.clone(),
@@ -120,13 +128,7 @@ impl Keeper {
     }
 
     /// From now on the destination is incomplete. A resumed run keeps what the record says already.
-    pub fn begin(
-        &mut self,
-        header: &Header,
-        stream: &StreamId,
-        undo: Option<String>,
-        old_size_bytes: u64,
-    ) -> Result<()> {
+    pub fn begin(&mut self, header: &Header, stream: &StreamId, kept: Kept) -> Result<()> {
         let cut = self.record().and_then(|record| record.incomplete.as_ref());
         if cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream)) {
             return Ok(());
@@ -138,9 +140,10 @@ impl Keeper {
             target: header.target.clone(),
             source: header.source.word().to_owned(),
             from: self.from.clone(),
-            undo,
+            undo: kept.undo,
             durable_offset: 0,
-            old_size_bytes,
+            good_from: kept.good_from,
+            old_size_bytes: kept.old_size_bytes,
             since: now(),
         })
     }
@@ -186,10 +189,19 @@ impl Keeper {
     }
 
     /// Everything is durable: the destination holds `state`.
-    pub fn complete(&mut self, state: Option<State>) -> Result<()> {
+    pub fn complete(
+        &mut self,
+        state: Option<State>,
+        places: &Places,
+        volume: &dyn ReadAt,
+    ) -> Result<()> {
         let mut record = self.now.clone().unwrap_or_default();
         let done = record.incomplete.take();
         record.holds = state;
+        record.marks = marks::take(volume, places).map_err(|error| {
+            let action = format!("cannot read again what was written to {}", self.name);
+            Error::io(action, error)
+        })?;
         record.witness = self.watch.as_ref().and_then(Watch::now);
         record.since = now();
         if let Some(done) = done {
@@ -239,6 +251,17 @@ impl Keeper {
     }
 }
 
+/// What a run that begins puts on record beside what its delta says.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// The undo that it keeps.
+    pub undo: Option<String>,
+    /// It takes back a write that was cut, and its delta is good if it goes up to here.
+    pub good_from: Option<u64>,
+    /// Size of the destination before.
+    pub old_size_bytes: u64,
+}
+
 /// Where a stream goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {
@@ -268,17 +291,37 @@ mod tests {
     use crate::delta::header::tests::header;
     use crate::delta::samples::Samples;
     use crate::record::store::StateDir;
+    use crate::volume::memory::MemoryVolume;
+
+    fn volume() -> MemoryVolume {
+        MemoryVolume::new(vec![0; 8192])
+    }
 
     #[test]
     fn a_run_leaves_incomplete_until_it_is_complete() {
         let directory = tempfile::tempdir().unwrap();
         let file = StateDir::choose(Some(directory.path())).file_of("lvm:x");
-        let open = || Keeper::open(file.clone(), "vg/x", "host", Policy::default(), None).unwrap();
+        let open = || {
+            Keeper::open(
+                file.clone(),
+                "vg/x",
+                "host",
+                Policy::default(),
+                None,
+                &volume(),
+            )
+            .unwrap()
+        };
         let header = header(1 << 20);
         let stream = StreamId::of(&header, &Samples::default());
 
+        let kept = |old_size_bytes| Kept {
+            old_size_bytes,
+            ..Kept::default()
+        };
+
         let mut keeper = open();
-        keeper.begin(&header, &stream, None, 7).unwrap();
+        keeper.begin(&header, &stream, kept(7)).unwrap();
         assert_eq!(
             open()
                 .record()
@@ -293,7 +336,7 @@ mod tests {
         assert!(open().record().is_none());
 
         let mut keeper = open();
-        keeper.begin(&header, &stream, None, 7).unwrap();
+        keeper.begin(&header, &stream, kept(7)).unwrap();
         keeper.durable(4096).unwrap();
         drop(keeper);
 
@@ -302,10 +345,12 @@ mod tests {
             keeper.admit(&header, &stream).unwrap(),
             Admission::Resume { offset: 4096 }
         );
-        keeper.begin(&header, &stream, None, 9).unwrap();
+        keeper.begin(&header, &stream, kept(9)).unwrap();
         let cut = keeper.record().unwrap().incomplete.clone().unwrap();
         assert_eq!((cut.old_size_bytes, cut.durable_offset), (7, 4096));
-        keeper.complete(header.target.clone()).unwrap();
+        keeper
+            .complete(header.target.clone(), &Places::default(), &volume())
+            .unwrap();
         let record = open().record().unwrap().clone();
         assert_eq!((record.incomplete, record.holds), (None, header.target));
         assert_eq!(

@@ -57,7 +57,10 @@ pub struct Mark {
 /// Looks at the blocks at `places`.
 pub fn take(volume: &dyn ReadAt, places: &Places) -> io::Result<Vec<Mark>> {
     let size = volume.size_bytes();
-    let lengths = places.offsets.iter().map(|offset| (*offset, size.saturating_sub(*offset).min(BLOCK_BYTES)));
+    let lengths = places
+        .offsets
+        .iter()
+        .map(|offset| (*offset, size.saturating_sub(*offset).min(BLOCK_BYTES)));
     lengths
         .filter(|(_, length)| *length > 0)
         .map(|(offset, length)| {
@@ -75,7 +78,8 @@ pub fn take(volume: &dyn ReadAt, places: &Places) -> io::Result<Vec<Mark>> {
 pub fn hold(volume: &dyn ReadAt, marks: &[Mark]) -> io::Result<bool> {
     for mark in marks {
         let end = mark.offset.checked_add(mark.length);
-        let is_sane = mark.length <= BLOCK_BYTES && end.is_some_and(|end| end <= volume.size_bytes());
+        let is_sane =
+            mark.length <= BLOCK_BYTES && end.is_some_and(|end| end <= volume.size_bytes());
         if !is_sane || digest(volume, mark.offset, mark.length)? != mark.digest {
             return Ok(false);
         }
@@ -123,6 +127,9 @@ mod tests {
         assert!(hold(&volume, &marks).unwrap(), "none of theirs");
         volume.write_all_at(&[1], 19_500).unwrap();
         assert!(!hold(&volume, &marks).unwrap());
-        assert!(!hold(&MemoryVolume::new(vec![7; 9000]), &marks).unwrap(), "past the end");
+        assert!(
+            !hold(&MemoryVolume::new(vec![7; 9000]), &marks).unwrap(),
+            "past the end"
+        );
     }
 }

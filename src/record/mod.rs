@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::delta::header::State;
 use crate::delta::stream::StreamId;
+use marks::Mark;
 
 /// The version of the record's file.
 const VERSION: u32 = 1;
@@ -51,6 +52,9 @@ pub struct Record {
     /// What tells whether others wrote to it since, see [`witness`].
     #[serde(default)]
     pub witness: Option<String>,
+    /// Blocks that the last run wrote, as they were when it was done.
+    #[serde(default)]
+    pub marks: Vec<Mark>,
     /// A write that is under way, or was cut.
     #[serde(default)]
     pub incomplete: Option<Incomplete>,
@@ -82,6 +86,10 @@ pub struct Incomplete {
     /// Every frame that ends at or before this volume offset is durable.
     #[serde(default)]
     pub durable_offset: u64,
+    /// It takes back a write that was cut, with an undo that was cut with it: that one is good if it saved at least
+    /// up to here.
+    #[serde(default)]
+    pub good_from: Option<u64>,
     /// Size of the destination before.
     #[serde(default)]
     pub old_size_bytes: u64,

@@ -1,8 +1,8 @@
 //! Was a destination written to since its record was made?
 //!
 //! Guarantees: *untouched* is said only of a file whose size and time of last write are what they were, and of a
-//! device that this kernel has counted no written sector of since. Whatever else happened, the answer is
-//! *touched* or *unknown*, never *untouched*.
+//! device that was there all the time and of which this kernel has counted no written sector since. Whatever else
+//! happened, the answer is *touched* or *unknown*, never *untouched*.
 
 use std::fs::{self, File};
 use std::io;
@@ -62,19 +62,23 @@ impl Watch {
                 ))
             }
             Self::Device(device) => {
-                let stat = Path::new("/sys/dev/block")
-                    .join(format!("{}:{}/stat", device.major, device.minor));
-                of_device(&boot_id()?, &fs::read_to_string(stat).ok()?)
+                let directory =
+                    Path::new("/sys/dev/block").join(format!("{}:{}", device.major, device.minor));
+                let stat = fs::read_to_string(directory.join("stat")).ok()?;
+                // Deactivated and activated, a volume is another device that counts from zero. Since Linux 5.15.
+                let sequence = fs::read_to_string(directory.join("diskseq")).ok();
+                of_device(&boot_id()?, sequence.as_deref(), &stat)
             }
         }
     }
 }
 
-fn of_device(boot: &str, stat: &str) -> Option<String> {
+fn of_device(boot: &str, sequence: Option<&str>, stat: &str) -> Option<String> {
+    let sequence = sequence.map_or(String::new(), |sequence| format!("/{}", sequence.trim()));
     let words: Vec<&str> = stat.split_whitespace().collect();
     let written = words.get(WRITTEN_SECTORS)?;
     let discarded = words.get(DISCARDED_SECTORS).unwrap_or(&"0");
-    Some(format!("boot {boot} {written} {discarded}"))
+    Some(format!("boot {boot}{sequence} {written} {discarded}"))
 }
 
 /// Compares what a record holds with what there is now.
@@ -85,7 +89,7 @@ pub fn touched(then: Option<&str>, now: Option<&str>) -> Touched {
     if then == now {
         return Touched::No;
     }
-    // The kernel counts from zero when it starts.
+    // The kernel counts from zero when it starts, or the device does.
     let boot = |text: &str| {
         text.strip_prefix("boot ")
             .map(|rest| rest.split(' ').next().map(str::to_owned))
@@ -103,19 +107,23 @@ mod tests {
     #[test]
     fn a_device_is_untouched_only_on_the_same_boot_with_the_same_counts() {
         let stat = "  10 0 80 5 20 0 160 7 0 12 12 3 0 24 1 0 0";
-        let text = |boot, stat| of_device(boot, stat).unwrap();
-        let then = text("a", stat);
-        assert_eq!(then, "boot a 160 24");
+        let then = of_device("a", Some("7\n"), stat).unwrap();
+        assert_eq!(then, "boot a/7 160 24");
         let compare = |boot, from: &str, to: &str| {
-            let now = of_device(boot, &stat.replace(from, to));
+            let now = of_device(boot, Some("7"), &stat.replace(from, to));
             touched(Some(&then), now.as_deref())
         };
+        let reactivated = of_device("a", Some("8"), stat);
+        assert_eq!(
+            touched(Some(&then), reactivated.as_deref()),
+            Touched::Unknown
+        );
         assert_eq!(compare("a", " 10 0", " 99 0"), Touched::No);
         assert_eq!(compare("a", "160", "168"), Touched::Yes);
         assert_eq!(compare("a", "24", "32"), Touched::Yes);
         assert_eq!(compare("b", "160", "160"), Touched::Unknown);
         assert_eq!(touched(None, Some(&then)), Touched::Unknown);
-        assert_eq!(of_device("a", "1 2 3"), None);
+        assert_eq!(of_device("a", None, "1 2 3"), None);
     }
 
     #[test]

@@ -30,6 +30,18 @@ pub(crate) fn long() -> bool {
     std::env::var_os("LVMSYNC_LONG").is_some_and(|value| value == "1")
 }
 
+/// The seed of everything random in one test; `LVMSYNC_SEED` repeats one.
+pub(crate) fn seed(guest: &Guest) -> u64 {
+    let asked = std::env::var("LVMSYNC_SEED");
+    let seed = asked.ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| {
+        let text = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
+        u64::from_str_radix(&text[..8], 16).unwrap()
+    });
+    guest.announce(&format!("LVMSYNC_SEED={seed}"));
+    seed
+}
+
 /// Runs lvmsync in one directory.
 pub(crate) struct Tool {
     directory: PathBuf,
@@ -71,6 +83,12 @@ impl Tool {
         command.env("LVMSYNC_STATE_DIR", self.path("state"));
         command.current_dir(&self.directory).stdin(Stdio::null());
         command
+    }
+
+    /// Gives `volume` another content, of which nothing is on record.
+    pub(crate) fn reset(&self, volume: &str, content: &[u8]) {
+        write(volume, content, 0);
+        self.run(&format!("state forget {volume}")).ok();
     }
 
     /// A path in the directory.
