@@ -141,6 +141,10 @@ impl<W: DurableWrite> FrameSink for TargetSink<'_, '_, W> {
     fn zero(&mut self, extent: Extent) -> Result<()> {
         self.applier.zero(extent)
     }
+
+    fn waits_for_device(&self) -> bool {
+        true
+    }
 }
 
 /// A writer that keeps a rate.

@@ -32,4 +32,10 @@ pub trait FrameSink {
 
     /// A zero frame, of any length.
     fn zero(&mut self, extent: Extent) -> Result<()>;
+
+    /// True if frames are written to a device while the caller waits, so that reading on meanwhile gains much.
+    /// A stream has a buffer behind it that somebody else empties.
+    fn waits_for_device(&self) -> bool {
+        false
+    }
 }

@@ -48,14 +48,16 @@ pub fn pump(
     options: &PumpOptions<'_>,
 ) -> Result<()> {
     let workers = worker_count(changes);
-    if workers == 1 {
+    if workers == 1 && !sink.waits_for_device() {
         return pump_here(source, changes, sink, options);
     }
+    // With one processor nothing is gained by working further ahead, and every buffer costs page faults.
+    let ahead = if workers == 1 { 1 } else { AHEAD };
     thread::scope(|scope| {
         let mut lanes = Vec::with_capacity(workers);
         for number in 0..workers {
-            let (to_sink, from_worker) = sync_channel(AHEAD);
-            let (give_back, buffers) = sync_channel(AHEAD + 2);
+            let (to_sink, from_worker) = sync_channel(ahead);
+            let (give_back, buffers) = sync_channel(ahead + 2);
             let worker = Worker {
                 source,
                 changes,
@@ -74,8 +76,8 @@ pub fn pump(
     })
 }
 
-/// With one processor nothing is gained by working ahead: every buffer costs page faults, and every one that
-/// is handed over two switches of threads.
+/// With one processor, and with somebody else to empty what the sink fills, reading ahead saves less than it
+/// costs: two switches of threads for each step that is handed over, and page faults for each buffer.
 fn pump_here(
     source: &dyn ReadAt,
     changes: &ChangeList,
