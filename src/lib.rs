@@ -17,6 +17,7 @@
 //! | [`dm`] | device-mapper and LVM: names, UUIDs, tables, who is open |
 //! | [`engine`] | the data path: plan, pump, apply, undo |
 //! | [`source`], [`destination`], [`comparand`] | from what the user typed to what the engine moves |
+//! | [`doctor`] | what a machine can do, what is missing, what is stale (pure but for its `gather`) |
 //! | [`cancel`], [`monitor`] | stopping cleanly, telling |
 //! | [`partial_file`], [`undo_file`] | files that appear when whole, and one that stays when it is needed |
 
@@ -39,6 +40,7 @@ pub mod comparand;
 pub mod delta;
 pub mod destination;
 pub mod dm;
+pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod extent;

@@ -85,6 +85,12 @@ impl<R: Read + Send + 'static, W: Write> Client<R, W> {
         &self.agreed
     }
 
+    /// Ends the session before anything was asked for, because of `reason`.
+    pub fn leave(mut self, reason: &str) {
+        // Whoever is not there any more need not hear it.
+        let _ = self.writer.send(&Message::bye(reason));
+    }
+
     /// Asks for an operation; returns what the far end found, and where to write the stream.
     pub fn open(self, open: Open) -> Result<(Ready, Outgoing<W>), SessionError> {
         let (ready, client) = self.ask(open)?;
