@@ -1,7 +1,7 @@
 //! Looking at this machine: the thin shell that fills the facts.
 //!
-//! Guarantees: changes nothing, loads no module, takes no lock, and asks a suspended device nothing that
-//! would wait for it; a tool that does not answer in time is given up.
+//! Guarantees: changes nothing, takes no lock, and asks a suspended device nothing that would wait for it; a
+//! tool that does not answer in time is given up.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -47,13 +47,13 @@ pub fn machine() -> Machine {
     let (control, targets) = control();
     Machine {
         root: rustix::process::geteuid().is_root(),
-        control,
-        targets,
         loaded: names_in("/sys/module"),
         modules: dep.map(|dep| parse::modules(&dep, &builtin)),
-        tools: tools(),
+        tools: tools(control != Control::Absent),
         installer: installer(),
         release,
+        control,
+        targets,
     }
 }
 
@@ -86,7 +86,10 @@ fn control() -> (Control, Targets) {
     }
 }
 
-fn tools() -> Vec<Tool> {
+/// Without device-mapper LVM's tools would make the node of its control device only to tell their version.
+const NOT_ASKED: &str = "(version not asked, for there is no device-mapper)";
+
+fn tools(has_device_mapper: bool) -> Vec<Tool> {
     let asked = [
         (ToolName::Lvm, "lvm", "version"),
         (ToolName::Dmsetup, "dmsetup", "--version"),
@@ -94,7 +97,11 @@ fn tools() -> Vec<Tool> {
         (ToolName::ThinCheck, "thin_check", "-V"),
     ];
     let ask = |(name, program, argument): (ToolName, &str, &str)| {
+        let of_lvm = matches!(name, ToolName::Lvm | ToolName::Dmsetup);
         let says = find_program(program).map(|path| {
+            if of_lvm && !has_device_mapper {
+                return Ok(NOT_ASKED.to_owned());
+            }
             let (text, _) = output_of(&path, &[argument], TOOL_LIMIT)?;
             let version = parse::tool_version(&text);
             version.ok_or_else(|| format!("it printed no version: {}", text.trim()))

@@ -11,6 +11,9 @@ use crate::units::{Bytes, MIB, count, sectors_to_bytes};
 /// In hundredths: above it a snapshot or a pool is nearly full.
 const NEARLY_FULL: u64 = 80;
 
+/// So many of those that were not looked at are named.
+const MOST_NAMES: usize = 10;
+
 const SNAPSHOT: &str = "volumes.snapshot";
 const POOL: &str = "volumes.thin-pool";
 
@@ -206,14 +209,16 @@ fn unread(devices: &[Device]) -> Vec<Check> {
             None => reasons.push((reason, vec![shown(device)])),
         }
     }
-    let tell = |(reason, names): (&str, Vec<String>)| {
+    let tell = |(reason, mut names): (&str, Vec<String>)| {
+        let shown = count(names.len() as u64, "mapped device");
+        if names.len() > MOST_NAMES {
+            names.truncate(MOST_NAMES);
+            names.push("…".to_owned());
+        }
+        let names = names.join(", ");
         Check::note(
             "volumes.unread",
-            format!(
-                "not looked at: {}, {}: {reason}",
-                count(names.len() as u64, "mapped device"),
-                names.join(", ")
-            ),
+            format!("not looked at: {shown} ({names}): {reason}"),
         )
     };
     reasons.into_iter().map(tell).collect()
@@ -356,7 +361,13 @@ mod tests {
         assert!(
             check
                 .found
-                .contains("2 mapped devices, vg/a, crypt: it needs root"),
+                .contains("2 mapped devices (vg/a, crypt): it needs root"),
+            "{check:?}"
+        );
+        let many: Vec<Device> = (0..100).map(|n| unread(&format!("vg-v{n}"))).collect();
+        let check = only(&many);
+        assert!(
+            check.found.contains("100 mapped devices") && check.found.contains("vg/v9, …"),
             "{check:?}"
         );
     }
