@@ -6,7 +6,7 @@
 //! A signal that was ignored when we were started (`nohup`) stays ignored.
 
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -88,6 +88,11 @@ impl Cancel {
     /// True once the run was told to stop.
     pub fn is_cancelled(&self) -> bool {
         self.inner.flag.load(Ordering::SeqCst)
+    }
+
+    /// Becomes readable when the run is told to stop.
+    pub(crate) fn wake(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.wake.as_ref().map(AsFd::as_fd)
     }
 
     /// An error once the run was told to stop.

@@ -70,6 +70,11 @@ impl Comparand {
         self.volume.identity()
     }
 
+    /// What is open.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
     /// A regular file, whose size is its own: a device may be longer than what was put on it.
     pub fn is_file(&self) -> bool {
         self.volume.device().is_none()

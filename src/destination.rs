@@ -4,24 +4,29 @@
 //! otherwise held is opened only with the override that says so; all this before anything is written. A file
 //! that is made for a full copy has its name only when it is whole; until then it is called `NAME.partial`.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
+use crate::delta::header::Header;
+use crate::delta::samples::Samples;
+use crate::delta::stream::StreamId;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
 use crate::engine::apply::OnDurable;
 use crate::engine::receive::{Received, Receiving, rehearse};
-use crate::engine::target::{ReceiveOptions, Target};
+use crate::engine::spool::spool;
+use crate::engine::target::{ReceiveOptions, Target, check};
 use crate::error::{Error, Result};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Silent};
 use crate::partial_file::{partial_name, sync_directory_of};
 use crate::record::admission::Policy;
 use crate::record::identity;
 use crate::record::keeper::Keeper;
 use crate::record::store::StateDir;
 use crate::record::witness::Watch;
-use crate::undo_file::UndoFiles;
+use crate::undo_file::{UndoFiles, spool_beside};
 use crate::volume::host::VolumeIdentity;
 use crate::volume::in_use::{holders_of, overlap};
 use crate::volume::open::{Volume, WriteOptions};
@@ -42,6 +47,8 @@ pub struct DestinationOptions {
     pub allow_in_use: bool,
     /// Make an empty file where there is none: for a full copy.
     pub create: bool,
+    /// Open nothing through a symbolic link: the name was looked at before.
+    pub no_links: bool,
     /// The delta is an undo whose run was cut.
     pub unfinished: bool,
     /// Compression of the undo file.
@@ -52,6 +59,10 @@ pub struct DestinationOptions {
     pub require_record: bool,
     /// Where the data comes from, for the record.
     pub from: String,
+    /// Keep the whole delta beside, checked and durable, before the first write.
+    pub atomic: bool,
+    /// The directory for that, if not the one of the records.
+    pub spool: Option<PathBuf>,
 }
 
 /// An open destination.
@@ -94,6 +105,7 @@ impl Destination {
         let write_options = WriteOptions {
             allow_in_use: options.allow_in_use,
             create: made.is_some(),
+            no_links: options.no_links,
             ..WriteOptions::default()
         };
         let volume = Volume::open_writable(&path, &write_options)?;
@@ -105,12 +117,6 @@ impl Destination {
         refuse_overlap(sources, volume.identity(), name)?;
         let known_as = known_as.unwrap_or_else(|| identity::of_path(&path));
         let keeper = open_keeper(&known_as, name, &volume, options)?;
-        if made.is_some() && !keeper.was_incomplete() {
-            // What a run has left that nobody knows of any more.
-            volume
-                .set_size(0)
-                .map_err(|error| Error::io(format!("cannot empty {}", path.display()), error))?;
-        }
         Ok(Self {
             undo: UndoFiles::new(
                 options.undo.as_deref(),
@@ -129,6 +135,11 @@ impl Destination {
     /// True where there is nothing yet and a full copy would make a file.
     pub fn could_make(name: &str, options: &DestinationOptions) -> bool {
         options.create && resolve(name).is_err() && is_free_file_name(Path::new(name))
+    }
+
+    /// What is open.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
     }
 
     /// Its size in bytes.
@@ -169,7 +180,23 @@ impl Destination {
     /// Applies a delta from `input`, called `what` in messages.
     pub fn receive(
         &mut self,
-        input: impl std::io::Read,
+        input: impl Read,
+        what: &str,
+        cancel: &Cancel,
+        monitor: &dyn Monitor,
+        on_durable: OnDurable<'_>,
+    ) -> Result<Received> {
+        if self.options.atomic {
+            let input = self.spooled(input, what, cancel, monitor)?;
+            return self.receive_now(input, what, cancel, monitor, on_durable);
+        }
+        self.receive_now(input, what, cancel, monitor, on_durable)
+    }
+
+    /// The same without the detour of `--atomic`.
+    pub fn receive_now(
+        &mut self,
+        input: impl Read,
         what: &str,
         cancel: &Cancel,
         monitor: &dyn Monitor,
@@ -187,6 +214,42 @@ impl Destination {
         })
     }
 
+    /// The whole delta, in a file without a name, once it is known to be sound and to fit.
+    fn spooled(
+        &self,
+        input: impl Read,
+        what: &str,
+        cancel: &Cancel,
+        monitor: &dyn Monitor,
+    ) -> Result<std::fs::File> {
+        let file = self.spool_file()?;
+        let admit = |header: &Header, samples: &Samples| {
+            let stream = StreamId::of(header, samples);
+            self.keeper.admit(header, &stream)?;
+            let options = self.receive_options(cancel, &Silent);
+            check(header, samples, &self.target(), &options).map(|_| ())
+        };
+        let file = spool(input, what, file, admit, cancel)?;
+        monitor.note(&format!(
+            "{what}: whole and sound; {} is written now",
+            self.name
+        ));
+        Ok(file)
+    }
+
+    /// An empty file without a name where deltas are kept beside.
+    pub fn spool_file(&self) -> Result<std::fs::File> {
+        let state_dir = StateDir::choose(self.options.state_dir.as_deref());
+        let directory = match &self.options.spool {
+            Some(directory) => directory.clone(),
+            None => state_dir.make()?.to_owned(),
+        };
+        spool_beside(&directory.join("spool")).map_err(|error| {
+            let action = format!("cannot make a file in {}", directory.display());
+            Error::io(action, error)
+        })
+    }
+
     /// Runs `work`, which writes to the volume and keeps its record. A file that was made for it then gets its
     /// name, or goes again if nothing of it is worth keeping.
     pub fn write<T>(
@@ -201,6 +264,12 @@ impl Destination {
             is_file: self.is_file,
         };
         let options = self.receive_options(cancel, monitor);
+        if self.made.is_some() && !self.keeper.was_incomplete() {
+            // What a run has left that nobody knows of any more.
+            self.volume
+                .set_size(0)
+                .map_err(|error| Error::io(format!("cannot empty {}", self.name), error))?;
+        }
         let result = work(&target, &self.undo, &options, &mut self.keeper);
         match (&result, self.made.take()) {
             (Ok(_), Some(name)) => self.give_name(&name)?,
@@ -228,7 +297,7 @@ impl Destination {
     /// Reads a delta from `input` and checks that it could be applied; writes nothing.
     pub fn rehearse(
         &self,
-        input: impl std::io::Read,
+        input: impl Read,
         what: &str,
         cancel: &Cancel,
         monitor: &dyn Monitor,

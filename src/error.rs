@@ -121,6 +121,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// The way to the remote end was lost: unlike after [`Error::Remote`], trying again may succeed.
+    #[error("{host}: {reason}")]
+    Lost {
+        /// Host as the user wrote it.
+        host: String,
+        /// What happened, with the remote's own words.
+        reason: String,
+    },
+
     /// The remote end stopped with an error of its own; its code is ours.
     #[error("{host}: {message}")]
     RemoteFailed {
@@ -185,6 +194,11 @@ impl Error {
         }
     }
 
+    /// True when the way to the remote end was lost, so that trying again may succeed.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Error::Lost { .. })
+    }
+
     /// The code that the process ends with.
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -194,7 +208,7 @@ impl Error {
             Error::Refused { .. } => ExitCode::Refused,
             Error::Damaged { source, .. } => source.exit_code(),
             Error::Differ { .. } => ExitCode::Differ,
-            Error::Remote { .. } => ExitCode::Remote,
+            Error::Remote { .. } | Error::Lost { .. } => ExitCode::Remote,
             Error::RemoteFailed { code, .. } => *code,
             Error::Io { .. } | Error::Lvm { .. } => ExitCode::Failed,
             Error::Interrupted => ExitCode::Interrupted,

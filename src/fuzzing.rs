@@ -3,8 +3,10 @@
 //! They live here so that unit tests run them too and the fuzz targets stay one line each.
 
 mod delta;
+mod receive;
 
 pub use delta::{fuzz_delta, fuzz_header, fuzz_proto3, fuzz_record};
+pub use receive::{fuzz_receive, fuzz_state_record};
 
 use crate::cancel::Cancel;
 use crate::changes::cow::read_exceptions;

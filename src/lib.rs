@@ -18,6 +18,8 @@
 //! | [`engine`] | the data path: plan, pump, apply, undo |
 //! | [`source`], [`destination`], [`comparand`] | from what the user typed to what the engine moves |
 //! | [`doctor`] | what a machine can do, what is missing, what is stale (pure but for its `gather`) |
+//! | [`gate`] | what a server with limits lets in |
+//! | [`record`] | which state each destination holds, and whether a write is under way |
 //! | [`cancel`], [`monitor`] | stopping cleanly, telling |
 //! | [`partial_file`], [`undo_file`] | files that appear when whole, and one that stays when it is needed |
 
@@ -46,6 +48,7 @@ pub mod error;
 pub mod extent;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod gate;
 pub mod monitor;
 pub mod partial_file;
 pub mod record;

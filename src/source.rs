@@ -227,6 +227,7 @@ fn header(
         list: None,
         run: None,
         undo_of: None,
+        undo_for: None,
         from_offset: 0,
         required_features: Vec::new(),
         features: Vec::new(),

@@ -7,13 +7,12 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::delta::header::Header;
 use crate::delta::reader::DeltaReader;
 use crate::delta::resume::SoundPart;
-use crate::delta::stream::StreamId;
-use crate::engine::undo::{DurableWrite, FoundUndo, PartOfUndo, UndoPlace};
+use crate::engine::undo::{DurableWrite, FoundUndo, PartOfUndo, UndoPlace, Undoes};
 use crate::error::{Error, Result};
 use crate::partial_file::{PartialFile, partial_name, refuse_other_than_file, sync_directory_of};
 use crate::volume::VolumeIdentity;
@@ -51,24 +50,23 @@ impl UndoPlace for UndoFiles {
         self.asked.as_deref()
     }
 
-    fn create(&self, name: &str, replace: bool) -> Result<Box<dyn DurableWrite + '_>> {
+    fn create(&self, name: &str, of_no_use: Option<&Undoes>) -> Result<Box<dyn DurableWrite + '_>> {
         let path = Path::new(name);
         if VolumeIdentity::of_path(path).is_ok_and(|undo| undo == self.volume) {
             return Err(Error::Usage(format!(
                 "{name}: the undo cannot be the destination itself"
             )));
         }
-        Ok(Box::new(UndoFile::create(path, self.overwrite, replace)?))
+        Ok(Box::new(UndoFile::create(path, self.overwrite, of_no_use)?))
     }
 
-    fn find(&self, name: &str, stream: &StreamId) -> Result<FoundUndo<'_>> {
+    fn find(&self, name: &str, undoes: &Undoes) -> Result<FoundUndo<'_>> {
         let (path, partial) = (Path::new(name), partial_name(Path::new(name)));
-        let is_of_stream = |header: &Header| header.undo_of.as_deref() == Some(stream.as_str());
         if !partial.exists() {
             let whole = File::open(path)
                 .ok()
                 .and_then(|file| SoundPart::of(file).ok());
-            let whole = whole.filter(|part| part.whole && is_of_stream(&part.header));
+            let whole = whole.filter(|part| part.whole && undoes.is(&part.header));
             return Ok(whole.map_or(FoundUndo::Gone, |_| FoundUndo::Whole));
         }
         let failed = |error| Error::io(format!("cannot go on with {}", partial.display()), error);
@@ -80,7 +78,7 @@ impl UndoPlace for UndoFiles {
             return Ok(FoundUndo::Empty);
         }
         file.keep_unfinished();
-        if !is_of_stream(&part.header) {
+        if !undoes.is(&part.header) {
             return Err(way_back_in_the_way(&partial));
         }
         let hasher = file.cut_to(part.delta_bytes).map_err(failed)?;
@@ -103,9 +101,10 @@ struct UndoFile {
 
 impl UndoFile {
     /// Begins the undo that will be `path`.
-    fn create(path: &Path, overwrite: bool, replace: bool) -> Result<Self> {
+    fn create(path: &Path, overwrite: bool, of_no_use: Option<&Undoes>) -> Result<Self> {
         let partial = partial_name(path);
-        if !replace && holds_a_way_back(&partial) {
+        let is_of_use = |header: &Header| of_no_use.is_none_or(|undoes| !undoes.is(header));
+        if way_back(&partial).is_some_and(|header| is_of_use(&header)) {
             return Err(way_back_in_the_way(&partial));
         }
         let file = PartialFile::create(path, overwrite)?;
@@ -141,12 +140,11 @@ pub fn spool_beside(path: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(directory.unwrap_or(Path::new(".")), flags, mode)?.into())
 }
 
-/// True for an undo with at least one sound frame.
-fn holds_a_way_back(partial: &PathBuf) -> bool {
-    let reader = File::open(partial)
-        .ok()
-        .and_then(|file| DeltaReader::new(file).ok());
-    reader.is_some_and(|mut reader| matches!(reader.next_frame(), Ok(Some(_))))
+/// The header of an undo with at least one sound frame.
+fn way_back(partial: &Path) -> Option<Header> {
+    let mut reader = DeltaReader::new(File::open(partial).ok()?).ok()?;
+    let has_frame = matches!(reader.next_frame(), Ok(Some(_)));
+    has_frame.then(|| reader.header().clone())
 }
 
 impl Write for UndoFile {

@@ -171,6 +171,8 @@ fn tables_of_every_fill() {
                 &[&old, &new],
                 8 << 20,
             );
+            // The same content as the last state, under another name.
+            tool.run(&format!("state adopt vg/copy vg/{old}")).ok();
             tool.run(&format!("send --from vg/{old} vg/{new} vg/copy"))
                 .ok();
             let state = content(format!("/dev/vg/{new}"));

@@ -187,6 +187,7 @@ fn delta(number: usize, base: &[u8], target: &[u8], chunks: &[usize]) -> Vec<u8>
         list: Some(changes.digest()),
         run: None,
         undo_of: None,
+        undo_for: None,
         from_offset: 0,
         required_features: vec![],
         features: vec![],
@@ -467,4 +468,68 @@ fn a_file_that_is_written_while_it_is_read_is_no_state() {
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(1));
     assert!(!dir.path("x.delta").exists());
+}
+
+#[test]
+fn atomic_means_whole_or_not_at_all() {
+    let dir = Dir::with(2000);
+    dir.ok("send --from cow:store.img new.img -o x.delta");
+    let delta = dir.read("x.delta");
+    fs::write(dir.path("cut.delta"), &delta[..delta.len() - 10]).unwrap();
+    dir.fails("apply cut.delta copy.img --atomic", 6, &["cut.delta"]);
+    assert!(dir.read("copy.img") == dir.read("base.img"));
+    assert!(dir.state("copy.img").is_null(), "nothing was begun");
+
+    fs::create_dir(dir.path("room")).unwrap();
+    let far = dir.path("copy.img").display().to_string();
+    let ssh = dir.fake_ssh(&format!("{} | sh -c \"$*\"", only(3_000_000)));
+    let room = dir.path("room").display().to_string();
+    let line =
+        format!("send --from cow:store.img new.img far:{far} --atomic --spool {room} --retries 0");
+    dir.fails(&format!("{line} {ssh}"), 7, &[]);
+    assert!(dir.read("copy.img") == dir.read("base.img"));
+    assert_eq!(fs::read_dir(dir.path("room")).unwrap().count(), 0);
+    let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+    dir.ok(&format!(
+        "{line} {ssh} --undo {}",
+        dir.path("back").display()
+    ));
+    assert!(dir.read("copy.img") == dir.read("new.img"));
+    dir.ok("apply back copy.img --atomic");
+    assert!(dir.read("copy.img") == dir.read("base.img"));
+    dir.ok("send --from cow:store.img new.img copy.img --atomic");
+    assert!(dir.read("copy.img") == dir.read("new.img"));
+    dir.fails("apply x.delta copy.img --spool room", 2, &["--atomic"]);
+    fs::remove_dir(dir.path("room")).unwrap();
+    dir.ok("state forget copy.img");
+    dir.fails(
+        "apply x.delta copy.img --atomic --spool room --force",
+        1,
+        &["room"],
+    );
+}
+
+/// The same delta goes to two volumes, and the same name is given to both undos.
+#[test]
+fn the_undo_of_another_destination_is_never_replaced() {
+    let dir = Dir::with(10_000);
+    dir.ok("send --from cow:store.img new.img -o x.delta");
+    fs::copy(dir.path("base.img"), dir.path("second.img")).unwrap();
+    dir.ok("apply x.delta second.img");
+    dir.ok("send base.img second.img --force");
+    cut(&dir, &format!("--undo {}", dir.path("back").display()));
+    let before = dir.read("back.partial");
+    dir.fails(
+        "apply x.delta second.img --undo back",
+        5,
+        &["back.partial", "the only way back"],
+    );
+    dir.fails(
+        "apply x.delta second.img --undo back --overwrite",
+        5,
+        &["back.partial"],
+    );
+    assert!(dir.read("back.partial") == before);
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == dir.read("base.img"));
 }

@@ -22,13 +22,12 @@ use lvmsync::changes::cow_build::store_of;
 use lvmsync::delta::codec::Compression;
 use lvmsync::delta::header::{Header, Planned, Source};
 use lvmsync::delta::samples::Samples;
-use lvmsync::delta::stream::StreamId;
 use lvmsync::engine::apply::{Applied, Applier, Ended};
 use lvmsync::engine::deliver::{DeltaSink, Proto3Sink};
 use lvmsync::engine::pump::{PumpOptions, pump};
 use lvmsync::engine::receive::Receiving;
 use lvmsync::engine::target::{ReceiveOptions, Target, check, grow};
-use lvmsync::engine::undo::{DurableWrite, FoundUndo, NoUndo, UndoPlace};
+use lvmsync::engine::undo::{DurableWrite, FoundUndo, NoUndo, UndoPlace, Undoes};
 use lvmsync::error::{ExitCode, Result};
 use lvmsync::extent::{Change, Extent, Kind};
 use lvmsync::monitor::{Monitor, Recording, Silent};
@@ -84,6 +83,7 @@ impl Model {
             list: None,
             run: None,
             undo_of: None,
+            undo_for: None,
             from_offset: 0,
             required_features: vec![],
             features: vec![],
@@ -298,11 +298,11 @@ impl<W: DurableWrite> UndoPlace for InMemory<'_, W> {
         Some("undo")
     }
 
-    fn create(&self, _: &str, _: bool) -> Result<Box<dyn DurableWrite + '_>> {
+    fn create(&self, _: &str, _: Option<&Undoes>) -> Result<Box<dyn DurableWrite + '_>> {
         Ok(Box::new(Locked(&self.0)))
     }
 
-    fn find(&self, _: &str, _: &StreamId) -> Result<FoundUndo<'_>> {
+    fn find(&self, _: &str, _: &Undoes) -> Result<FoundUndo<'_>> {
         Ok(FoundUndo::Gone)
     }
 

@@ -28,7 +28,8 @@ const BATCHES_AHEAD: usize = 4;
 /// Calls `add` with the checked `old_chunk` of every entry, in the table's order.
 ///
 /// The first batch is read here, and for most tables that is all. For longer ones a thread reads on while
-/// this one looks at what was read; errors come in the table's order, whoever found them.
+/// this one looks at what was read, if there is a processor for it; errors come in the table's order, whoever
+/// found them.
 pub(super) fn read_areas(
     store: &dyn ReadAt,
     layout: Layout,
@@ -55,12 +56,16 @@ pub(super) fn read_areas(
         next_area: 0,
     };
     let mut batch = reader.new_batch();
+    let count = || thread::available_parallelism().map_or(1, usize::from);
+    let mut processors = None;
     loop {
         reader.fill(&mut batch);
         if parser.parse(&mut batch)? == Table::Ends {
             return Ok(parser.counts);
         }
-        if layout.chunk_bytes() <= MAX_AHEAD_CHUNK_BYTES {
+        if layout.chunk_bytes() <= MAX_AHEAD_CHUNK_BYTES
+            && *processors.get_or_insert_with(count) > 1
+        {
             break;
         }
     }

@@ -91,6 +91,14 @@ pub(super) struct WriteArgs {
     #[arg(long)]
     pub(super) require_record: bool,
 
+    /// Keep the whole delta beside the destination, checked and durable, before the first block is written
+    #[arg(long)]
+    pub(super) atomic: bool,
+
+    /// Directory for that (where the destination is) [default: the one of the records]
+    #[arg(long, value_name = "DIR", requires = "atomic")]
+    pub(super) spool: Option<PathBuf>,
+
     #[command(flatten)]
     pub(super) state: StateArgs,
 }
@@ -118,11 +126,14 @@ impl WriteArgs {
             allow_smaller: self.allow_smaller,
             allow_in_use: self.allow_in_use,
             create: false,
+            no_links: false,
             unfinished: false,
             undo_compression,
             state_dir: self.state.state_dir.clone(),
             require_record: self.require_record,
             from: String::new(),
+            atomic: self.atomic,
+            spool: self.spool.clone(),
         }
     }
 }

@@ -59,10 +59,7 @@ impl Attempts {
 
 /// The connection is gone, as opposed to a far end that has said why it stops.
 pub(super) fn is_lost(error: &SessionError) -> bool {
-    match error {
-        SessionError::Io { .. } | SessionError::Closed { .. } => true,
-        // The far end has lost us, and could still say so.
-        SessionError::Reported(failure) => failure.code == ExitCode::Remote as u8,
-        _ => false,
-    }
+    // The far end has lost us, and could still say so.
+    let reported = |error: &SessionError| matches!(error, SessionError::Reported(failure) if failure.code == ExitCode::Remote as u8);
+    error.is_lost() || reported(error)
 }

@@ -11,14 +11,16 @@ use super::progress::Speaker;
 use super::remote::{Events, start};
 use super::send::RemoteArgs;
 use super::serve::lost;
-use crate::cancel::{Cancel, CancelableReader};
+use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::comparand::Comparand;
 use crate::engine::compare::{Failed, Side, answer, compare_there};
 use crate::error::Result;
+use crate::gate::{Admitted, Gate};
 use crate::monitor::Monitor;
 use crate::session::compare_client::CompareClient;
 use crate::session::handshake::FEATURE_COMPARE;
+use crate::session::line::{Line, LineWriter};
 use crate::session::message::{Done, OPERATION_COMPARE, Open, Ready};
 use crate::session::remote::RemoteEnd;
 use crate::session::server::Server;
@@ -26,7 +28,7 @@ use crate::session::server::Server;
 /// A volume at the far end of a session.
 pub(super) struct Far {
     end: RemoteEnd,
-    client: CompareClient<ChildStdin>,
+    client: CompareClient<LineWriter<ChildStdin>>,
     /// What was found there.
     pub(super) ready: Ready,
 }
@@ -45,8 +47,8 @@ impl Far {
             host: host.to_owned(),
             speaker: speaker.clone(),
         });
-        let wrap = |stdout| CancelableReader::new(stdout, cancel.clone());
-        let client = end.connect(wrap, &[FEATURE_COMPARE], events)?;
+        let line = Line::new(cancel.clone(), remote.timeout.get());
+        let client = end.connect(&line, &[FEATURE_COMPARE], events)?;
         let open = Open {
             operation: OPERATION_COMPARE.to_owned(),
             destination: path.to_owned(),
@@ -88,14 +90,17 @@ impl Far {
 /// The far end of it.
 pub(super) fn serve<R: Read, W: Write>(
     server: &mut Server<R, W>,
-    destination: &str,
+    open: &Open,
+    gate: &Gate,
+    admitted: &Admitted,
     monitor: &dyn Monitor,
     cancel: &Cancel,
 ) -> Result<Done> {
-    let volume = Comparand::open(destination, monitor)?;
+    let volume = Comparand::open(&admitted.destination, monitor)?;
+    gate.confirm(admitted, volume.volume())?;
     let kind = if volume.is_file() { "file" } else { "block" };
     let ready = Ready {
-        destination: destination.to_owned(),
+        destination: open.destination.clone(),
         size_bytes: volume.size_bytes(),
         kind: kind.to_owned(),
         ..Ready::default()

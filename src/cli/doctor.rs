@@ -12,10 +12,11 @@ use super::apply::StateArgs;
 use super::remote::start_heard_by;
 use super::send::RemoteArgs;
 use super::{TalkArgs, output};
-use crate::cancel::{Cancel, CancelableReader};
+use crate::cancel::Cancel;
 use crate::doctor::facts::{Facts, Far, FarEnd, FarFailure};
 use crate::doctor::{Check, Report, Status, gather};
 use crate::error::{Error, ExitCode, Result};
+use crate::session::line::Line;
 use crate::units::count;
 
 const AFTER_HELP: &str = "\
@@ -105,8 +106,8 @@ fn far(remote: &RemoteArgs, host: &str, cancel: &Cancel) -> Result<Far> {
     });
     let begun = Instant::now();
     let outcome = start_heard_by(remote, on_line, host, &["serve"]).and_then(|mut end| {
-        let wrap = |stdout| CancelableReader::new(stdout, cancel.clone());
-        let client = end.connect(wrap, &[], Arc::new(()))?;
+        let line = Line::new(cancel.clone(), remote.timeout.get());
+        let client = end.connect(&line, &[], Arc::new(()))?;
         let agreed = client.agreed().clone();
         let took = begun.elapsed();
         // What it says of our leaving is not worth telling.
@@ -141,7 +142,7 @@ const MOST_WORDS: usize = 100;
 
 fn failure(error: Error) -> FarFailure {
     let reason = match error {
-        Error::Remote { reason, .. } => reason,
+        Error::Remote { reason, .. } | Error::Lost { reason, .. } => reason,
         Error::RemoteFailed { message, .. } => message,
         error => error.chain(),
     };

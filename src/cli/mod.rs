@@ -19,6 +19,7 @@ mod send;
 mod serve;
 mod state;
 mod summary;
+mod timeout;
 mod verify;
 
 use std::ffi::OsString;

@@ -10,14 +10,14 @@ use super::attempts::{Attempts, Failed, is_lost};
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
-use crate::cancel::CancelableReader;
 use crate::delta::codec::Compression;
 use crate::delta::stream::StreamId;
 use crate::engine::deliver::DeltaSink;
 use crate::error::{Error, Result};
 use crate::session::SessionError;
 use crate::session::client::SessionEvents;
-use crate::session::handshake::{FEATURE_RECORD, FEATURE_UNDO};
+use crate::session::handshake::{FEATURE_ATOMIC, FEATURE_RECORD, FEATURE_UNDO};
+use crate::session::line::Line;
 use crate::session::message::{Ack, ApplyOptions, OPERATION_APPLY, Open, SourceIdentity};
 use crate::session::remote::{OnLine, RemoteEnd, RemoteOptions};
 use crate::source::SendSource;
@@ -73,14 +73,15 @@ fn attempt(
         host: host.to_owned(),
         speaker: job.speaker.clone(),
     });
-    let wrap = |stdout| CancelableReader::new(stdout, job.cancel.clone());
+    let line = Line::new(job.cancel.clone(), job.remote.timeout.get());
     let required = required_features(job);
-    let client = end
-        .connect(wrap, &required, events)
+    let mut client = end
+        .connect(&line, &required, events)
         .map_err(|error| Failed {
-            lost: matches!(error, Error::Remote { .. }),
+            lost: error.is_lost(),
             error,
         })?;
+    client.limit_acks(source.header.volume_size);
     let open = Open {
         operation: OPERATION_APPLY.to_owned(),
         destination: path.to_owned(),
@@ -143,6 +144,9 @@ fn required_features(job: &Job<'_>) -> Vec<&'static str> {
     if job.write.undo.is_some() {
         features.push(FEATURE_UNDO);
     }
+    if job.write.atomic {
+        features.push(FEATURE_ATOMIC);
+    }
     features
 }
 
@@ -198,6 +202,12 @@ fn apply_options(job: &Job<'_>, source: &SendSource) -> ApplyOptions {
         create: source.header.is_full_copy(),
         dry_run: job.dry_run,
         require_record: job.write.require_record,
+        atomic: job.write.atomic,
+        spool: job
+            .write
+            .spool
+            .as_ref()
+            .map(|path| path.to_string_lossy().into_owned()),
     }
 }
 
@@ -253,7 +263,8 @@ fn send_to_original(
     }
     arguments.push(path);
     let mut end = start(job.remote, &job.speaker, host, &arguments)?;
-    let stdin = end.take_stdin()?;
+    // It never speaks, so there is no silence to be told from work; but a signal ends the wait.
+    let stdin = Line::new(job.cancel.clone(), None).own_writer(end.take_stdin()?);
     // Dropping the pipe is the only end mark that the original knows.
     let sent = job.write_proto3(source, stdin, host, summary);
     let ended = end.wait(&|| job.cancel.is_cancelled());

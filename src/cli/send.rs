@@ -1,6 +1,6 @@
 //! `lvmsync send`: sends what changed, or everything, to a volume here or elsewhere, a file, or stdout.
 
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -9,6 +9,7 @@ use clap::Args;
 use super::apply::WriteArgs;
 use super::progress::Speaker;
 use super::summary::Summary;
+use super::timeout::TimeoutArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
@@ -23,7 +24,7 @@ use crate::engine::target::{Target, check};
 use crate::engine::throttle::Throttle;
 use crate::error::{Error, ExitCode, Result};
 use crate::extent::Kind;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Silent};
 use crate::partial_file::PartialFile;
 use crate::record::keeper::Keeper;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
@@ -144,6 +145,9 @@ pub(super) struct RemoteArgs {
     /// The far end is the original lvmsync: send version 3, without any of the checks
     #[arg(long)]
     pub(super) compat: bool,
+
+    #[command(flatten)]
+    pub(super) timeout: TimeoutArgs,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -287,7 +291,7 @@ impl Job<'_> {
 
     fn to_file_or_stdout(&self, source: &SendSource, summary: &mut Summary) -> Result<()> {
         let Some(path) = &self.to.output else {
-            let stdout = output::data_out()?;
+            let stdout = output::stream_out()?;
             if io::IsTerminal::is_terminal(&stdout) {
                 return Err(Error::Usage(
                     "standard output is a terminal: send the delta into a pipe or a file"
@@ -408,6 +412,13 @@ impl Job<'_> {
             let target = destination.target();
             return check(&source.header, &source.samples, &target, &options).map(|_| ());
         }
+        if self.write.atomic {
+            let applied = self.by_spool(source, &mut destination)?;
+            summary.data_bytes = applied.data_bytes;
+            summary.zero_bytes = applied.zero_bytes;
+            summary.bytes_sent = applied.data_bytes;
+            return Ok(());
+        }
         let applied = destination.write(
             self.cancel,
             self.monitor,
@@ -429,6 +440,23 @@ impl Job<'_> {
         summary.zero_bytes = applied.zero_bytes;
         summary.bytes_sent = applied.data_bytes;
         Ok(())
+    }
+
+    /// The whole delta is beside the destination before the first block of it is written.
+    fn by_spool(&self, source: &SendSource, destination: &mut Destination) -> Result<Applied> {
+        let name = "the delta";
+        let mut summary = Summary::default();
+        let mut file = destination.spool_file()?;
+        self.write_delta(source, 0, &file, name, &mut summary)?;
+        let failed = |error| Error::io("cannot keep the delta beside the destination", error);
+        file.sync_all()
+            .and_then(|()| file.rewind())
+            .map_err(failed)?;
+        destination.rehearse(&file, name, self.cancel, &Silent)?;
+        file.rewind().map_err(failed)?;
+        let mut nothing = |_: u64, _: &Applied| Ok(());
+        let received = destination.receive_now(file, name, self.cancel, &Silent, &mut nothing)?;
+        Ok(received.applied)
     }
 
     /// Frames go from the reader to the volume without becoming a delta.

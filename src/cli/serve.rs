@@ -1,20 +1,25 @@
 //! `lvmsync serve`: the far end of a session, started by ssh.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::apply::StateArgs;
+use super::timeout::TimeoutArgs;
 use super::{TalkArgs, output};
-use crate::cancel::{Cancel, CancelableReader};
+use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
 use crate::destination::{Destination, DestinationOptions};
 use crate::engine::apply::Applied;
 use crate::error::{Error, ExitCode, Result};
+use crate::gate::policy::{Permits, Policy};
+use crate::gate::{Admitted, Gate};
 use crate::monitor::Monitor;
 use crate::record::keeper::Resume;
 use crate::session::SessionError;
+use crate::session::limits::WithoutProto3;
+use crate::session::line::{Line, LineReader, LineWriter};
 use crate::session::message::{Ack, ApplyOptions, Done, OPERATION_COMPARE, Open, Ready};
 use crate::session::server::{Replies, Server};
 use crate::session::text::sanitise;
@@ -29,22 +34,79 @@ pub(super) struct ServeArgs {
     state: StateArgs,
 
     #[command(flatten)]
+    limits: LimitArgs,
+
+    #[command(flatten)]
+    timeout: TimeoutArgs,
+
+    #[command(flatten)]
     talk: TalkArgs,
+}
+
+/// For a forced command in `authorized_keys`, or a line in sudoers: `docs/security.md`.
+#[derive(Args, Debug)]
+struct LimitArgs {
+    /// Only destinations whose canonical name matches: /dev/vg/lv for a logical volume, else the path without
+    /// links. `*` and `?` match no `/`. May be given several times. Quote it: the shell has globs of its own
+    #[arg(long, value_name = "GLOB")]
+    allow: Vec<String>,
+
+    /// Write nothing: dry runs and comparing only
+    #[arg(long)]
+    read_only: bool,
+
+    /// Where undo files go, by plain names; without it there are none
+    #[arg(long, value_name = "DIR", requires = "allow")]
+    undo_dir: Option<PathBuf>,
+
+    /// What else clients may ask for, beside --force and --allow-smaller
+    #[arg(long, value_enum, value_name = "WHAT", requires = "allow")]
+    permit: Vec<Permit>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Permit {
+    /// --allow-in-use: write to an allowed destination that is mounted or held
+    InUse,
+    /// --overwrite: replace an undo file that exists
+    Overwrite,
+}
+
+impl LimitArgs {
+    fn policy(&self) -> Result<Policy> {
+        let undo_directory = self
+            .undo_dir
+            .as_ref()
+            .map(|directory| {
+                let action = || format!("--undo-dir {}: cannot use it", directory.display());
+                std::fs::canonicalize(directory).map_err(|error| Error::io(action(), error))
+            })
+            .transpose()?;
+        let permits = Permits {
+            in_use: self.permit.contains(&Permit::InUse),
+            overwrite: self.permit.contains(&Permit::Overwrite),
+        };
+        Policy::new(&self.allow, self.read_only, undo_directory, permits)
+    }
 }
 
 pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     super::start_logging(args.talk.verbose);
-    let input = CancelableReader::new(output::data_in()?, cancel.clone());
-    let mut server = Server::accept(input, output::data_out()?).map_err(lost)?;
+    let gate = Gate::new(args.limits.policy()?);
+    let line = Line::new(cancel.clone(), args.timeout.get());
+    let (input, out) = (
+        line.reader(output::data_in()?),
+        line.writer(output::data_out()?),
+    );
+    // Who only pings holds nothing yet, and must not hold us either.
+    line.begins();
+    let mut server = Server::accept_within(input, out, line.timeout()).map_err(lost)?;
     let open = server.request().map_err(lost)?;
+    line.has_begun();
+    server.keep_alive();
     let replies = server.replies();
-    match serve(
-        &mut server,
-        &open,
-        &replies,
-        args.state.state_dir.as_deref(),
-        cancel,
-    ) {
+    let state_dir = args.state.state_dir.as_deref();
+    match serve(&mut server, &open, &replies, &gate, state_dir, cancel) {
         Ok(done) => {
             replies.done(done).map_err(lost)?;
             Ok(ExitCode::Done)
@@ -66,25 +128,28 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     }
 }
 
-type Stdin = CancelableReader<File>;
+type Stdin = LineReader<File>;
+type Stdout = LineWriter<File>;
 
 fn serve(
-    server: &mut Server<Stdin, File>,
+    server: &mut Server<Stdin, Stdout>,
     open: &Open,
-    replies: &Replies<File>,
+    replies: &Replies<Stdout>,
+    gate: &Gate,
     state_dir: Option<&Path>,
     cancel: &Cancel,
 ) -> Result<Done> {
     let monitor = Relay(replies.clone());
+    let admitted = gate.admit(open)?;
     if open.operation == OPERATION_COMPARE {
-        return super::compare_far::serve(server, &open.destination, &monitor, cancel);
+        return super::compare_far::serve(server, open, gate, &admitted, &monitor, cancel);
     }
-    let options = DestinationOptions {
+    let mut options = DestinationOptions {
         state_dir: state_dir.map(Path::to_owned),
         from: sanitise(&open.from),
-        ..destination_options(&open.options)
+        ..destination_options(&open.options, &admitted)
     };
-    if open.options.dry_run && Destination::could_make(&open.destination, &options) {
+    if open.options.dry_run && Destination::could_make(&admitted.destination, &options) {
         let destination = open.destination.clone();
         let ready = Ready {
             destination,
@@ -100,12 +165,13 @@ fn serve(
             ..Done::default()
         });
     }
-    let mut destination =
-        Destination::open(&open.destination, source_here(open).as_slice(), &options)?;
-    let (resume_at, already) = match open
-        .stream
-        .as_ref()
-        .map(|stream| destination.keeper().resume_offset(stream))
+    // It was there a moment ago, and a dry run makes nothing.
+    options.create &= !open.options.dry_run;
+    let source = source_here(open);
+    let mut destination = Destination::open(&admitted.destination, source.as_slice(), &options)?;
+    gate.confirm(&admitted, destination.volume())?;
+    let stream = open.stream.as_ref();
+    let (resume_at, already) = match stream.map(|stream| destination.keeper().resume_offset(stream))
     {
         Some(Resume::At(offset)) => (offset, false),
         Some(Resume::Done) => (0, true),
@@ -134,7 +200,8 @@ fn serve(
     let received = if open.options.dry_run {
         destination.rehearse(server, what, cancel, &monitor)?
     } else {
-        destination.receive(server, what, cancel, &monitor, on_durable)?
+        let input = WithoutProto3::new(server);
+        destination.receive(input, what, cancel, &monitor, on_durable)?
     };
     Ok(Done {
         bytes_written: received.applied.data_bytes,
@@ -163,9 +230,10 @@ fn source_here(open: &Open) -> Option<VolumeIdentity> {
     }
 }
 
-fn destination_options(options: &ApplyOptions) -> DestinationOptions {
+fn destination_options(options: &ApplyOptions, admitted: &Admitted) -> DestinationOptions {
     DestinationOptions {
-        undo: options.undo.clone().map(Into::into),
+        undo: admitted.undo.clone(),
+        no_links: admitted.is_restricted(),
         overwrite: options.overwrite,
         force: options.force,
         allow_smaller: options.allow_smaller,
@@ -176,11 +244,13 @@ fn destination_options(options: &ApplyOptions) -> DestinationOptions {
         state_dir: None,
         require_record: options.require_record,
         from: String::new(),
+        atomic: options.atomic,
+        spool: options.spool.clone().map(Into::into),
     }
 }
 
 /// Warnings go to the sender; its own progress is its own.
-struct Relay(Replies<File>);
+struct Relay(Replies<Stdout>);
 
 impl Monitor for Relay {
     fn plan(&self, _: u64) {}

@@ -109,6 +109,9 @@ pub struct Header {
     /// In an undo: the stream (see [`super::stream`]) that it undoes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo_of: Option<String>,
+    /// In an undo: the identity of the destination whose content it saves (see [`crate::record::identity`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo_for: Option<String>,
     /// Volume offset at which this delta goes on; 0 but in a session that resumes. Needs
     /// [`FEATURE_CONTINUED`].
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -226,6 +229,7 @@ pub(crate) mod tests {
             list: None,
             run: None,
             undo_of: None,
+            undo_for: None,
             from_offset: 0,
             required_features: vec![],
             features: vec![],

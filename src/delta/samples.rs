@@ -8,7 +8,8 @@ use std::io;
 use super::FormatError;
 use super::record::{u32_at, u64_at};
 use crate::change_list::ChangeList;
-use crate::extent::Extent;
+use crate::extent::{Change, Extent};
+use crate::sys::aligned::AlignedBuffer;
 use crate::volume::ReadAt;
 
 /// Bytes of a sampled block.
@@ -21,6 +22,8 @@ const SAMPLES: usize = 128;
 /// Blocks that a writer looks at to find ones that are not zero.
 const CANDIDATES: usize = 2 * SAMPLES;
 const ENTRY_BYTES: usize = 24;
+/// Between two blocks that are read in one go, whatever the volume would have.
+const MAX_GAP_BYTES: u64 = 64 << 10;
 const ZEROES: [u8; BLOCK] = [0; BLOCK];
 
 /// One sampled block.
@@ -105,27 +108,23 @@ impl Samples {
 
     /// Chooses and reads samples from `base`, which must hold the base state.
     pub fn take(base: &dyn ReadAt, changes: &ChangeList) -> io::Result<Self> {
-        let mut block = [0; BLOCK];
         let mut full = Vec::new();
         let mut zero = Vec::new();
         let of_zeroes = digest(&ZEROES);
-        for offset in candidates(changes, base.size_bytes()) {
-            base.read_exact_at(&mut block, offset)?;
-            if block == ZEROES {
-                zero.push(Sample {
-                    offset,
-                    digest: of_zeroes,
-                });
-                continue;
-            }
-            full.push(Sample {
-                offset,
-                digest: digest(&block),
-            });
-            if full.len() == SAMPLES {
-                break;
-            }
-        }
+        each_block(
+            base,
+            candidates(changes, base.size_bytes()),
+            |offset, block| {
+                if *block == ZEROES {
+                    let digest = of_zeroes;
+                    zero.push(Sample { offset, digest });
+                } else {
+                    let digest = digest(block);
+                    full.push(Sample { offset, digest });
+                }
+                full.len() < SAMPLES
+            },
+        )?;
         // Zero blocks say little, but a volume that is zero where the delta says so is still some proof.
         full.extend(zero.into_iter().take(SAMPLES - full.len()));
         full.sort_unstable();
@@ -147,82 +146,131 @@ impl Samples {
     /// The offset of the first sample that `volume` does not hold; `None` when all match. A sample past
     /// the end of `volume` counts as different.
     pub fn first_mismatch(&self, volume: &dyn ReadAt) -> io::Result<Option<u64>> {
-        let mut block = [0; BLOCK];
-        for sample in &self.0 {
+        let ends_inside = |sample: &Sample| {
             let end = sample.offset.checked_add(BLOCK_BYTES);
-            if end.is_none_or(|end| end > volume.size_bytes()) {
-                return Ok(Some(sample.offset));
+            end.is_some_and(|end| end <= volume.size_bytes())
+        };
+        // They ascend: what ends past the end comes last.
+        let inside = self.0.iter().take_while(|sample| ends_inside(sample));
+        let mut digests = inside.clone().map(|sample| sample.digest);
+        let mut different = None;
+        let offsets = inside.clone().map(|sample| sample.offset).collect();
+        each_block(volume, offsets, |offset, block| {
+            if digests.next() != Some(digest(block)) {
+                different = Some(offset);
             }
-            volume.read_exact_at(&mut block, sample.offset)?;
-            if digest(&block) != sample.digest {
-                return Ok(Some(sample.offset));
-            }
-        }
-        Ok(None)
+            different.is_none()
+        })?;
+        let past = || self.0.get(inside.count()).map(|sample| sample.offset);
+        Ok(different.or_else(past))
     }
 }
 
-fn digest(block: &[u8]) -> [u8; 16] {
+/// Shows blocks to `look`, in the order of `offsets`, as long as it says to go on. Two that follow each other
+/// and are near are read in one go: where each read waits for a device, it is the reads that cost.
+fn each_block(
+    volume: &dyn ReadAt,
+    offsets: Vec<u64>,
+    mut look: impl FnMut(u64, &[u8; BLOCK]) -> bool,
+) -> io::Result<()> {
+    let most = volume.gap_worth_reading().min(MAX_GAP_BYTES);
+    let mut buffer = AlignedBuffer::new(usize_of(most) + 2 * BLOCK);
+    let mut offsets = offsets.into_iter().peekable();
+    while let Some(first) = offsets.next() {
+        let near = |next: &u64| {
+            let gap = next.checked_sub(first.saturating_add(BLOCK_BYTES));
+            gap.is_some_and(|gap| gap <= most)
+        };
+        let second = offsets.next_if(near);
+        let distance = second.map_or(0, |second| usize_of(second - first));
+        let both = &mut buffer[..distance + BLOCK];
+        // What cannot be read may be what nobody asked for, between them.
+        let read = distance == 0 || volume.read_exact_at(both, first).is_err();
+        for (offset, at) in [(Some(first), 0), (second, distance)] {
+            let Some(offset) = offset else { continue };
+            let Some(block) = buffer[at..].first_chunk_mut::<BLOCK>() else {
+                continue;
+            };
+            if read {
+                volume.read_exact_at(block, offset)?;
+            }
+            if !look(offset, block) {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// For lengths that are at most a few blocks more than [`MAX_GAP_BYTES`].
+fn usize_of(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(0)
+}
+
+fn digest(block: &[u8; BLOCK]) -> [u8; 16] {
     let mut short = [0; 16];
     short.copy_from_slice(&blake3::hash(block).as_bytes()[..16]);
     short
 }
 
-/// Offsets of unchanged blocks in the order in which they are worth reading: by turns one beside a changed
-/// extent and one from the rest, each kind spread over the whole volume.
+/// Offsets of unchanged blocks in the order in which they are worth reading: by turns some beside a changed
+/// extent and as many from the rest, each kind spread over the whole volume.
 fn candidates(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
-    let neighbours = beside_changes(changes, size_bytes);
-    let spread = scatter(changes.unchanged_blocks(size_bytes, BLOCK_BYTES, CANDIDATES as u64));
-    let mut both = Vec::with_capacity(neighbours.len() + spread.len());
-    let longest = neighbours.len().max(spread.len());
-    for turn in 0..longest {
-        both.extend(neighbours.get(turn));
-        both.extend(spread.get(turn));
+    let mut spread = changes.unchanged_blocks(size_bytes, BLOCK_BYTES, CANDIDATES as u64);
+    scatter(&mut spread, |offset| *offset);
+    let mut spread = spread.into_iter();
+    let mut all = Vec::with_capacity(2 * CANDIDATES);
+    for beside in beside_changes(changes, size_bytes) {
+        let found = beside.iter().flatten();
+        let before = all.len();
+        all.extend(found);
+        all.extend(spread.by_ref().take(all.len() - before));
     }
+    all.extend(spread);
     let mut seen = std::collections::HashSet::new();
     // Blocks from the two lists may overlap without being equal; the same whole block is enough to avoid.
-    both.retain(|offset| seen.insert(*offset));
-    both
+    all.retain(|offset| seen.insert(*offset));
+    all
 }
 
 /// The block before and the block after some of the changed extents, where these are unchanged.
-fn beside_changes(changes: &ChangeList, size_bytes: u64) -> Vec<u64> {
+fn beside_changes(changes: &ChangeList, size_bytes: u64) -> Vec<[Option<u64>; 2]> {
     let step = changes.len().div_ceil(CANDIDATES / 2).max(1);
-    let mut found = Vec::new();
-    for change in changes.iter().step_by(step) {
-        let after = change.extent.end().next_multiple_of(BLOCK_BYTES);
+    let is_unchanged = |offset: &u64| {
+        Extent::new(*offset, BLOCK_BYTES)
+            .is_some_and(|block| block.end() <= size_bytes && !changes.touches(block))
+    };
+    let beside = |change: Change| {
         let before = (change.extent.offset() / BLOCK_BYTES)
             .checked_sub(1)
-            .map(|b| b * BLOCK_BYTES);
-        found.extend(
-            [Some(after), before]
-                .into_iter()
-                .flatten()
-                .filter(|offset| {
-                    Extent::new(*offset, BLOCK_BYTES)
-                        .is_some_and(|block| block.end() <= size_bytes && !changes.touches(block))
-                }),
-        );
-    }
-    scatter(found)
+            .map(|block| block * BLOCK_BYTES);
+        let after = change.extent.end().next_multiple_of(BLOCK_BYTES);
+        [before, Some(after)].map(|offset| offset.filter(is_unchanged))
+    };
+    let mut found: Vec<_> = changes.iter().step_by(step).map(beside).collect();
+    scatter(&mut found, |[before, after]| {
+        before.or(*after).unwrap_or_default()
+    });
+    found
 }
 
-/// The same offsets in an order of which every beginning is spread over the whole.
-fn scatter(mut offsets: Vec<u64>) -> Vec<u64> {
-    offsets.sort_by_cached_key(|offset| {
+/// Puts them in an order of which every beginning is spread over the whole.
+fn scatter<T>(places: &mut [T], offset: impl Fn(&T) -> u64) {
+    places.sort_by_cached_key(|place| {
         let mut key = [0; 8];
-        key.copy_from_slice(&blake3::hash(&offset.to_le_bytes()).as_bytes()[..8]);
+        let hash = blake3::hash(&offset(place).to_le_bytes());
+        key.copy_from_slice(&hash.as_bytes()[..8]);
         key
     });
-    offsets
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::extent::{Change, Kind};
+    use crate::extent::Kind;
     use crate::volume::memory::MemoryVolume;
     use proptest::prelude::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn changes(extents: &[(u64, u64)]) -> ChangeList {
         let change = |(offset, length): &(u64, u64)| Change {
@@ -290,6 +338,54 @@ mod tests {
         }
         let samples = Samples::take(&MemoryVolume::new(bytes), &ChangeList::default()).unwrap();
         assert_eq!(samples.len(), SAMPLES);
+    }
+
+    /// Counts reads, and has a block that cannot be read.
+    struct Reads {
+        volume: MemoryVolume,
+        count: AtomicUsize,
+        bad: u64,
+    }
+
+    impl ReadAt for Reads {
+        fn size_bytes(&self) -> u64 {
+            self.volume.size_bytes()
+        }
+
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            self.count.fetch_add(1, Ordering::Relaxed);
+            if (offset..offset + buffer.len() as u64).contains(&self.bad) {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            self.volume.read_exact_at(buffer, offset)
+        }
+    }
+
+    #[test]
+    fn two_near_blocks_are_one_read_unless_what_is_between_cannot_be_read() {
+        let bytes = noise(1 << 20);
+        let take = |bad, offsets: &[u64]| {
+            let volume = Reads {
+                volume: MemoryVolume::new(bytes.clone()),
+                count: AtomicUsize::new(0),
+                bad,
+            };
+            let mut seen = Vec::new();
+            let done = each_block(&volume, offsets.to_vec(), |offset, block| {
+                let at = usize::try_from(offset).unwrap();
+                assert_eq!(block[..], bytes[at..at + BLOCK]);
+                seen.push(offset);
+                seen.len() < 4
+            });
+            (done.is_ok(), seen, volume.count.into_inner())
+        };
+        let far = 700_000;
+        let offsets = [4096, 12_288, far, 0, 8192, 20_480];
+        let seen = vec![4096, 12_288, far, 0];
+        assert_eq!(take(u64::MAX, &offsets), (true, seen.clone(), 3));
+        assert_eq!(take(9000, &offsets[..4]), (true, seen, 5));
+        assert_eq!(take(far, &offsets), (false, vec![4096, 12_288], 2));
+        assert_eq!(take(13_000, &offsets), (false, vec![4096], 3));
     }
 
     #[test]

@@ -47,18 +47,18 @@ impl fmt::Display for Openers {
 pub fn writers_open(device: DeviceNumber) -> Result<Openers> {
     let info = DeviceMapper::open()?.info(Selector::Device(device))?;
     let open_count = info.map_or(0, |info| info.open_count);
-    let host = Host::load();
     let mut openers = Openers {
         others: open_count.saturating_sub(own_opens(device)),
         ..Openers::default()
     };
-    for mount in host.mounts.iter().filter(|mount| mount.is_of(device)) {
+    let mounts = Host::mounts_now().into_iter();
+    for mount in mounts.filter(|mount| mount.is_of(device)) {
         let list = if mount.read_write {
             &mut openers.mounted_rw
         } else {
             &mut openers.mounted_ro
         };
-        list.push(mount.mount_point.clone());
+        list.push(mount.mount_point);
     }
     Ok(openers)
 }

@@ -17,6 +17,8 @@ pub const SYNC_EVERY_BYTES: u64 = 64 << 20;
 /// With an undo: volume data that is held until its old content is saved. Each time costs a sync of the
 /// undo file.
 const HOLD_BYTES: u64 = 16 << 20;
+/// What a held frame takes at least: its place in the list and an allocation.
+const HELD_FRAME_BYTES: u64 = 128;
 
 /// What was done to a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -200,7 +202,8 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     }
 
     fn hold(&mut self, extent: Extent, data: Option<Vec<u8>>) -> Result<()> {
-        self.held_bytes += extent.length();
+        // A frame may be a single byte, and there may be millions of them.
+        self.held_bytes += extent.length().max(HELD_FRAME_BYTES);
         self.held.push((extent, data));
         if self.held_bytes >= HOLD_BYTES {
             self.release_held()

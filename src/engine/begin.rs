@@ -5,7 +5,7 @@
 //! size of a file; if it fails, the record is what it was.
 
 use super::target::{ReceiveOptions, Target, check, grow, size_while_written};
-use super::undo::{DurableWrite, FoundUndo, UndoPlace, UndoRecorder, undo_header};
+use super::undo::{DurableWrite, FoundUndo, UndoPlace, UndoRecorder, Undoes, undo_header};
 use crate::delta::header::{Header, State};
 use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
@@ -67,7 +67,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     };
     match &admission {
         Admission::Already { remark } => {
-            undo_of_before(beginning, &stream)?;
+            undo_of_before(beginning, &keeper.undoes(&stream))?;
             told(remark);
             return Ok(Begun::Already);
         }
@@ -110,7 +110,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     };
     let resumes = matches!(admission, Admission::Resume { .. });
     let (undo, undo_name) = if matches!(admission, Admission::Again { .. }) {
-        (None, undo_of_before(beginning, &stream)?)
+        (None, undo_of_before(beginning, &keeper.undoes(&stream))?)
     } else {
         open_undo(beginning, keeper, &stream, resumes, old_size_bytes)?
     };
@@ -142,11 +142,11 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
 
 /// A delta that is put once more on what holds it already needs no new undo, and one that was made now would not
 /// lead back.
-fn undo_of_before(beginning: &Beginning<'_, '_>, stream: &StreamId) -> Result<Option<String>> {
+fn undo_of_before(beginning: &Beginning<'_, '_>, undoes: &Undoes) -> Result<Option<String>> {
     let Some(name) = beginning.undo.asked() else {
         return Ok(None);
     };
-    if matches!(beginning.undo.find(name, stream)?, FoundUndo::Whole) {
+    if matches!(beginning.undo.find(name, undoes)?, FoundUndo::Whole) {
         return Ok(Some(name.to_owned()));
     }
     Err(Error::refused(
@@ -202,8 +202,9 @@ fn open_undo<'u>(
             ));
         }
     };
+    let undoes = keeper.undoes(stream);
     if resumes {
-        match place.find(&name, stream)? {
+        match place.find(&name, &undoes)? {
             FoundUndo::Part(part) => {
                 let undo = UndoRecorder::resume(*part, &name, options.undo_compression)?;
                 return Ok((Some(undo), Some(name)));
@@ -220,9 +221,10 @@ fn open_undo<'u>(
     }
     // Where the record says that nothing is under way, what an older run left is of no use to anybody.
     let is_complete = record.is_some_and(|record| record.incomplete.is_none());
-    let out = place.create(&name, is_complete || resumes)?;
+    let of_no_use = (is_complete || resumes).then_some(&undoes);
+    let out = place.create(&name, of_no_use)?;
     let new_size_bytes = size_while_written(header, target);
-    let header = undo_header(header, stream, old_size_bytes, new_size_bytes);
+    let header = undo_header(header, &undoes, old_size_bytes, new_size_bytes);
     let samples = samples.below(header.volume_size);
     let undo = UndoRecorder::new(out, &name, &header, &samples, options.undo_compression)?;
     Ok((Some(undo), Some(name)))

@@ -14,6 +14,7 @@ pub mod plan;
 pub mod pump;
 pub mod read_back;
 pub mod receive;
+pub mod spool;
 pub mod target;
 pub mod throttle;
 pub mod undo;

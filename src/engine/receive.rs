@@ -249,12 +249,9 @@ impl<'a> Receiving<'a> {
         let spool = spool.map_err(|error| Error::io("cannot make a temporary file", error))?;
         let ordered = Ordered::spool(reader, what, spool, options.cancel)?;
         check_end(ordered.end())?;
-        let header = undo_header(&header, &stream, size, size);
-        let is_complete = keeper
-            .record()
-            .is_some_and(|record| record.incomplete.is_none());
+        let header = undo_header(&header, &keeper.undoes(&stream), size, size);
         let recorder = UndoRecorder::new(
-            undo.create(name, is_complete)?,
+            undo.create(name, None)?,
             name,
             &header,
             &Samples::default(),
@@ -400,6 +397,7 @@ fn anonymous_header(size_bytes: u64) -> Header {
         list: None,
         run: Some(run_id()),
         undo_of: None,
+        undo_for: None,
         from_offset: 0,
         required_features: Vec::new(),
         features: Vec::new(),

@@ -38,15 +38,32 @@ pub trait UndoPlace {
     /// The name of the undo that was asked for.
     fn asked(&self) -> Option<&str>;
 
-    /// Begins the undo that will have this name. `replace`: what a run that was cut left of it is known to be
-    /// of no use.
-    fn create(&self, name: &str, replace: bool) -> Result<Box<dyn DurableWrite + '_>>;
+    /// Begins the undo that will have this name. What a run that was cut has left under it is replaced only if it
+    /// is `of_no_use`.
+    fn create(&self, name: &str, of_no_use: Option<&Undoes>) -> Result<Box<dyn DurableWrite + '_>>;
 
-    /// Finds what a run of `stream` that was cut left of its undo.
-    fn find(&self, name: &str, stream: &StreamId) -> Result<FoundUndo<'_>>;
+    /// Finds what a run that was cut left of its undo.
+    fn find(&self, name: &str, undoes: &Undoes) -> Result<FoundUndo<'_>>;
 
     /// An empty temporary file where there is room for the undo.
     fn spool(&self, name: &str) -> io::Result<File>;
+}
+
+/// What an undo takes back, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undoes {
+    /// The delta that was applied.
+    pub stream: StreamId,
+    /// Identity of the destination; `None` where no record is kept.
+    pub destination: Option<String>,
+}
+
+impl Undoes {
+    /// True if an undo with this header takes back just that.
+    pub fn is(&self, header: &Header) -> bool {
+        header.undo_of.as_deref() == Some(self.stream.as_str())
+            && header.undo_for == self.destination
+    }
 }
 
 /// What a run that was cut left of its undo.
@@ -79,7 +96,7 @@ impl UndoPlace for NoUndo {
         None
     }
 
-    fn create(&self, name: &str, _: bool) -> Result<Box<dyn DurableWrite + '_>> {
+    fn create(&self, name: &str, _: Option<&Undoes>) -> Result<Box<dyn DurableWrite + '_>> {
         let error = io::ErrorKind::Unsupported.into();
         Err(Error::io(
             format!("cannot keep the undo {name} here"),
@@ -87,7 +104,7 @@ impl UndoPlace for NoUndo {
         ))
     }
 
-    fn find(&self, _: &str, _: &StreamId) -> Result<FoundUndo<'_>> {
+    fn find(&self, _: &str, _: &Undoes) -> Result<FoundUndo<'_>> {
         Ok(FoundUndo::Gone)
     }
 
@@ -136,11 +153,11 @@ impl<W: DurableWrite + ?Sized> DurableWrite for &mut W {
     }
 }
 
-/// The header of the undo of the delta `stream` with `header`, for a destination that had `old_size_bytes` and has
+/// The header of the undo of the delta with `header`, which `undoes` names, for a destination that had `old_size_bytes` and has
 /// `new_size_bytes` while the delta is applied.
 pub fn undo_header(
     header: &Header,
-    stream: &StreamId,
+    undoes: &Undoes,
     old_size_bytes: u64,
     new_size_bytes: u64,
 ) -> Header {
@@ -156,7 +173,8 @@ pub fn undo_header(
         created: now(),
         list: None,
         run: None,
-        undo_of: Some(stream.as_str().to_owned()),
+        undo_of: Some(undoes.stream.as_str().to_owned()),
+        undo_for: undoes.destination.clone(),
         from_offset: 0,
         required_features: Vec::new(),
         features: Vec::new(),

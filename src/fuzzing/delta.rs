@@ -120,18 +120,21 @@ pub fn fuzz_header(data: &[u8]) {
     );
 }
 
+/// Frames as values: extent and bytes, `None` where they are zero.
+pub(super) type Frames = Vec<(Extent, Option<Vec<u8>>)>;
+
 /// A delta as values: for each frame its extent and bytes, `None` where they are zero.
 #[derive(Debug, PartialEq)]
 struct Delta {
     header: Header,
     samples: Samples,
-    frames: Vec<(Extent, Option<Vec<u8>>)>,
+    frames: Frames,
 }
 
 fn read_delta(data: &[u8]) -> Result<Delta, FormatError> {
     let mut reader = DeltaReader::new(data)?;
     let volume_size = reader.header().volume_size;
-    let mut frames: Vec<(Extent, Option<Vec<u8>>)> = Vec::new();
+    let mut frames: Frames = Vec::new();
     while let Some(frame) = reader.next_frame()? {
         let last_end = frames.last().map_or(0, |(extent, _)| extent.end());
         assert!(frame.extent.offset() >= last_end, "frames ascend");
@@ -152,6 +155,15 @@ fn read_delta(data: &[u8]) -> Result<Delta, FormatError> {
         samples: reader.samples().clone(),
         frames,
     })
+}
+
+/// The volume's size and the frames of a sound delta of version 4.
+pub(super) fn frames_of(data: &[u8]) -> Option<(usize, Frames)> {
+    let delta = read_delta(data).ok()?;
+    Some((
+        usize::try_from(delta.header.volume_size).ok()?,
+        delta.frames,
+    ))
 }
 
 fn extents_without_payloads(data: &[u8]) -> Result<Vec<Extent>, FormatError> {
@@ -215,7 +227,7 @@ fn with_right_crc(mut bytes: [u8; RECORD_HEADER_BYTES]) -> [u8; RECORD_HEADER_BY
 }
 
 /// The same delta with right checksums in every record and a right digest in the trailer.
-fn with_right_checksums(data: &[u8]) -> Vec<u8> {
+pub(super) fn with_right_checksums(data: &[u8]) -> Vec<u8> {
     let mut fixed = data.to_vec();
     let line = MAGIC_LINE.len();
     if fixed.len() < line {

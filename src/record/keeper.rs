@@ -12,6 +12,7 @@ use super::witness::{Touched, Watch, touched};
 use super::{ANONYMOUS, Incomplete, Record};
 use crate::delta::header::{Header, State};
 use crate::delta::stream::StreamId;
+use crate::engine::undo::Undoes;
 use crate::error::{Error, Result};
 
 /// The record of one destination during one run.
@@ -72,6 +73,14 @@ impl Keeper {
     /// The record as it is now.
     pub fn record(&self) -> Option<&Record> {
         self.now.as_ref()
+    }
+
+    /// What an undo of `stream` that is kept now takes back.
+    pub fn undoes(&self, stream: &StreamId) -> Undoes {
+        Undoes {
+            stream: stream.clone(),
+            destination: self.file.as_ref().map(|file| file.identity().to_owned()),
+        }
     }
 
     /// It was incomplete when this run began.

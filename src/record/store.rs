@@ -49,6 +49,12 @@ impl StateDir {
         &self.0
     }
 
+    /// Makes the directory where there is none.
+    pub fn make(&self) -> Result<&Path> {
+        make_directory(&self.0)?;
+        Ok(&self.0)
+    }
+
     /// The file of the destination with this identity.
     pub fn file_of(&self, identity: &str) -> RecordFile {
         RecordFile {
@@ -148,7 +154,9 @@ impl RecordFile {
 
     /// Replaces it, durably.
     pub fn save(&self, record: &Record) -> Result<()> {
-        self.make_directory()?;
+        if let Some(directory) = self.path.parent() {
+            make_directory(directory)?;
+        }
         let file = PartialFile::create(&self.path, true)?;
         file.file()
             .and_then(|mut file| file.write_all(&record.encode()))
@@ -165,35 +173,33 @@ impl RecordFile {
         }
     }
 
-    fn make_directory(&self) -> Result<()> {
-        use std::os::unix::fs::DirBuilderExt;
-        let Some(directory) = self.path.parent() else {
-            return Ok(());
-        };
-        if directory.is_dir() {
-            return Ok(());
-        }
-        let made = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory);
-        made.and_then(|()| directory.parent().map_or(Ok(()), sync_directory_of))
-            .and_then(|()| sync_directory_of(directory))
-            .map_err(|error| {
-                let action = format!(
-                    "cannot make the state directory {}; another can be named with --state-dir",
-                    directory.display()
-                );
-                Error::io(action, error)
-            })
-    }
-
     fn failed(&self, verb: &str, error: io::Error) -> Error {
         Error::io(
             format!("cannot {verb} the record {}", self.path.display()),
             error,
         )
     }
+}
+
+/// Makes a directory that only its owner can look into, durably.
+fn make_directory(directory: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory);
+    made.and_then(|()| directory.parent().map_or(Ok(()), sync_directory_of))
+        .and_then(|()| sync_directory_of(directory))
+        .map_err(|error| {
+            let action = format!(
+                "cannot make the state directory {}; another can be named with --state-dir",
+                directory.display()
+            );
+            Error::io(action, error)
+        })
 }
 
 #[cfg(test)]

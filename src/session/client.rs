@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use super::SessionError;
 use super::handshake::{Agreed, agree};
+use super::limits::{AckCheck, Bounded};
+use super::line::ping_interval;
 use super::message::{Ack, Done, HEADER_BYTES, Hello, Message, Open, Ready};
 use super::text::sanitise;
 use super::transport::{MessageReader, MessageWriter};
@@ -44,10 +46,11 @@ pub struct Client<R, W> {
     pub(super) reader: MessageReader<R>,
     pub(super) writer: MessageWriter<W>,
     pub(super) events: Arc<dyn SessionEvents>,
+    acks: AckCheck,
     agreed: Agreed,
 }
 
-impl<R: Read + Send + 'static, W: Write> Client<R, W> {
+impl<R: Read + Send + 'static, W: Write + Send + 'static> Client<R, W> {
     /// Reads the greeting and exchanges Hellos. `requires` names the features that the far end must
     /// have (see [`super::handshake`]).
     pub fn connect(
@@ -56,22 +59,38 @@ impl<R: Read + Send + 'static, W: Write> Client<R, W> {
         requires: &[&str],
         events: Arc<dyn SessionEvents>,
     ) -> Result<Self, SessionError> {
+        Self::connect_within(reader, writer, requires, events, None)
+    }
+
+    /// The same, where `reader` and `writer` give up after `timeout`: the far end is told. From now on it
+    /// hears that this end is there, however long something here takes.
+    pub fn connect_within(
+        reader: R,
+        writer: W,
+        requires: &[&str],
+        events: Arc<dyn SessionEvents>,
+        timeout: Option<Duration>,
+    ) -> Result<Self, SessionError> {
         let mut reader = MessageReader::new(reader);
         let mut writer = MessageWriter::new(writer);
         reader.greeting()?;
-        let ours = Hello::ours(requires);
+        let ours = Hello::ours(requires).with_timeout(timeout);
         writer.send(&Message::Hello(ours.clone()))?;
         let theirs = match reader.expect("Hello")? {
             Message::Hello(hello) => hello,
             other => return Err(wrong_order("Hello", &other)),
         };
         match agree(&ours, theirs) {
-            Ok(agreed) => Ok(Self {
-                reader,
-                writer,
-                events,
-                agreed,
-            }),
+            Ok(agreed) => {
+                writer.ping_when_silent(ping_interval(timeout, agreed.peer.timeout()));
+                Ok(Self {
+                    reader,
+                    writer,
+                    events: Bounded::new(events),
+                    acks: AckCheck::default(),
+                    agreed,
+                })
+            }
             Err(error) => {
                 // The far end finds out by itself as well; it need not hear it from us.
                 let _ = writer.send(&Message::bye(&error.to_string()));
@@ -91,12 +110,17 @@ impl<R: Read + Send + 'static, W: Write> Client<R, W> {
         let _ = self.writer.send(&Message::bye(reason));
     }
 
+    /// No ack may be past the end of the volume that is sent, which has `size_bytes`.
+    pub fn limit_acks(&mut self, size_bytes: u64) {
+        self.acks.limit_to(size_bytes);
+    }
+
     /// Asks for an operation; returns what the far end found, and where to write the stream.
     pub fn open(self, open: Open) -> Result<(Ready, Outgoing<W>), SessionError> {
         let (ready, client) = self.ask(open)?;
         Ok((
             ready,
-            Outgoing::start(client.reader, client.writer, client.events),
+            Outgoing::start(client.reader, client.writer, client.events, client.acks),
         ))
     }
 
@@ -140,10 +164,11 @@ impl<W: Write> Outgoing<W> {
         reader: MessageReader<R>,
         writer: MessageWriter<W>,
         events: Arc<dyn SessionEvents>,
+        acks: AckCheck,
     ) -> Self {
         let answers = Arc::new(Answers::default());
         let theirs = Arc::clone(&answers);
-        let listen = move || theirs.settle(listen(reader, &*events, &theirs));
+        let listen = move || theirs.settle(listen(reader, &*events, acks, &theirs));
         let spawned = std::thread::Builder::new()
             .name("session".to_owned())
             .spawn(listen);
@@ -277,11 +302,15 @@ impl Answers {
 fn listen<R: Read>(
     mut reader: MessageReader<R>,
     events: &dyn SessionEvents,
+    mut acks: AckCheck,
     answers: &Answers,
 ) -> Result<Done, SessionError> {
     loop {
         match reader.expect("Done")? {
-            Message::Ack(ack) => events.acknowledged(&ack),
+            Message::Ack(ack) => {
+                acks.next(&ack)?;
+                events.acknowledged(&ack);
+            }
             Message::Warning(warning) => events.warning(&sanitise(&warning.text)),
             Message::Done(_) if !answers.lock().end_sent => {
                 return Err(SessionError::Order {

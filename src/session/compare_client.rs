@@ -25,7 +25,7 @@ pub struct CompareClient<W> {
     answers: Receiver<Result<Message, SessionError>>,
 }
 
-impl<R: Read + Send + 'static, W: Write> Client<R, W> {
+impl<R: Read + Send + 'static, W: Write + Send + 'static> Client<R, W> {
     /// Asks for the operation `compare`, which `open` names; returns what the far end found.
     pub fn compare(self, open: Open) -> Result<(Ready, CompareClient<W>), SessionError> {
         let (ready, client) = self.ask(open)?;

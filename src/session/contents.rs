@@ -26,6 +26,9 @@ pub struct Hello {
     /// Features, by name, that the speaker has.
     #[serde(default)]
     pub features: Vec<String>,
+    /// Milliseconds of silence after which the speaker gives the session up; 0 for never.
+    #[serde(default)]
+    pub timeout_ms: u64,
 }
 
 /// What is wanted of the server.
@@ -89,6 +92,10 @@ pub struct ApplyOptions {
     pub dry_run: bool,
     /// Refuse a delta where no record names its base.
     pub require_record: bool,
+    /// Keep the whole delta beside the destination, checked and durable, before the first write.
+    pub atomic: bool,
+    /// Directory, on the server, for that.
+    pub spool: Option<String>,
 }
 
 /// What the server found.

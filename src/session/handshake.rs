@@ -3,9 +3,11 @@
 //! Guarantees: pure; the greeting's bytes never change; no version and no required feature is assumed:
 //! what is not common to both ends ends the session, named.
 
+use std::time::Duration;
+
 use super::SessionError;
 use super::message::Hello;
-use super::text::sanitise;
+use super::text::{sanitise, shorten};
 
 /// The first bytes that the server writes. The number is the framing's version: it changes only if a
 /// message could no longer be read by those who know this one.
@@ -13,6 +15,9 @@ pub const GREETING: &[u8] = b"lvmsync session 1\n";
 
 /// How much of something else is shown to the user.
 pub const NOISE_SHOWN_BYTES: usize = 200;
+
+/// How much of a name in the peer's Hello is.
+const SHOWN_BYTES: usize = 100;
 
 /// The only version of the protocol so far.
 pub const PROTOCOL: u32 = 1;
@@ -29,6 +34,9 @@ pub const FEATURE_COMPARE: &str = "compare";
 /// A record is kept of the destination's state, and a stream that was cut goes on.
 pub const FEATURE_RECORD: &str = "record";
 
+/// A whole delta is kept beside the destination before it is applied.
+pub const FEATURE_ATOMIC: &str = "atomic";
+
 /// What this program has.
 pub const FEATURES: &[&str] = &[
     FEATURE_APPLY,
@@ -36,6 +44,7 @@ pub const FEATURES: &[&str] = &[
     FEATURE_DRY_RUN,
     FEATURE_COMPARE,
     FEATURE_RECORD,
+    FEATURE_ATOMIC,
 ];
 
 impl Hello {
@@ -49,7 +58,21 @@ impl Hello {
             protocol_max: PROTOCOL,
             requires: owned(requires),
             features: owned(FEATURES),
+            timeout_ms: 0,
         }
+    }
+
+    /// The same, of an end that gives up after so much silence.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Option<Duration>) -> Self {
+        let milliseconds = timeout.map_or(0, |timeout| timeout.as_millis().max(1));
+        self.timeout_ms = u64::try_from(milliseconds).unwrap_or(u64::MAX);
+        self
+    }
+
+    /// After how much silence the speaker gives up; `None` for never.
+    pub fn timeout(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.timeout_ms)).filter(|timeout| !timeout.is_zero())
     }
 
     /// True if it lists this feature.
@@ -69,11 +92,8 @@ pub struct Agreed {
 
 /// Compares two Hellos; both ends come to the same answer.
 pub fn agree(ours: &Hello, theirs: Hello) -> Result<Agreed, SessionError> {
-    let them = format!(
-        "{} {}",
-        sanitise(&theirs.program).replace('\n', " "),
-        sanitise(&theirs.version).replace('\n', " ")
-    );
+    let shown = |text: &str| sanitise(&shorten(text, SHOWN_BYTES)).replace('\n', " ");
+    let them = format!("{} {}", shown(&theirs.program), shown(&theirs.version));
     let protocol = ours.protocol_max.min(theirs.protocol_max);
     if protocol < ours.protocol_min.max(theirs.protocol_min) {
         return Err(SessionError::Incompatible(format!(
@@ -91,7 +111,7 @@ pub fn agree(ours: &Hello, theirs: Hello) -> Result<Agreed, SessionError> {
         return Err(SessionError::Incompatible(format!(
             "the far end ({them}) needs the feature `{}`, which {} {} does not have. \
              Install the same release on both",
-            sanitise(missing),
+            shown(missing),
             ours.program,
             ours.version
         )));

@@ -286,7 +286,7 @@ pub enum Decoded {
     /// A message, and how many bytes it took.
     Complete {
         /// The message.
-        message: Message,
+        message: Box<Message>,
         /// Its bytes, header included.
         consumed: usize,
     },
@@ -310,7 +310,7 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, MessageError> {
             needed: header.payload_bytes - rest.len(),
         });
     };
-    let message = header.message(payload.to_vec())?;
+    let message = Box::new(header.message(payload.to_vec())?);
     Ok(Decoded::Complete {
         message,
         consumed: HEADER_BYTES + payload.len(),

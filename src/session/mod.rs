@@ -11,6 +11,8 @@ pub mod compare_wire;
 mod contents;
 pub mod endpoint;
 pub mod handshake;
+pub mod limits;
+pub mod line;
 pub mod message;
 mod relay;
 pub mod remote;
@@ -19,6 +21,8 @@ pub mod server;
 pub mod text;
 pub mod transport;
 
+#[cfg(test)]
+mod line_tests;
 #[cfg(test)]
 mod message_tests;
 #[cfg(test)]
@@ -30,6 +34,7 @@ use std::io;
 
 use crate::error::{Error, ExitCode};
 use compare_wire::RequestError;
+use line::{Seconds, Silence};
 use message::{Failure, MessageError};
 use text::sanitise;
 
@@ -50,6 +55,20 @@ pub enum SessionError {
         /// What should have come.
         expected: &'static str,
     },
+    /// The peer was not heard of for too long.
+    #[error(
+        "{}. If the way there is that slow, wait longer with --timeout SECONDS",
+        silence_in_words(.silence, .expected)
+    )]
+    Silent {
+        /// What should have come.
+        expected: &'static str,
+        /// For how long.
+        silence: Silence,
+    },
+    /// The peer does what the protocol forbids, in well-formed messages.
+    #[error("the far end breaks the protocol: {0}")]
+    Violation(String),
     /// What arrived first is not the greeting of a session.
     #[error(
         "the far end does not speak this protocol; it began with:\n{found}\n\
@@ -97,14 +116,35 @@ pub enum SessionError {
 }
 
 impl SessionError {
+    /// True when the way to the peer was lost: it broke, was closed, or fell silent. Trying again later may
+    /// succeed. False when the peer reported an error, does not fit, or breaks the protocol.
+    pub fn is_lost(&self) -> bool {
+        matches!(
+            self,
+            SessionError::Io { .. } | SessionError::Closed { .. } | SessionError::Silent { .. }
+        )
+    }
+
     /// The run's error: a reported refusal or damage keeps its code, the rest is [`ExitCode::Remote`].
     pub fn into_error(self, host: &str) -> Error {
         match self {
             SessionError::Reported(failure) => reported(host, &failure),
+            other if other.is_lost() => Error::Lost {
+                host: sanitise(host),
+                reason: self_and_sources(&other),
+            },
             other => Error::Remote {
                 host: sanitise(host),
                 reason: self_and_sources(&other),
             },
+        }
+    }
+
+    /// With the name of what was waited for, if that is what ended.
+    fn waiting_for(self, expected: &'static str) -> Self {
+        match self {
+            SessionError::Silent { silence, .. } => SessionError::Silent { expected, silence },
+            other => other,
         }
     }
 
@@ -113,6 +153,7 @@ impl SessionError {
     fn as_io(&self) -> io::Error {
         let kind = match self {
             SessionError::Io { .. } => io::ErrorKind::Other,
+            SessionError::Silent { .. } => io::ErrorKind::TimedOut,
             SessionError::Closed { .. } | SessionError::Stopped { .. } => {
                 io::ErrorKind::ConnectionAborted
             }
@@ -120,6 +161,15 @@ impl SessionError {
             _ => io::ErrorKind::InvalidData,
         };
         io::Error::new(kind, self_and_sources(self))
+    }
+}
+
+fn silence_in_words(silence: &Silence, expected: &str) -> String {
+    let seconds = Seconds(silence.waited);
+    if silence.at_the_start {
+        format!("the session did not begin within {seconds}: {expected} did not come")
+    } else {
+        format!("nothing was heard of the far end for {seconds} while waiting for {expected}")
     }
 }
 

@@ -1,8 +1,8 @@
 //! Relays what the far end prints, line by line, and keeps the end of it for an error message.
 //!
 //! Guarantees: a line is shown as soon as it is complete; a line without end takes bounded memory; the
-//! last 16 KiB are kept; waiting for the end of the output is bounded, because a process that outlives
-//! ssh may hold it open.
+//! last 16 KiB are kept; a flood of lines is not shown to its end; waiting for the end of the output is
+//! bounded, because a process that outlives ssh may hold it open.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
@@ -17,6 +17,9 @@ use super::text::{sanitise, sanitise_bytes};
 const KEPT_BYTES: usize = 16 << 10;
 /// A longer line is shown in pieces.
 const MAX_LINE_BYTES: u64 = 4 << 10;
+
+/// So many lines of a stream are shown; the end of what follows is still kept for an error message.
+const MAX_LINES: u32 = 5000;
 
 /// Relays any number of streams to one listener.
 pub(super) struct Relay {
@@ -78,6 +81,7 @@ impl Relay {
 fn relay<R: Read>(input: R, prefix: &str, shared: &Shared) {
     let mut input = BufReader::new(input);
     let mut line = Vec::new();
+    let mut lines = 0u32;
     loop {
         line.clear();
         match input
@@ -100,6 +104,13 @@ fn relay<R: Read>(input: R, prefix: &str, shared: &Shared) {
             .on_line
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        on_line(&format!("{prefix}: {text}"));
+        lines = lines.saturating_add(1);
+        match lines {
+            ..=MAX_LINES => on_line(&format!("{prefix}: {text}")),
+            line if line == MAX_LINES + 1 => {
+                on_line(&format!("{prefix}: [further lines are not shown]"));
+            }
+            _ => {}
+        }
     }
 }

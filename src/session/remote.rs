@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use super::SessionError;
 use super::client::{Client, SessionEvents};
 use super::endpoint::check_host;
+use super::line::{Line, LineReader, LineWriter};
 use super::relay::Relay;
-use super::remote_words::{Stage, diagnose};
+use super::remote_words::{Stage, diagnose, is_lost};
 use super::text::sanitise;
 use crate::error::{Error, Result};
 
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 pub const DEFAULT_RSH: &str = "ssh";
 /// How long a child whose input or output is closed may take to end by itself.
 const END_GRACE: Duration = Duration::from_secs(5);
+const SILENT_GRACE: Duration = Duration::from_millis(300);
 /// How long the end of its stderr is waited for once it has ended: another process may hold it.
 const STDERR_GRACE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(5);
@@ -38,6 +40,9 @@ pub struct RemoteOptions {
 
 /// Hears each line of the far end's stderr, as `host: text`, fit to be shown.
 pub type OnLine = Box<dyn Fn(&str) + Send>;
+
+/// The client of a session with a [`RemoteEnd`].
+pub type RemoteClient = Client<LineReader<ChildStdout>, LineWriter<ChildStdin>>;
 
 /// Quotes one word for a POSIX shell; the only place where words are put on a remote command line.
 ///
@@ -140,19 +145,23 @@ impl RemoteEnd {
             .map_err(|error| Error::io("cannot start a thread", error))
     }
 
-    /// Greets the far end, which was started with `serve`. `wrap` may put something around the child's
-    /// stdout, such as a reader that a signal interrupts. On failure says why, as far as can be known.
-    pub fn connect<R: Read + Send + 'static>(
+    /// Greets the far end, which was started with `serve`, over `line`, whose timeout greeting and Hello
+    /// together may take. On failure says why, as far as can be known.
+    pub fn connect(
         &mut self,
-        wrap: impl FnOnce(ChildStdout) -> R,
+        line: &Line,
         requires: &[&str],
         events: Arc<dyn SessionEvents>,
-    ) -> Result<Client<R, ChildStdin>> {
+    ) -> Result<RemoteClient> {
         let (Some(stdin), Some(stdout)) = (self.child.stdin.take(), self.stdout.take()) else {
             return Err(self.remote_error("its input and output are already in use".to_owned()));
         };
-        let client = Client::connect(wrap(stdout), stdin, requires, events)
+        // The pipe to the child's stdin was made here, and only this end of it is ours alone.
+        let (reader, writer) = (line.reader(stdout), line.own_writer(stdin));
+        line.begins();
+        let client = Client::connect_within(reader, writer, requires, events, line.timeout())
             .map_err(|error| self.explain(error))?;
+        line.has_begun();
         self.stage = Stage::Running;
         Ok(client)
     }
@@ -168,17 +177,21 @@ impl RemoteEnd {
             self.end();
             return error.into_error(&self.host);
         }
-        // Not started, or gone: it ends by itself. One that waits for something else is ended.
-        let status = self.wait_at_most(END_GRACE);
+        // Not started, or gone: it ends by itself. One that waits for something else is ended, and one that
+        // was waited for in vain soon.
+        let grace = match error {
+            SessionError::Silent { .. } => SILENT_GRACE,
+            _ => END_GRACE,
+        };
+        let status = self.wait_at_most(grace);
         self.end();
         let words = self.relay.words(STDERR_GRACE);
-        self.remote_error(diagnose(
-            self.stage,
-            &self.rsh_program,
-            status,
-            &words,
-            Some(&error),
-        ))
+        let reason = diagnose(self.stage, &self.rsh_program, status, &words, Some(&error));
+        let host = self.host.clone();
+        if is_lost(self.stage, status, &error) {
+            return Error::Lost { host, reason };
+        }
+        Error::Remote { host, reason }
     }
 
     /// After Done: lets the child end by itself. What it says now changes nothing.

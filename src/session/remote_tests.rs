@@ -1,6 +1,6 @@
 //! Tests of starting the far end, with shell scripts that stand in for ssh.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
+use super::line::Line;
 use super::message::{ApplyOptions, Done, Message, OPERATION_APPLY, Open, Ready};
 use super::remote::{OnLine, RemoteEnd, RemoteOptions, quote, remote_command};
+use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode};
 
 /// A program that gets `[OPTIONS] HOST COMMAND`, as ssh does.
@@ -52,9 +54,15 @@ impl FakeRsh {
     /// The error of a far end that never becomes a session.
     fn diagnosis(&self) -> String {
         let mut end = self.start(&["serve"]);
-        let error = end.connect(|out| out, &[], Arc::new(())).err().unwrap();
+        let error = end
+            .connect(&Line::new(Cancel::new(), None), &[], Arc::new(()))
+            .err()
+            .unwrap();
         assert_eq!(error.exit_code(), ExitCode::Remote, "{error}");
-        assert!(matches!(&error, Error::Remote { host, .. } if host == "box"));
+        let (Error::Remote { host, .. } | Error::Lost { host, .. }) = &error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(host, "box");
         error.to_string()
     }
 }
@@ -209,7 +217,10 @@ fn host_options_and_command_arrive_as_words() {
         sudo: true,
     };
     let mut end = RemoteEnd::start("u@box", &options, &["serve", "it's"], rsh.on_line()).unwrap();
-    let error = end.connect(|out| out, &[], Arc::new(())).err().unwrap();
+    let error = end
+        .connect(&Line::new(Cancel::new(), None), &[], Arc::new(()))
+        .err()
+        .unwrap();
     let command = r"<-p><22><-o><A B><u@box><sudo -n '/opt/my tools/lvmsync' serve 'it'\''s'>";
     assert_has(&error.to_string(), &[command]);
 }
@@ -248,7 +259,9 @@ fn a_session_runs_through_a_child_and_a_lost_one_is_explained() {
         "cat '{recorded}'; head -c 100000 >/dev/null; {lost}"
     ));
     let mut end = rsh.start(&["serve"]);
-    let client = end.connect(|out| out, &[], Arc::new(())).unwrap();
+    let client = end
+        .connect(&Line::new(Cancel::new(), None), &[], Arc::new(()))
+        .unwrap();
     let (_, mut out) = client.open(open()).unwrap();
     let failure = loop {
         if out.write_all(&[7; 1 << 20]).is_err() {
@@ -279,7 +292,9 @@ fn done_is_enough_even_if_the_child_is_slow_to_end() {
         "cat '{recorded}'; head -c {client_bytes} >/dev/null; sleep 0.1; cat '{done}'; cat >/dev/null"
     ));
     let mut end = rsh.start(&["serve"]);
-    let client = end.connect(|out| out, &[], Arc::new(())).unwrap();
+    let client = end
+        .connect(&Line::new(Cancel::new(), None), &[], Arc::new(()))
+        .unwrap();
     let (_, mut out) = client.open(open()).unwrap();
     out.write_all(&[7; 10]).unwrap();
     let done = out.finish();
@@ -386,15 +401,38 @@ fn a_stderr_held_open_by_someone_else_does_not_hang_us() {
 }
 
 #[test]
-fn bytes_of_a_child_can_be_read_through_a_wrapper() {
-    struct Wrapped<R>(R);
-    impl<R: Read> Read for Wrapped<R> {
-        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
-            Err(std::io::Error::other("interrupted"))
-        }
-    }
-    let rsh = FakeRsh::new("exec cat >/dev/null");
+fn an_rsh_that_connects_to_nothing_is_given_up_and_can_be_cancelled() {
+    let rsh = FakeRsh::new("exec cat 3>&1 >/dev/null");
+    let start = Instant::now();
+    let line = Line::new(Cancel::new(), Some(Duration::from_millis(300)));
     let mut end = rsh.start(&["serve"]);
-    let error = end.connect(Wrapped, &[], Arc::new(())).err().unwrap();
+    let error = end.connect(&line, &[], Arc::new(())).err().unwrap();
+    assert!(error.is_lost(), "{error:?}");
+    assert_eq!(error.exit_code(), ExitCode::Remote);
+    let words = ["box: ", "within 0.3 s", "the greeting", "--timeout"];
+    assert_has(&error.to_string(), &words);
+
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let mut end = rsh.start(&["serve"]);
+    let line = Line::new(cancel, None);
+    let error = end.connect(&line, &[], Arc::new(())).err().unwrap();
     assert_has(&error.to_string(), &["interrupted"]);
+    assert!(start.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn only_what_another_attempt_may_mend_is_lost() {
+    for (body, lost) in [
+        ("echo 'Connection refused' >&2; exit 255", true),
+        ("echo 'sh: 1: lvmsync: not found' >&2; exit 127", false),
+        ("echo 'sudo: a password is required' >&2; exit 1", false),
+        ("echo Welcome", false),
+    ] {
+        let rsh = FakeRsh::new(body);
+        let mut end = rsh.start(&["serve"]);
+        let line = Line::new(Cancel::new(), None);
+        let error = end.connect(&line, &[], Arc::new(())).err().unwrap();
+        assert_eq!(error.is_lost(), lost, "{body}: {error}");
+    }
 }

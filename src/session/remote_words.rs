@@ -73,13 +73,22 @@ pub(super) fn diagnose(
     text
 }
 
+/// True when trying again later may succeed. A far end that ends before it greets, unless it is ssh that
+/// cannot connect, does so every time: it is not installed, or asks for a password.
+pub(super) fn is_lost(stage: Stage, status: Option<ExitStatus>, session: &SessionError) -> bool {
+    let code = status.and_then(|status| status.code());
+    let greeted = stage == Stage::Running || matches!(session, SessionError::Silent { .. });
+    session.is_lost() && (greeted || code == Some(SSH_FAILED))
+}
+
 const MISSING: &str = "lvmsync was not found there. Install it there, or say where it is with \
     --remote-path PATH: the PATH of a command that ssh starts is often shorter than that of a login";
 const ORIGINAL: &str = "the lvmsync there is the original one (written in Ruby), which does not know \
     this protocol. Install this lvmsync there, or use --compat to send what the original understands, \
     without its safety checks";
 const SUDO: &str = "sudo there asks for a password, which `sudo -n` cannot give. Allow the command \
-    without one: in sudoers, USER ALL=(root) NOPASSWD: /path/to/lvmsync";
+    without one: in sudoers, USER ALL=(root) NOPASSWD: /path/to/lvmsync serve. docs/security.md has one that \
+    permits less";
 
 /// The words that the original prints when it takes `serve` for the name of a snapshot.
 fn is_original(words: &str) -> bool {

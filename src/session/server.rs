@@ -4,11 +4,13 @@
 //! before is an error, never a short stream; after Done or Error nothing more is said.
 
 use std::io::{self, Read, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::SessionError;
 use super::client::wrong_order;
 use super::handshake::{Agreed, agree};
+use super::line::ping_interval;
 use super::message::{Ack, Done, Hello, Message, OPERATION_APPLY, OPERATION_COMPARE, Open, Ready};
 use super::transport::{MessageReader, MessageWriter};
 use crate::blocks::Digest;
@@ -19,6 +21,7 @@ pub struct Server<R, W> {
     reader: MessageReader<R>,
     replies: Replies<W>,
     agreed: Agreed,
+    ping_every: Duration,
     /// The Data message that is being read, and how much of it was.
     data: Vec<u8>,
     position: usize,
@@ -29,9 +32,18 @@ pub struct Server<R, W> {
 impl<R: Read, W: Write> Server<R, W> {
     /// Greets, and exchanges Hellos.
     pub fn accept(reader: R, writer: W) -> Result<Self, SessionError> {
+        Self::accept_within(reader, writer, None)
+    }
+
+    /// The same, where `reader` and `writer` give up after `timeout`: the client is told.
+    pub fn accept_within(
+        reader: R,
+        writer: W,
+        timeout: Option<Duration>,
+    ) -> Result<Self, SessionError> {
         let mut reader = MessageReader::new(reader);
         let mut writer = MessageWriter::new(writer);
-        let ours = Hello::ours(&[]);
+        let ours = Hello::ours(&[]).with_timeout(timeout);
         writer.greeting()?;
         writer.send(&Message::Hello(ours.clone()))?;
         let theirs = match reader.expect("Hello")? {
@@ -43,6 +55,7 @@ impl<R: Read, W: Write> Server<R, W> {
             Ok(agreed) => Ok(Self {
                 reader,
                 replies,
+                ping_every: ping_interval(timeout, agreed.peer.timeout()),
                 agreed,
                 data: Vec::new(),
                 position: 0,
@@ -132,6 +145,14 @@ impl<R: Read, W: Write> Read for Server<R, W> {
     }
 }
 
+impl<R: Read, W: Write + Send + 'static> Server<R, W> {
+    /// From now on the client hears that this end is there, however long something here takes.
+    pub fn keep_alive(&self) {
+        let inner = self.replies.lock();
+        inner.writer.ping_when_silent(self.ping_every);
+    }
+}
+
 /// The way back to the client.
 pub struct Replies<W> {
     inner: Arc<Mutex<Inner<W>>>,
@@ -189,9 +210,13 @@ impl<W: Write> Replies<W> {
         self.send(&Message::failure(code as u8, message))
     }
 
+    fn lock(&self) -> MutexGuard<'_, Inner<W>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says nothing, and is no error, once the last word was said.
     fn send(&self, message: &Message) -> Result<(), SessionError> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.lock();
         if inner.closed {
             return Ok(());
         }

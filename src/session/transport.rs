@@ -1,18 +1,25 @@
 //! Messages over a `Read` and a `Write`: the thin shell around [`super::message`].
 //!
-//! Guarantees: a message is written whole or the write fails; memory for a payload is taken only after
-//! its header was checked; the end of input between two messages is told apart from one inside.
+//! Guarantees: a message is written whole, or the write and all later ones fail; memory for a payload is
+//! taken only after its header was checked; the end of input between two messages is told apart from one
+//! inside.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use super::SessionError;
 use super::handshake::{GREETING, NOISE_SHOWN_BYTES};
+use super::limits::MAX_WARNINGS;
+use super::line::Silence;
 use super::message::{HEADER_BYTES, Header, Message, Tag, header_for};
 use super::text::sanitise_bytes;
 
 /// Reads messages.
 pub struct MessageReader<R> {
     input: BufReader<R>,
+    warnings: u32,
 }
 
 impl<R: Read> MessageReader<R> {
@@ -20,6 +27,7 @@ impl<R: Read> MessageReader<R> {
     pub fn new(input: R) -> Self {
         Self {
             input: BufReader::with_capacity(64 << 10, input),
+            warnings: 0,
         }
     }
 
@@ -28,7 +36,8 @@ impl<R: Read> MessageReader<R> {
     pub fn greeting(&mut self) -> Result<(), SessionError> {
         let mut seen = 0;
         while seen < GREETING.len() {
-            let arrived = self.input.fill_buf().map_err(receiving)?;
+            let arrived = self.input.fill_buf().map_err(receiving);
+            let arrived = arrived.map_err(|error| error.waiting_for("the greeting"))?;
             let expected = &GREETING[seen..];
             let compared = arrived.len().min(expected.len());
             if arrived.is_empty() {
@@ -69,6 +78,14 @@ impl<R: Read> MessageReader<R> {
             self.input.read_exact(&mut payload).map_err(receiving)?;
             match header.message(payload)? {
                 Message::Ping => {}
+                Message::Warning(_) if self.warnings == MAX_WARNINGS => {
+                    let text = format!("it sent more than {MAX_WARNINGS} warnings");
+                    return Err(SessionError::Violation(text));
+                }
+                Message::Warning(warning) => {
+                    self.warnings += 1;
+                    return Ok(Some(Message::Warning(warning)));
+                }
                 message => return Ok(Some(message)),
             }
         }
@@ -77,7 +94,8 @@ impl<R: Read> MessageReader<R> {
     /// The next message, where the connection may not end. An error that the peer reports, or its
     /// farewell, is returned as one.
     pub fn expect(&mut self, expected: &'static str) -> Result<Message, SessionError> {
-        match self.next_message()? {
+        let next = self.next_message();
+        match next.map_err(|error| error.waiting_for(expected))? {
             None => Err(SessionError::Closed { expected }),
             Some(Message::Error(failure)) => Err(SessionError::Reported(failure)),
             Some(Message::Bye(bye)) => Err(SessionError::Stopped {
@@ -88,25 +106,72 @@ impl<R: Read> MessageReader<R> {
     }
 }
 
-/// Writes messages.
+/// Writes messages. Its clones write to the same output, each message whole.
+#[derive(Debug)]
 pub struct MessageWriter<W> {
+    shared: Arc<Shared<W>>,
+}
+
+#[derive(Debug)]
+struct Shared<W> {
+    pen: Mutex<Pen<W>>,
+    /// Hangs up when the last clone goes: what the pinging thread waits for.
+    _gone: SyncSender<()>,
+    gone: Mutex<Option<Receiver<()>>>,
+}
+
+#[derive(Debug)]
+struct Pen<W> {
     output: W,
+    last_sent: Instant,
+    /// After a write that failed half a message may be there: whatever followed would be taken for the rest.
+    broken: bool,
+    /// The last word was said.
+    closed: bool,
+}
+
+impl<W> Clone for MessageWriter<W> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
 }
 
 impl<W: Write> MessageWriter<W> {
     /// Writes to `output`.
     pub fn new(output: W) -> Self {
-        Self { output }
+        let pen = Pen {
+            output,
+            last_sent: Instant::now(),
+            broken: false,
+            closed: false,
+        };
+        let (sender, receiver) = sync_channel(0);
+        let shared = Shared {
+            pen: Mutex::new(pen),
+            _gone: sender,
+            gone: Mutex::new(Some(receiver)),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Writes the greeting.
     pub fn greeting(&mut self) -> Result<(), SessionError> {
-        self.write(GREETING)
+        self.pen().write(GREETING)
     }
 
     /// Writes one message and flushes.
     pub fn send(&mut self, message: &Message) -> Result<(), SessionError> {
-        self.write(&message.encode()?)
+        let bytes = message.encode()?;
+        let mut pen = self.pen();
+        pen.closed |= matches!(
+            message,
+            Message::Done(_) | Message::Error(_) | Message::Bye(_)
+        );
+        pen.write(&bytes)
     }
 
     /// Writes a Data message from a buffer whose first [`HEADER_BYTES`] are room for the header.
@@ -114,18 +179,73 @@ impl<W: Write> MessageWriter<W> {
         if let Some((header, payload)) = buffer.split_first_chunk_mut::<HEADER_BYTES>() {
             *header = header_for(Tag::Data, payload)?;
         }
-        self.write(buffer)
+        self.pen().write(buffer)
     }
 
+    fn pen(&self) -> MutexGuard<'_, Pen<W>> {
+        let pen = &self.shared.pen;
+        pen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<W: Write + Send + 'static> MessageWriter<W> {
+    /// From now on a Ping is sent whenever nothing else was for as long as `every`, from a thread of its own,
+    /// until the last word was said or the last clone of this is dropped.
+    pub fn ping_when_silent(&self, every: Duration) {
+        let gone = &self.shared.gone;
+        let gone = gone.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(gone) = gone else { return };
+        let weak = Arc::downgrade(&self.shared);
+        // Where no thread can be made, the far end gives up after its timeout, which is no worse than that.
+        let _ = std::thread::Builder::new()
+            .name("ping".to_owned())
+            .spawn(move || ping(&weak, &gone, every));
+    }
+}
+
+fn ping<W: Write>(shared: &Weak<Shared<W>>, gone: &Receiver<()>, every: Duration) {
+    let mut pause = every;
+    // Nothing is ever sent: this ends with the pause, or because everybody has gone.
+    while gone.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let mut pen = shared.pen.lock().unwrap_or_else(PoisonError::into_inner);
+        if pen.closed || pen.broken {
+            return;
+        }
+        let silent = pen.last_sent.elapsed();
+        pause = every.saturating_sub(silent);
+        if pause.is_zero() {
+            pause = every;
+            let sent = Message::Ping.encode().map(|bytes| pen.write(&bytes));
+            if !matches!(sent, Ok(Ok(()))) {
+                return;
+            }
+        }
+    }
+}
+
+impl<W: Write> Pen<W> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
-        self.output
+        if self.broken {
+            return Err(sending(io::Error::other("an earlier message was cut")));
+        }
+        let written = self
+            .output
             .write_all(bytes)
-            .and_then(|()| self.output.flush())
-            .map_err(sending)
+            .and_then(|()| self.output.flush());
+        self.broken = written.is_err();
+        self.last_sent = Instant::now();
+        written.map_err(sending)
     }
 }
 
 fn receiving(source: io::Error) -> SessionError {
+    if let Some(silence) = Silence::of(&source) {
+        let expected = "a message";
+        return SessionError::Silent { expected, silence };
+    }
     if source.kind() == io::ErrorKind::UnexpectedEof {
         return SessionError::Closed {
             expected: "the rest of a message",
@@ -138,6 +258,10 @@ fn receiving(source: io::Error) -> SessionError {
 }
 
 fn sending(source: io::Error) -> SessionError {
+    if let Some(silence) = Silence::of(&source) {
+        let expected = "it to read what is sent";
+        return SessionError::Silent { expected, silence };
+    }
     SessionError::Io {
         action: "cannot write to the far end",
         source,

@@ -13,6 +13,7 @@ pub const ALIGNMENT: usize = 4096;
 pub struct AlignedBuffer {
     start: NonNull<u8>,
     length: usize,
+    allocation: NonNull<u8>,
     layout: Layout,
 }
 
@@ -21,18 +22,27 @@ impl AlignedBuffer {
     ///
     /// An impossible length ends the process as any failed allocation does; callers cap lengths first.
     pub fn new(length: usize) -> Self {
-        // A zero-sized allocation is undefined, so an empty buffer owns one byte that it never shows.
-        let Ok(layout) = Layout::from_size_align(length.max(1), ALIGNMENT) else {
+        // Room to begin at a boundary. An allocation that asks for the boundary itself is zeroed by hand,
+        // page fault by page fault; this one comes from the system as zeroes, and pages that nobody uses
+        // never become real.
+        let Some(layout) = length
+            .checked_add(ALIGNMENT)
+            .and_then(|room| Layout::from_size_align(room, 1).ok())
+        else {
             handle_alloc_error(Layout::new::<u8>())
         };
-        // SAFETY: the layout's size is at least 1.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else {
+        // SAFETY: the layout's size is at least `ALIGNMENT`.
+        let allocation = unsafe { alloc_zeroed(layout) };
+        let Some(allocation) = NonNull::new(allocation) else {
             handle_alloc_error(layout)
         };
+        let skip = allocation.addr().get().wrapping_neg() % ALIGNMENT;
+        // SAFETY: `skip` is less than `ALIGNMENT`, which is what the allocation has beyond `length`.
+        let start = unsafe { allocation.add(skip) };
         Self {
             start,
             length,
+            allocation,
             layout,
         }
     }
@@ -58,7 +68,7 @@ impl DerefMut for AlignedBuffer {
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout, and freed only here.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        unsafe { dealloc(self.allocation.as_ptr(), self.layout) }
     }
 }
 

@@ -72,6 +72,11 @@ impl BlockVolume {
         })
     }
 
+    /// The open device.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Zeroes whole blocks of `unit` bytes by discarding them, so that thin stays thin.
     ///
     /// Only right where a discarded block is known to read as zeroes: a thin volume, with its pool's

@@ -66,6 +66,11 @@ impl FileVolume {
         }
     }
 
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     fn check(&self, offset: u64, length: u64, past: io::ErrorKind) -> io::Result<()> {
         let end = offset.checked_add(length).ok_or(past)?;
         if end > self.size_bytes() {

@@ -5,12 +5,13 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags, flock};
 use rustix::io::Errno;
 
 use super::block::BlockVolume;
@@ -30,6 +31,8 @@ pub struct WriteOptions {
     pub allow_in_use: bool,
     /// Make an empty file if there is nothing at the path. Never below `/dev`, where it would be a typo.
     pub create: bool,
+    /// A file is opened only if no part of its path is a symbolic link, so that it is the one of that name.
+    pub no_links: bool,
     /// Whole blocks of this size read as zeroes once discarded: the pool's block size of a thin volume.
     pub discard_unit: Option<u64>,
 }
@@ -96,6 +99,15 @@ impl Volume {
                 .forget_cached()
                 .map_err(|error| Error::io(cannot("sync", &self.path), error)),
         }
+    }
+
+    /// The path of what is open, as the kernel knows it now.
+    pub fn open_path(&self) -> io::Result<PathBuf> {
+        let descriptor = match &self.inner {
+            Inner::Block(block) => block.file().as_raw_fd(),
+            Inner::File(file) => file.file().as_raw_fd(),
+        };
+        fs::read_link(format!("/proc/self/fd/{descriptor}"))
     }
 
     /// What makes it the same volume as another path.
@@ -170,7 +182,12 @@ fn open_writable_file(path: &Path, options: &WriteOptions) -> Result<FileVolume>
     } else {
         OFlags::empty()
     };
-    let file = sys_open(path, OFlags::RDWR | create).map_err(|error| cannot_open(path, error))?;
+    let open = if options.no_links {
+        sys_open_without_links
+    } else {
+        sys_open
+    };
+    let file = open(path, OFlags::RDWR | create).map_err(|error| cannot_open(path, error))?;
     lock(&file, path, Duration::ZERO)?;
     let volume =
         FileVolume::new(file).map_err(|error| Error::io(cannot("look at", path), error))?;
@@ -253,6 +270,22 @@ fn sys_open(path: &Path, flags: OFlags) -> io::Result<File> {
     let descriptor =
         rustix::io::retry_on_intr(|| rustix::fs::open(path, flags | OFlags::CLOEXEC, mode));
     Ok(descriptor.map(File::from)?)
+}
+
+/// The kernel refuses a link anywhere in the path. Kernels before 5.6 refuse one at its end only.
+fn sys_open_without_links(path: &Path, flags: OFlags) -> io::Result<File> {
+    // A mode is an error where nothing is created.
+    let mode = if flags.contains(OFlags::CREATE) {
+        Mode::RUSR | Mode::WUSR
+    } else {
+        Mode::empty()
+    };
+    let resolve = ResolveFlags::NO_SYMLINKS;
+    let open = || rustix::fs::openat2(CWD, path, flags | OFlags::CLOEXEC, mode, resolve);
+    match rustix::io::retry_on_intr(open) {
+        Err(Errno::NOSYS) => sys_open(path, flags | OFlags::NOFOLLOW),
+        opened => Ok(opened.map(File::from)?),
+    }
 }
 
 /// Takes the lock that every writer of volumes takes, so that two runs cannot write one volume.

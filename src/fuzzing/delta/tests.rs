@@ -18,13 +18,15 @@ use crate::volume::memory::MemoryVolume;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 6] = [
+const TARGETS: [(&str, Target); 8] = [
     ("cow_store", crate::fuzzing::fuzz_cow),
     ("delta_record", fuzz_record),
     ("delta_stream", fuzz_delta),
     ("proto3", fuzz_proto3),
     ("header", fuzz_header),
     ("session", crate::fuzzing::fuzz_session),
+    ("receive", crate::fuzzing::fuzz_receive),
+    ("state_record", crate::fuzzing::fuzz_state_record),
 ];
 
 fn directory(target: &str) -> PathBuf {
@@ -126,6 +128,27 @@ fn write_seeds() {
         compare.extend(message.encode().unwrap());
     }
     write("session", "compare", &compare);
+
+    for (name, flags, delta) in [
+        ("plain", 1, stream(Compression::None)),
+        ("smaller", 3, stream(Compression::Zstd(3))),
+        ("refused", 0, stream(Compression::Lz4)),
+        (
+            "original",
+            0,
+            write_proto3(&[
+                (20480, vec![7; 600]),
+                (0, vec![1; 12]),
+                (20000, vec![2; 900]),
+            ]),
+        ),
+    ] {
+        write("receive", name, &[&[flags][..], &delta].concat());
+    }
+    let record = crate::record::Record::default().encode();
+    let json = record.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    write("state_record", "file", &record);
+    write("state_record", "json", &record[json..]);
     write("session", "compare_request", &request.encode());
 
     // Two areas of 32, and a few of the usual size: data chunks would make the second too long for a seed.

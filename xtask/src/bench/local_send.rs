@@ -49,10 +49,15 @@ fn measure(setting: &Setting<'_>, what: &str, mut chunks: Vec<u64>) -> lab::Resu
             .and_then(|file| file.set_len(ORIGIN_BYTES))
             .map_err(failed(destination))?;
     }
+    // By its record the destination would hold everything already.
+    let state = path("state");
     let send = || {
+        let _ = std::fs::remove_dir_all(&state);
         let mut command = Command::new(&setting.lvmsync);
         command
-            .args(["send", "--quiet", "--from"])
+            .args(["send", "--quiet", "--state-dir"])
+            .arg(&state)
+            .arg("--from")
             .arg(format!("cow:{}", store.display()));
         timed(command.arg(&origin).arg(&sent))
     };
