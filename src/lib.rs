@@ -17,6 +17,7 @@
 //! | [`dm`] | device-mapper and LVM: names, UUIDs, tables, who is open |
 //! | [`engine`] | the data path: plan, pump, apply, undo |
 //! | [`source`], [`destination`], [`comparand`] | from what the user typed to what the engine moves |
+//! | [`doctor`] | what a machine can do, what is missing, what is stale (pure but for its `gather`) |
 //! | [`gate`] | what a server with limits lets in |
 //! | [`record`] | which state each destination holds, and whether a write is under way |
 //! | [`cancel`], [`monitor`] | stopping cleanly, telling |
@@ -41,6 +42,7 @@ pub mod comparand;
 pub mod delta;
 pub mod destination;
 pub mod dm;
+pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod extent;

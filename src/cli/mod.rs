@@ -10,6 +10,7 @@ mod compare;
 mod compare_far;
 mod diff;
 mod diff_json;
+mod doctor;
 mod inspect;
 mod output;
 mod progress;
@@ -29,8 +30,8 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 8] = [
-    "diff", "send", "apply", "compare", "inspect", "state", "serve", "help",
+const VERBS: [&str; 9] = [
+    "diff", "send", "apply", "compare", "inspect", "state", "doctor", "serve", "help",
 ];
 
 const AFTER_HELP: &str = "\
@@ -49,6 +50,9 @@ Examples:
 
   Is the copy what it should be?
     lvmsync compare vg/s2 backup:/dev/vg/data
+
+  Is this machine in order, and is that one?
+    lvmsync doctor backup
 
 The command line of the original lvmsync works, too:
     lvmsync SNAPSHOT [HOST:]DEST, --stdout, --apply, --server, --snapback, --data-source, --rsh
@@ -81,6 +85,7 @@ enum Verb {
     Compare(compare::CompareArgs),
     Inspect(inspect::InspectArgs),
     State(state::StateVerb),
+    Doctor(doctor::DoctorArgs),
     Serve(serve::ServeArgs),
 }
 
@@ -184,6 +189,7 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Compare(args) => compare::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
         Verb::State(args) => state::run(&args),
+        Verb::Doctor(args) => doctor::run(&args, cancel),
         Verb::Serve(args) => serve::run(&args, cancel),
     }
 }

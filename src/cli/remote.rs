@@ -19,7 +19,7 @@ use crate::session::client::SessionEvents;
 use crate::session::handshake::{FEATURE_ATOMIC, FEATURE_RECORD, FEATURE_UNDO};
 use crate::session::line::Line;
 use crate::session::message::{Ack, ApplyOptions, OPERATION_APPLY, Open, SourceIdentity};
-use crate::session::remote::{RemoteEnd, RemoteOptions};
+use crate::session::remote::{OnLine, RemoteEnd, RemoteOptions};
 use crate::source::SendSource;
 use crate::units::Bytes;
 use crate::volume::VolumeIdentity;
@@ -162,6 +162,18 @@ pub(super) fn start(
     host: &str,
     arguments: &[&str],
 ) -> Result<RemoteEnd> {
+    let speaker = speaker.clone();
+    let say = Box::new(move |line: &str| speaker.say(line));
+    start_heard_by(remote, say, host, arguments)
+}
+
+/// The same; `on_line` hears what it writes to stderr.
+pub(super) fn start_heard_by(
+    remote: &RemoteArgs,
+    on_line: OnLine,
+    host: &str,
+    arguments: &[&str],
+) -> Result<RemoteEnd> {
     let RemoteArgs {
         rsh,
         sudo,
@@ -173,13 +185,7 @@ pub(super) fn start(
         remote_path: Some(remote_path.clone()),
         sudo: *sudo,
     };
-    let speaker = speaker.clone();
-    RemoteEnd::start(
-        host,
-        &options,
-        arguments,
-        Box::new(move |line| speaker.say(line)),
-    )
+    RemoteEnd::start(host, &options, arguments, on_line)
 }
 
 fn apply_options(job: &Job<'_>, source: &SendSource) -> ApplyOptions {

@@ -324,6 +324,11 @@ fn find(directory: &StateDir, name: &str) -> Result<RecordFile> {
     if partial.is_file() {
         return Ok(directory.file_of(&identity::of_path(&partial)));
     }
+    // Named by its identity, it is found even where its record is damaged.
+    let by_identity = directory.file_of(name);
+    if by_identity.path().is_file() {
+        return Ok(by_identity);
+    }
     let gone = all(directory)?
         .into_iter()
         .find(|record| record.identity == name || record.name == name);

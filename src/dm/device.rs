@@ -52,6 +52,15 @@ impl DeviceMapper {
         self.lines(device, wire::FLAG_NOFLUSH)
     }
 
+    /// The version of the kernel's interface.
+    pub fn interface_version(&self) -> Result<[u32; 3]> {
+        let selector = Selector::None;
+        let reply = self
+            .call(DmCommand::Version, selector, 0)
+            .map_err(|error| failed(selector, error))?;
+        wire::parse_interface_version(&reply).map_err(|error| unreadable(&error))
+    }
+
     /// The target types of this kernel, with their versions. Loads no module.
     pub fn target_versions(&self) -> Result<Vec<(String, [u32; 3])>> {
         let selector = Selector::None;

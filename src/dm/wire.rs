@@ -141,6 +141,12 @@ pub fn buffer_was_full(reply: &[u8]) -> Result<bool, WireError> {
     Ok(u32_at(reply, FLAGS, "flags")? & FLAG_BUFFER_FULL != 0)
 }
 
+/// The version of the interface: the first words of every reply.
+pub fn parse_interface_version(reply: &[u8]) -> Result<[u32; 3], WireError> {
+    let part = |n: usize| u32_at(reply, 4 * n, "version");
+    Ok([part(0)?, part(1)?, part(2)?])
+}
+
 /// The header of a reply.
 pub fn parse_info(reply: &[u8]) -> Result<DeviceInfo, WireError> {
     let flags = u32_at(reply, FLAGS, "flags")?;
@@ -295,6 +301,8 @@ mod tests {
         let bytes = packet_bytes(&request(Selector::Device(device), FLAG_NOFLUSH, 4096).unwrap());
         assert_eq!(bytes.len(), 4096);
         assert_eq!(parse_info(&bytes).unwrap().device, device);
+        assert_eq!(parse_interface_version(&bytes), Ok([4, 0, 0]));
+        assert!(parse_interface_version(&bytes[..11]).is_err());
         let bytes = packet_bytes(&request(Selector::Name("vg-lv"), 0, 0).unwrap());
         assert_eq!((bytes.len(), &bytes[48..54]), (312, &b"vg-lv\0"[..]));
         let bytes = packet_bytes(&request(Selector::Uuid("LVM-x"), 0, 0).unwrap());

@@ -99,7 +99,7 @@ pub struct Incomplete {
 }
 
 /// Why the bytes of a record cannot be used.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RecordError {
     /// Not the first line of a record.
     #[error("it does not begin as a record does")]

@@ -104,6 +104,12 @@ impl<R: Read + Send + 'static, W: Write + Send + 'static> Client<R, W> {
         &self.agreed
     }
 
+    /// Ends the session before anything was asked for, because of `reason`.
+    pub fn leave(mut self, reason: &str) {
+        // Whoever is not there any more need not hear it.
+        let _ = self.writer.send(&Message::bye(reason));
+    }
+
     /// No ack may be past the end of the volume that is sent, which has `size_bytes`.
     pub fn limit_acks(&mut self, size_bytes: u64) {
         self.acks.limit_to(size_bytes);

@@ -1,0 +1,341 @@
+//! Findings on what lvmsync keeps on this machine: its directory, the records in it, what killed runs left.
+//!
+//! Guarantees: pure; a record that says nothing is a problem, one of a cut write a warning with both ways out,
+//! and one of a destination that is gone a note. Whether a destination is gone is never guessed.
+
+use super::facts::{Partial, Place, Presence, RecordFacts, Records, Undo, Unusable};
+use super::{Check, word};
+use crate::record::admission::refuse_as_source;
+use crate::record::{Record, RecordError};
+use crate::units::count;
+
+const DIRECTORY: &str = "state.directory";
+const RECORD: &str = "state.record";
+const PARTIAL: &str = "state.partial";
+
+/// What the facts mean.
+pub(super) fn findings(facts: &Records, root: bool) -> Vec<Check> {
+    let mut checks = vec![directory(facts, root)];
+    match &facts.records {
+        None => {}
+        Some(Err(reason)) => checks.push(Check::note(
+            RECORD,
+            format!("records not looked at: {reason}"),
+        )),
+        Some(Ok(records)) => {
+            checks.extend(summary(records));
+            let option = state_dir_option(facts);
+            checks.extend(
+                records
+                    .iter()
+                    .filter_map(|record| of_record(record, &option)),
+            );
+        }
+    }
+    checks.extend(facts.partials.iter().filter_map(partial));
+    checks
+}
+
+/// What a command needs to find the same directory.
+fn state_dir_option(facts: &Records) -> String {
+    if facts.named {
+        format!(" --state-dir {}", word(&facts.directory))
+    } else {
+        String::new()
+    }
+}
+
+fn directory(facts: &Records, root: bool) -> Check {
+    let directory = &facts.directory;
+    let another = "Name another directory with --state-dir.";
+    match &facts.place {
+        Place::Writable => Check::ok(DIRECTORY, format!("{directory}: can be written")),
+        Place::CanBeMade => Check::ok(
+            DIRECTORY,
+            format!("{directory}: not there yet; the first run that writes makes it"),
+        ),
+        Place::NotADirectory(path) => Check::problem(
+            DIRECTORY,
+            format!("{directory}: {path} is no directory, so no destination can be written"),
+        )
+        .way_out(format!("mv {0} {0}.old", word(path))),
+        Place::NotWritable(path, reason) => Check::problem(
+            DIRECTORY,
+            format!(
+                "{directory}: records cannot be kept, so no destination can be written: {path}: {reason}"
+            ),
+        )
+        .way_out(if root {
+            another.to_owned()
+        } else {
+            format!("Run lvmsync as root (sudo lvmsync doctor). Or: {another}")
+        }),
+    }
+}
+
+fn summary(records: &[RecordFacts]) -> Option<Check> {
+    let usable = records.iter().filter(|facts| facts.content.is_ok());
+    let unknown = records
+        .iter()
+        .filter(|facts| facts.content.is_ok() && facts.destination == Presence::Unknown);
+    let (usable, unknown) = (usable.count() as u64, unknown.count() as u64);
+    if usable == 0 {
+        return None;
+    }
+    let mut found = format!("{} on record", count(usable, "destination"));
+    if unknown > 0 {
+        found.push_str(&format!(
+            "; whether {unknown} of them are there cannot be told from here"
+        ));
+    }
+    Some(Check::ok(RECORD, found))
+}
+
+fn of_record(facts: &RecordFacts, option: &str) -> Option<Check> {
+    match &facts.content {
+        Err(unusable) => Some(damaged(&facts.file, unusable, option)),
+        Ok(record) => of_usable(facts, record, option),
+    }
+}
+
+fn damaged(file: &str, unusable: &Unusable, option: &str) -> Check {
+    match unusable {
+        Unusable::Unread(reason) => Check::note(RECORD, format!("{file}: not looked at: {reason}")),
+        Unusable::Damaged(error @ RecordError::Version(_), _) => Check::problem(
+            RECORD,
+            format!("{file}: this record cannot be used: {error}"),
+        )
+        .way_out("Install the lvmsync that wrote it, or a newer one."),
+        Unusable::Damaged(error, identity) => {
+            let check = Check::problem(
+                RECORD,
+                format!(
+                    "{file}: this record is damaged, and its destination is refused until it is forgotten: {error}"
+                ),
+            );
+            check.way_out(match identity {
+                Some(identity) => format!("lvmsync state forget {}{option}", word(identity)),
+                None => format!("rm {}", word(file)),
+            })
+        }
+    }
+}
+
+fn of_usable(facts: &RecordFacts, record: &Record, option: &str) -> Option<Check> {
+    let name = &record.name;
+    let forget = || format!("lvmsync state forget {}{option}", word(&record.identity));
+    match facts.destination {
+        Presence::Gone => {
+            let found = format!("{name}: on record, and gone");
+            return Some(Check::note(RECORD, found).way_out(forget()));
+        }
+        Presence::Replaced => {
+            let found = format!("{name}: on record, and gone; something else has that name now");
+            return Some(Check::note(RECORD, found).way_out(forget()));
+        }
+        Presence::Here | Presence::Unknown => {}
+    }
+    let refusal = refuse_as_source(record, name)?;
+    if facts.busy {
+        let found = format!("{name}: a write to it is under way");
+        return Some(Check::note(RECORD, found));
+    }
+    let mut found = format!("{name}: {}", refusal.reason);
+    let undo = record.incomplete.as_ref()?.undo.as_deref();
+    let finish = "Finish it: run the command that was cut again. Or";
+    let way_out = match (undo, facts.undo) {
+        (Some(undo), Some(Undo::Gone)) => {
+            found.push_str(&format!(
+                "; its undo is gone: neither {undo} nor {undo}.partial is there"
+            ));
+            format!("{finish} send a full copy: lvmsync send NEW {}", word(name))
+        }
+        (Some(undo), _) => {
+            format!(
+                "{finish} take it back: lvmsync apply {} {}{option}",
+                word(undo),
+                word(name)
+            )
+        }
+        (None, _) => {
+            found.push_str("; it kept no undo");
+            format!("{finish} send a full copy: lvmsync send NEW {}", word(name))
+        }
+    };
+    Some(Check::warning(RECORD, found).way_out(way_out))
+}
+
+fn partial(partial: &Partial) -> Option<Check> {
+    if partial.busy {
+        return None;
+    }
+    let found = format!(
+        "{}: left by a run that was killed while it wrote a record; harmless, the next one takes it over",
+        partial.path
+    );
+    Some(Check::note(PARTIAL, found).way_out(format!("rm {}", word(&partial.path))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Status;
+    use super::*;
+    use crate::record::Incomplete;
+
+    fn record(incomplete: Option<Option<&str>>) -> RecordFacts {
+        let cut = |undo: Option<&str>| Incomplete {
+            undo: undo.map(str::to_owned),
+            ..Incomplete::default()
+        };
+        RecordFacts {
+            file: "/s/destinations/x.state".into(),
+            content: Ok(Record {
+                identity: "lvm:abc".into(),
+                name: "vg/copy".into(),
+                incomplete: incomplete.map(cut),
+                ..Record::default()
+            }),
+            destination: Presence::Here,
+            busy: false,
+            undo: None,
+        }
+    }
+
+    fn facts(records: Vec<RecordFacts>) -> Records {
+        Records {
+            directory: "/s".into(),
+            records: Some(Ok(records)),
+            ..Records::default()
+        }
+    }
+
+    /// The findings on one record.
+    fn found(record: RecordFacts) -> Vec<Check> {
+        let all = findings(&facts(vec![record]), true);
+        let bad = |check: &Check| check.id == RECORD && check.status != Status::Ok;
+        all.into_iter().filter(bad).collect()
+    }
+
+    #[test]
+    fn a_place_for_records_is_needed() {
+        let with = |place| {
+            let facts = Records {
+                directory: "/s".into(),
+                place,
+                ..Records::default()
+            };
+            findings(&facts, false).remove(0)
+        };
+        assert_eq!(with(Place::Writable).status, Status::Ok);
+        assert_eq!(with(Place::CanBeMade).status, Status::Ok);
+        let file = with(Place::NotADirectory("/s".into()));
+        assert_eq!(file.way_out.as_deref(), Some("mv /s /s.old"));
+        let closed = with(Place::NotWritable("/".into(), "Permission denied".into()));
+        assert_eq!(closed.status, Status::Problem);
+        assert!(closed.found.contains("/: Permission denied"), "{closed:?}");
+        assert!(closed.way_out.unwrap().contains("--state-dir"));
+    }
+
+    #[test]
+    fn complete_records_of_what_is_here_are_only_counted() {
+        let checks = findings(&facts(vec![record(None), record(None)]), true);
+        assert_eq!(checks.len(), 2);
+        assert_eq!(checks[1].found, "2 destinations on record");
+        let mut unknown = record(None);
+        unknown.destination = Presence::Unknown;
+        let checks = findings(&facts(vec![unknown]), true);
+        assert!(checks[1].found.contains("cannot be told"), "{checks:?}");
+    }
+
+    #[test]
+    fn an_incomplete_destination_has_two_ways_out() {
+        let mut cut = record(Some(Some("/u/back")));
+        cut.undo = Some(Undo::Partial);
+        let check = found(cut.clone()).remove(0);
+        assert_eq!(check.status, Status::Warning);
+        assert!(check.found.contains("vg/copy: on record as incomplete"));
+        let way_out = check.way_out.unwrap();
+        assert!(way_out.contains("run the command that was cut again"));
+        assert!(
+            way_out.ends_with("lvmsync apply /u/back vg/copy"),
+            "{way_out}"
+        );
+
+        cut.undo = Some(Undo::Gone);
+        let check = found(cut.clone()).remove(0);
+        assert!(check.found.contains("its undo is gone"), "{check:?}");
+        assert!(check.way_out.unwrap().ends_with("send NEW vg/copy"));
+
+        let check = found(record(Some(None))).remove(0);
+        assert!(check.found.contains("kept no undo"), "{check:?}");
+
+        cut.busy = true;
+        let check = found(cut).remove(0);
+        assert!(check.status == Status::Note && check.found.contains("under way"));
+    }
+
+    #[test]
+    fn records_of_what_is_gone_are_notes() {
+        for presence in [Presence::Gone, Presence::Replaced] {
+            // Cut or not: nothing is left to be mended.
+            let mut gone = record(Some(None));
+            gone.destination = presence;
+            let check = found(gone).remove(0);
+            assert_eq!(check.status, Status::Note);
+            assert_eq!(
+                check.way_out.as_deref(),
+                Some("lvmsync state forget lvm:abc")
+            );
+        }
+    }
+
+    #[test]
+    fn damaged_records_are_problems_that_can_be_forgotten() {
+        let damaged = |error, identity: Option<&str>| RecordFacts {
+            content: Err(Unusable::Damaged(error, identity.map(str::to_owned))),
+            ..record(None)
+        };
+        let check = found(damaged(RecordError::NotARecord, Some("file:7:1.2"))).remove(0);
+        assert_eq!(check.status, Status::Problem);
+        assert_eq!(
+            check.way_out.as_deref(),
+            Some("lvmsync state forget file:7:1.2")
+        );
+        let check = found(damaged(RecordError::NotARecord, None)).remove(0);
+        assert_eq!(check.way_out.as_deref(), Some("rm /s/destinations/x.state"));
+        let check = found(damaged(RecordError::Version(2), None)).remove(0);
+        assert!(check.way_out.unwrap().contains("newer"));
+        let named = Records {
+            named: true,
+            directory: "/my state".into(),
+            ..facts(vec![damaged(RecordError::NotARecord, Some("x"))])
+        };
+        let check = findings(&named, true).pop().unwrap();
+        assert!(
+            check
+                .way_out
+                .unwrap()
+                .ends_with("forget x --state-dir '/my state'")
+        );
+        let unread = RecordFacts {
+            content: Err(Unusable::Unread("Permission denied".into())),
+            ..record(None)
+        };
+        assert_eq!(found(unread)[0].status, Status::Note);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_told_and_what_is_being_written_is_not() {
+        let left = |busy| Records {
+            partials: vec![Partial {
+                path: "/s/destinations/x.state.partial".into(),
+                busy,
+            }],
+            ..facts(vec![])
+        };
+        let checks = findings(&left(false), true);
+        let check = checks.last().unwrap();
+        assert_eq!((check.id, check.status), (PARTIAL, Status::Note));
+        assert_eq!(findings(&left(true), true).len(), 1);
+    }
+}
