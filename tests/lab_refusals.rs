@@ -250,7 +250,7 @@ fn damage_undo_and_warnings() {
                 .ends(6, &["not a whole, sound delta"]);
             tool.run("apply bad vg/copy --check").ends(6, &[]);
             tool.run("inspect bad").ends(6, &[]);
-            tool.reset(&copy, &old);
+            tool.reset(&copy.to_string_lossy(), &old);
         }
         for at in [3, 30, 70, length / 3, length - 40] {
             let mut bad = delta.clone();
