@@ -208,7 +208,7 @@ fn bad_disks_are_reported() {
         assert_same("/dev/vg/copy", &old, "an unreadable place");
         load("0 16384 error");
         tool.run("apply delta /dev/mapper/bad")
-            .ends(1, &["sampled blocks"]);
+            .ends(1, &["cannot read", "/dev/mapper/bad"]);
         tool.run(run)
             .ends(5, &["undo.partial", "the only way back"]);
 
