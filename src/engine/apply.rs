@@ -63,6 +63,9 @@ pub enum Ended {
 /// Hears up to which volume offset everything is durable.
 pub type OnDurable<'a> = &'a mut dyn FnMut(u64, &Applied) -> Result<()>;
 
+/// Hears up to which volume offset the undo is durable.
+pub type OnSaved<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
+
 /// Applies frames to one volume.
 pub struct Applier<'a, W: DurableWrite> {
     target: &'a dyn WriteAt,
@@ -78,7 +81,10 @@ pub struct Applier<'a, W: DurableWrite> {
     touched: bool,
     had_undo: bool,
     cancel: &'a Cancel,
+    /// A sync failed: what the system held for it may be lost, and the next sync would not say so.
+    sync_failed: bool,
     on_durable: OnDurable<'a>,
+    on_saved: Option<OnSaved<'a>>,
 }
 
 impl<'a, W: DurableWrite> Applier<'a, W> {
@@ -103,8 +109,17 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             written_to: 0,
             touched: false,
             cancel,
+            sync_failed: false,
             on_durable,
+            on_saved: None,
         }
+    }
+
+    /// With an undo: `on_saved` is told before anything that it saved is overwritten.
+    #[must_use]
+    pub fn tell_saved(mut self, on_saved: OnSaved<'a>) -> Self {
+        self.on_saved = Some(on_saved);
+        self
     }
 
     /// Syncs only at the end. For a run that nobody resumes: each sync on the way would stop the reading
@@ -166,7 +181,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             Err(error) => error,
         };
         let touched = self.touched;
-        if self.target.sync().is_ok() && touched {
+        if !self.sync_failed && self.target.sync().is_ok() && touched {
             // The error that ended the run is the one to report.
             let _ = (self.on_durable)(self.written_to, &self.applied);
         }
@@ -219,6 +234,9 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         if let Some(undo) = &mut self.undo {
             let extents: Vec<Extent> = held.iter().map(|(extent, _)| *extent).collect();
             undo.save(&self.target, self.name, &extents)?;
+            if let Some(on_saved) = &mut self.on_saved {
+                on_saved(undo.saved_end())?;
+            }
         }
         for (extent, data) in held {
             self.put(extent, data.as_deref())?;
@@ -259,9 +277,9 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
 
     fn sync(&mut self) -> Result<()> {
         self.unsynced_bytes = 0;
-        self.target
-            .sync()
-            .map_err(|error| Error::io(format!("cannot make {} durable", self.name), error))
+        let synced = self.target.sync();
+        self.sync_failed |= synced.is_err();
+        synced.map_err(|error| Error::io(format!("cannot make {} durable", self.name), error))
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Keeper {
     from: String,
     policy: Policy,
     watch: Option<Watch>,
+    /// The destination is a file that was made for this copy, or for one that was cut.
+    is_new_file: bool,
     /// As it was when the run began.
     before: Option<Record>,
     now: Option<Record>,
@@ -47,6 +49,7 @@ impl Keeper {
         };
         Ok(Self {
             watch,
+            is_new_file: false,
             now: before.clone(),
             before,
             file: Some(file),
@@ -64,6 +67,7 @@ impl Keeper {
             from: String::new(),
             policy: Policy::default(),
             watch: None,
+            is_new_file: false,
             before: record.clone(),
             now: record,
         }
@@ -79,6 +83,16 @@ impl Keeper {
         self.before
             .as_ref()
             .is_some_and(|record| record.incomplete.is_some())
+    }
+
+    /// The destination has not got its name yet: what it holds is of no use but to the copy that it was made for.
+    pub fn set_new_file(&mut self) {
+        self.is_new_file = true;
+    }
+
+    /// See [`Self::set_new_file`].
+    pub fn is_new_file(&self) -> bool {
+        self.is_new_file
     }
 
     /// Where a run of `stream` would go on: from the offset of what was cut; at the end if all is there.
@@ -122,8 +136,15 @@ impl Keeper {
         if cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream)) {
             return Ok(());
         }
+        let undoes = |cut: &&Incomplete| {
+            let undone = cut.stream.as_ref().map(StreamId::as_str);
+            undone.is_some() && undone == header.undo_of.as_deref()
+        };
+        let good_from = cut.filter(undoes).map(Incomplete::undo_good_from);
         self.put_incomplete(Incomplete {
             stream: Some(stream.clone()),
+            good_from,
+            saved_offset: undo.is_some().then_some(0),
             undo_of: header.undo_of.clone().map(StreamId::from),
             base: header.base.clone(),
             target: header.target.clone(),
@@ -147,6 +168,7 @@ impl Keeper {
             stream: Some(stream.clone()),
             source: ANONYMOUS.to_owned(),
             from: self.from.clone(),
+            saved_offset: undo.is_some().then_some(0),
             undo,
             old_size_bytes,
             since: now(),
@@ -171,6 +193,20 @@ impl Keeper {
         };
         match &mut record.incomplete {
             Some(cut) if offset > cut.durable_offset => cut.durable_offset = offset,
+            _ => return Ok(()),
+        }
+        self.put(record)
+    }
+
+    /// The undo is durable up to this volume offset. Nothing up to there may be overwritten before this returns.
+    pub fn saved(&mut self, offset: u64) -> Result<()> {
+        let Some(mut record) = self.now.clone() else {
+            return Ok(());
+        };
+        match &mut record.incomplete {
+            Some(cut) if cut.saved_offset.is_some_and(|saved| offset > saved) => {
+                cut.saved_offset = Some(offset);
+            }
             _ => return Ok(()),
         }
         self.put(record)
