@@ -27,10 +27,10 @@ use crate::record::keeper::Keeper;
 use crate::record::store::StateDir;
 use crate::record::witness::Watch;
 use crate::undo_file::{UndoFiles, spool_beside};
+use crate::volume::ReadAt;
 use crate::volume::host::VolumeIdentity;
 use crate::volume::in_use::{holders_of, overlap};
 use crate::volume::open::{Volume, WriteOptions};
-use crate::volume::{ReadAt, WriteAt};
 
 /// How a destination is to be treated.
 #[derive(Clone, Debug, Default)]
@@ -116,7 +116,10 @@ impl Destination {
         // Once more for the file that is open now, whatever stood at the path before.
         refuse_overlap(sources, volume.identity(), name)?;
         let known_as = known_as.unwrap_or_else(|| identity::of_path(&path));
-        let keeper = open_keeper(&known_as, name, &volume, options)?;
+        let mut keeper = open_keeper(&known_as, name, &volume, options)?;
+        if made.is_some() {
+            keeper.set_new_file();
+        }
         Ok(Self {
             undo: UndoFiles::new(
                 options.undo.as_deref(),
@@ -264,12 +267,6 @@ impl Destination {
             is_file: self.is_file,
         };
         let options = self.receive_options(cancel, monitor);
-        if self.made.is_some() && !self.keeper.was_incomplete() {
-            // What a run has left that nobody knows of any more.
-            self.volume
-                .set_size(0)
-                .map_err(|error| Error::io(format!("cannot empty {}", self.name), error))?;
-        }
         let result = work(&target, &self.undo, &options, &mut self.keeper);
         match (&result, self.made.take()) {
             (Ok(_), Some(name)) => self.give_name(&name)?,

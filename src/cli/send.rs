@@ -468,6 +468,7 @@ impl Job<'_> {
         keeper: &mut Keeper,
     ) -> Result<Applied> {
         let mut nothing = |_: u64, _: &Applied| Ok(());
+        let mut saved = |end: u64| keeper.saved(end);
         let mut applier = Applier::new(
             target.volume,
             target.name,
@@ -475,6 +476,7 @@ impl Job<'_> {
             self.cancel,
             &mut nothing,
         )
+        .tell_saved(&mut saved)
         .sync_once();
         // Frames stay in memory: to compress them would be work for nothing.
         let options = PumpOptions {

@@ -55,6 +55,16 @@ impl<W: Write> DeltaWriter<W> {
         Ok(writer)
     }
 
+    /// Says that there are no samples. To be called before the first frame, and only once.
+    pub fn no_samples(&mut self) -> io::Result<()> {
+        self.control(RecordType::Samples, &Samples::default().encode())
+    }
+
+    /// Volume offset of the end of the last frame.
+    pub fn frames_end(&self) -> u64 {
+        self.frames_end
+    }
+
     /// Goes on behind `part`, which `out` stands at the end of and `hasher` has seen every byte of.
     pub fn resume(out: W, part: SoundPart, hasher: blake3::Hasher) -> Self {
         Self {

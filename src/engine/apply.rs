@@ -66,6 +66,9 @@ pub enum Ended {
 /// Hears up to which volume offset everything is durable.
 pub type OnDurable<'a> = &'a mut dyn FnMut(u64, &Applied) -> Result<()>;
 
+/// Hears up to which volume offset the undo is durable.
+pub type OnSaved<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
+
 /// Applies frames to one volume.
 pub struct Applier<'a, W: DurableWrite> {
     target: &'a dyn WriteAt,
@@ -86,6 +89,7 @@ pub struct Applier<'a, W: DurableWrite> {
     had_undo: bool,
     cancel: &'a Cancel,
     on_durable: OnDurable<'a>,
+    on_saved: Option<OnSaved<'a>>,
 }
 
 impl<'a, W: DurableWrite> Applier<'a, W> {
@@ -113,7 +117,15 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             sync_failed: false,
             cancel,
             on_durable,
+            on_saved: None,
         }
+    }
+
+    /// With an undo: `on_saved` is told before anything that it saved is overwritten.
+    #[must_use]
+    pub fn tell_saved(mut self, on_saved: OnSaved<'a>) -> Self {
+        self.on_saved = Some(on_saved);
+        self
     }
 
     /// Syncs only at the end. For a run that nobody resumes: each sync on the way would stop the reading
@@ -229,6 +241,9 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         if let Some(undo) = &mut self.undo {
             let extents: Vec<Extent> = held.iter().map(|(extent, _)| *extent).collect();
             undo.save(&self.target, self.name, &extents)?;
+            if let Some(on_saved) = &mut self.on_saved {
+                on_saved(undo.saved_end())?;
+            }
         }
         for (extent, data) in held {
             self.put(extent, data.as_deref())?;

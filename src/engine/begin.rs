@@ -82,7 +82,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
             "{}: goes on at byte {offset}, where it was cut",
             target.name
         )),
-        Admission::Fresh { remark: None } | Admission::UndoUnfinished { .. } => {}
+        Admission::Fresh { remark: None } | Admission::UndoUnfinished => {}
     }
     let offset = match &admission {
         Admission::Resume { offset } => *offset,
@@ -106,6 +106,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         .and_then(|record| record.incomplete.as_ref())
     {
         Some(cut) if matches!(admission, Admission::Resume { .. }) => cut.old_size_bytes,
+        _ if keeper.is_new_file() => 0,
         _ => target.volume.size_bytes(),
     };
     let resumes = matches!(admission, Admission::Resume { .. });
@@ -114,24 +115,18 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     } else {
         open_undo(beginning, keeper, &stream, resumes, old_size_bytes)?
     };
-    let good_from = match admission {
-        Admission::UndoUnfinished { durable_offset } => {
-            Some(durable_offset.min(header.volume_size))
-        }
-        // That which was cut may itself have been such a run.
-        Admission::Resume { .. } => keeper
-            .record()
-            .and_then(|record| record.incomplete.as_ref()?.good_from),
-        _ => None,
-    };
     let kept = Kept {
         undo: undo_name,
-        good_from,
         old_size_bytes,
     };
-    let begun = keeper
-        .begin(header, &stream, kept)
-        .and_then(|()| grow(header, target));
+    let begun = keeper.begin(header, &stream, kept).and_then(|()| {
+        // What a copy that is not this one has left there.
+        if keeper.is_new_file() && !resumes && target.volume.size_bytes() > 0 {
+            let emptied = target.volume.set_size(0);
+            emptied.map_err(|error| Error::io(format!("cannot empty {}", target.name), error))?;
+        }
+        grow(header, target)
+    });
     if let Err(error) = begun {
         if !resumes {
             if let Some(undo) = undo {
@@ -145,7 +140,10 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         offset,
         undo,
         old_size_bytes,
-        good_from,
+        good_from: keeper
+            .record()
+            .and_then(|record| record.incomplete.as_ref()?.good_from)
+            .map(|good_from| good_from.min(header.volume_size)),
         result: header.target.clone().filter(|_| matched && !forced),
     })))
 }
@@ -186,10 +184,10 @@ fn open_undo<'u>(
         options,
     } = *beginning;
     let record = keeper.record();
-    let kept = record
+    let cut = record
         .and_then(|record| record.incomplete.as_ref())
-        .filter(|_| resumes)
-        .map(|cut| cut.undo.clone());
+        .filter(|_| resumes);
+    let kept = cut.map(|cut| cut.undo.clone());
     let name = match (kept, place.asked()) {
         // Not a resumed run.
         (None, None) | (Some(None), None) => return Ok((None, None)),
@@ -213,13 +211,25 @@ fn open_undo<'u>(
         }
     };
     let undoes = keeper.undoes(stream);
-    if resumes {
+    if let Some(cut) = cut {
         match place.find(&name, &undoes)? {
+            FoundUndo::Part(part)
+                if cut
+                    .saved_offset
+                    .is_some_and(|saved| part.part.frames_end < saved) =>
+            {
+                return Err(damaged_undo(target, &name));
+            }
             FoundUndo::Part(part) => {
                 let undo = UndoRecorder::resume(*part, &name, options.undo_compression)?;
                 return Ok((Some(undo), Some(name)));
             }
             FoundUndo::Whole => return Ok((None, Some(name))),
+            // Nothing was overwritten yet: a new one leads back as well.
+            FoundUndo::Gone | FoundUndo::Empty if cut.saved_offset == Some(0) => {}
+            FoundUndo::Empty if cut.undo_good_from() > 0 => {
+                return Err(damaged_undo(target, &name));
+            }
             FoundUndo::Gone => {
                 options.monitor.warn(&format!(
                     "{name}: this undo of the run that was cut is gone"
@@ -236,6 +246,16 @@ fn open_undo<'u>(
     let new_size_bytes = size_while_written(header, target);
     let header = undo_header(header, &undoes, old_size_bytes, new_size_bytes);
     let samples = samples.below(header.volume_size);
+    // Durable: from the moment in which the destination is on record as incomplete, the undo can be applied.
     let undo = UndoRecorder::new(out, &name, &header, &samples, options.undo_compression)?;
     Ok((Some(undo), Some(name)))
+}
+
+fn damaged_undo(target: &Target<'_>, name: &str) -> Error {
+    let reason = format!(
+        "the undo {name} of the run that was cut is damaged: what that run has overwritten is not in it any more"
+    );
+    let way_out =
+        format!("To finish without a way back, remove {name}.partial and run the same again.");
+    Error::refused(target.name, reason, way_out)
 }

@@ -3,6 +3,7 @@
 //! Guarantees: the destination's size and the sampled blocks are checked before the first write; nothing is
 //! called done before trailer, counts and digest were seen to match and everything was synced.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{BufReader, Read};
 
@@ -136,14 +137,25 @@ impl<'a> Receiving<'a> {
                     what: what.to_owned(),
                     source,
                 };
-                while reader.next_frame().map_err(damaged)?.is_some() {
+                let mut took_back = false;
+                loop {
                     options.cancel.check()?;
+                    match reader.next_frame() {
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                        // It was cut with its run, and has done its work.
+                        Err(_) if header.source == Source::Undo => {
+                            took_back = true;
+                            break;
+                        }
+                        Err(source) => return Err(damaged(source)),
+                    }
                 }
                 return Ok(Received {
                     applied: Applied::default(),
                     delta_bytes: reader.position(),
                     header: Some(header),
-                    took_back: false,
+                    took_back,
                 });
             }
         };
@@ -159,17 +171,20 @@ impl<'a> Receiving<'a> {
             good_from,
             result,
         } = ready;
+        let kept = RefCell::new(&mut *keeper);
         let mut durable = |end: u64, applied: &Applied| {
-            keeper.durable(end)?;
+            kept.borrow_mut().durable(end)?;
             on_durable(end, applied)
         };
+        let mut saved = |end: u64| kept.borrow_mut().saved(end);
         let mut applier = Applier::new(
             target.volume,
             target.name,
             undo,
             options.cancel,
             &mut durable,
-        );
+        )
+        .tell_saved(&mut saved);
         let frames = Frames {
             what,
             offset,
@@ -260,13 +275,15 @@ impl<'a> Receiving<'a> {
             recorder.discard();
             return Err(error);
         }
+        let mut saved = |end: u64| keeper.saved(end);
         let mut applier = Applier::new(
             target.volume,
             target.name,
             Some(recorder),
             options.cancel,
             on_durable,
-        );
+        )
+        .tell_saved(&mut saved);
         let result = ordered.for_each(|extent, data| {
             options.monitor.advance(extent.length());
             applier.write(extent, data)
@@ -454,8 +471,15 @@ impl Conclusion<'_> {
         }
         let grew = target.is_file && target.volume.size_bytes() > self.old_size_bytes;
         if grew && !keeper.was_incomplete() {
-            // It was made longer for what then did not come.
-            let _ = target.volume.set_size(self.old_size_bytes);
+            // It was made longer for what then did not come. As long as that is not undone, durably, it is not
+            // what it was.
+            let undone = target
+                .volume
+                .set_size(self.old_size_bytes)
+                .and_then(|()| target.volume.sync());
+            if undone.is_err() {
+                return Err(error);
+            }
         }
         keeper.put_back()?;
         Err(error)

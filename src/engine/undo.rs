@@ -209,6 +209,10 @@ impl<W: DurableWrite> UndoRecorder<W> {
     ) -> Result<Self> {
         let failed = |error| Error::io(format!("cannot write the undo file {name}"), error);
         let mut writer = DeltaWriter::new(out, header, samples).map_err(failed)?;
+        if samples.is_empty() {
+            // A reader looks for samples: without them an undo that saves nothing yet could not be read.
+            writer.no_samples().map_err(failed)?;
+        }
         let synced = writer.flush().and_then(|()| writer.get_mut().sync());
         if let Err(error) = synced {
             writer.get_mut().discard();
@@ -247,10 +251,20 @@ impl<W: DurableWrite> UndoRecorder<W> {
                 position = piece.end();
             }
         }
+        self.make_durable()
+    }
+
+    /// Returns when all that was saved so far is durable.
+    pub fn make_durable(&mut self) -> Result<()> {
         self.writer
             .flush()
             .and_then(|()| self.writer.get_mut().sync())
             .map_err(|e| self.failed(e))
+    }
+
+    /// Volume offset of the end of what was saved last.
+    pub fn saved_end(&self) -> u64 {
+        self.writer.frames_end()
     }
 
     fn save_piece(&mut self, target: &dyn ReadAt, name: &str, piece: Extent) -> Result<()> {

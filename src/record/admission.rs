@@ -22,10 +22,7 @@ pub enum Admission {
         offset: u64,
     },
     /// Takes back a write that was cut: an undo that was cut with it is as good as a whole one.
-    UndoUnfinished {
-        /// The undo must have saved at least up to here.
-        durable_offset: u64,
-    },
+    UndoUnfinished,
     /// Applied against the record, as asked: the result has no name.
     Forced {
         /// For the user.
@@ -81,7 +78,8 @@ pub fn admit(
     if record.incomplete.is_some() {
         return to_incomplete(record, header, stream, name, policy);
     }
-    if header.is_full_copy() {
+    let is_there = record.stream.as_ref() == Some(stream) && policy.touched == Touched::No;
+    if header.is_full_copy() && (policy.force || !is_there) {
         return Ok(Admission::Fresh { remark: None });
     }
     if policy.touched == Touched::Yes {
@@ -179,8 +177,7 @@ fn to_incomplete(
     }
     let undoes = |cut: &StreamId| header.undo_of.as_deref() == Some(cut.as_str());
     if cut.stream.as_ref().is_some_and(undoes) {
-        let durable_offset = cut.durable_offset;
-        return Ok(Admission::UndoUnfinished { durable_offset });
+        return Ok(Admission::UndoUnfinished);
     }
     if header.is_full_copy() {
         return Ok(Admission::Fresh {
@@ -394,12 +391,7 @@ mod tests {
         let mut undo = delta("s2", "s1");
         undo.0.source = Source::Undo;
         undo.0.undo_of = Some("s1-s2".to_owned());
-        assert_eq!(
-            decide(Some(&record), &undo),
-            Ok(Admission::UndoUnfinished {
-                durable_offset: 4096
-            })
-        );
+        assert_eq!(decide(Some(&record), &undo), Ok(Admission::UndoUnfinished));
         undo.0.undo_of = Some("s0-s1".to_owned());
         assert!(decide(Some(&record), &undo).is_err());
 

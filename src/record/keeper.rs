@@ -26,6 +26,8 @@ pub struct Keeper {
     from: String,
     policy: Policy,
     watch: Option<Watch>,
+    /// The destination is a file that was made for this copy, or for one that was cut.
+    is_new_file: bool,
     /// As it was when the run began.
     before: Option<Record>,
     now: Option<Record>,
@@ -56,6 +58,7 @@ impl Keeper {
         let policy = Policy { touched, ..policy };
         Ok(Self {
             watch,
+            is_new_file: false,
             now: before.clone(),
             before,
             file: Some(file),
@@ -73,6 +76,7 @@ impl Keeper {
             from: String::new(),
             policy: Policy::default(),
             watch: None,
+            is_new_file: false,
             before: record.clone(),
             now: record,
         }
@@ -96,6 +100,16 @@ impl Keeper {
         self.before
             .as_ref()
             .is_some_and(|record| record.incomplete.is_some())
+    }
+
+    /// The destination has not got its name yet: what it holds is of no use but to the copy that it was made for.
+    pub fn set_new_file(&mut self) {
+        self.is_new_file = true;
+    }
+
+    /// See [`Self::set_new_file`].
+    pub fn is_new_file(&self) -> bool {
+        self.is_new_file
     }
 
     /// Where a run of `stream` would go on: from the offset of what was cut; at the end if all is there.
@@ -133,8 +147,15 @@ impl Keeper {
         if cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream)) {
             return Ok(());
         }
+        let undoes = |cut: &&Incomplete| {
+            let undone = cut.stream.as_ref().map(StreamId::as_str);
+            undone.is_some() && undone == header.undo_of.as_deref()
+        };
+        let good_from = cut.filter(undoes).map(Incomplete::undo_good_from);
         self.put_incomplete(Incomplete {
             stream: Some(stream.clone()),
+            good_from,
+            saved_offset: kept.undo.is_some().then_some(0),
             undo_of: header.undo_of.clone().map(StreamId::from),
             base: header.base.clone(),
             target: header.target.clone(),
@@ -142,7 +163,6 @@ impl Keeper {
             from: self.from.clone(),
             undo: kept.undo,
             durable_offset: 0,
-            good_from: kept.good_from,
             old_size_bytes: kept.old_size_bytes,
             since: now(),
         })
@@ -159,6 +179,7 @@ impl Keeper {
             stream: Some(stream.clone()),
             source: ANONYMOUS.to_owned(),
             from: self.from.clone(),
+            saved_offset: undo.is_some().then_some(0),
             undo,
             old_size_bytes,
             since: now(),
@@ -183,6 +204,20 @@ impl Keeper {
         };
         match &mut record.incomplete {
             Some(cut) if offset > cut.durable_offset => cut.durable_offset = offset,
+            _ => return Ok(()),
+        }
+        self.put(record)
+    }
+
+    /// The undo is durable up to this volume offset. Nothing up to there may be overwritten before this returns.
+    pub fn saved(&mut self, offset: u64) -> Result<()> {
+        let Some(mut record) = self.now.clone() else {
+            return Ok(());
+        };
+        match &mut record.incomplete {
+            Some(cut) if cut.saved_offset.is_some_and(|saved| offset > saved) => {
+                cut.saved_offset = Some(offset);
+            }
             _ => return Ok(()),
         }
         self.put(record)
@@ -256,8 +291,6 @@ impl Keeper {
 pub struct Kept {
     /// The undo that it keeps.
     pub undo: Option<String>,
-    /// It takes back a write that was cut, and its delta is good if it goes up to here.
-    pub good_from: Option<u64>,
     /// Size of the destination before.
     pub old_size_bytes: u64,
 }

@@ -86,9 +86,13 @@ pub struct Incomplete {
     /// Every frame that ends at or before this volume offset is durable.
     #[serde(default)]
     pub durable_offset: u64,
-    /// It takes back a write that was cut, with an undo that was cut with it: that one is good if it saved at least
-    /// up to here.
-    #[serde(default)]
+    /// Volume offset up to which the undo was durable before anything there was overwritten: what it holds beyond
+    /// was not overwritten. `None`: no undo, or a record of an lvmsync that did not keep this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved_offset: Option<u64>,
+    /// If the delta is itself the undo of a run that was cut, and was cut with it: it is whole enough if it goes up
+    /// to here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub good_from: Option<u64>,
     /// Size of the destination before.
     #[serde(default)]
@@ -96,6 +100,13 @@ pub struct Incomplete {
     /// When it began: seconds since 1970 UTC.
     #[serde(default)]
     pub since: i64,
+}
+
+impl Incomplete {
+    /// The undo takes everything back if it is sound up to here.
+    pub fn undo_good_from(&self) -> u64 {
+        self.saved_offset.unwrap_or(self.durable_offset)
+    }
 }
 
 /// Why the bytes of a record cannot be used.

@@ -1,7 +1,7 @@
 //! A volume that fails on demand, remembers what was asked of it, and can lose power.
 //!
 //! Guarantees: every operation is recorded in the order in which it was asked for, failed ones too; an
-//! operation that is made to fail does not reach the volume below; after [`FaultyVolume::crash`] only
+//! operation that is made to fail does not reach the volume below; a sync that fails loses what it was for; after [`FaultyVolume::crash`] only
 //! what was synced is there.
 
 use std::io;
@@ -152,6 +152,11 @@ impl<V: WriteAt> FaultyVolume<V> {
         image
     }
 
+    /// Loses what was not synced, as a sync that fails does.
+    pub fn forget_unsynced(&self) {
+        self.lock().unsynced.clear();
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -246,7 +251,11 @@ impl<V: WriteAt> WriteAt for FaultyVolume<V> {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.record(Op::Sync)?;
+        if let Err(error) = self.record(Op::Sync) {
+            // As Linux does it: told once, then forgotten. The next sync does not bring it back.
+            self.forget_unsynced();
+            return Err(error);
+        }
         // Held over the sync, so that a write during it counts as unsynced.
         let mut state = self.lock();
         self.inner.sync()?;
