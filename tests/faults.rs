@@ -267,7 +267,13 @@ fn every_operation_of_the_destination_fails_once() {
                 runs += 1;
                 let error = result.err();
                 let Some(error) = error else {
-                    panic!("{kind:?} {number} failed, and nobody was told");
+                    // Two samples are read at once, and one by one where that fails.
+                    let is_right = volume.inner().bytes() == model.target;
+                    assert!(
+                        kind == OpKind::Read && is_right,
+                        "{kind:?} {number} failed, and nobody was told"
+                    );
+                    continue;
                 };
                 assert_eq!(error.exit_code(), ExitCode::Failed, "{}", error.chain());
                 for power_cut in [false, true] {

@@ -290,7 +290,8 @@ impl UndoPlace for MemoryUndo {
         let Ok(part) = SoundPart::of(&inner.bytes[..]) else {
             return Ok(FoundUndo::Empty);
         };
-        assert!(undoes.is(&part.header));
+        let undone = part.header.undo_of.as_deref();
+        assert_eq!(undone, Some(undoes.stream.as_str()));
         if inner.whole {
             return Ok(FoundUndo::Whole);
         }
