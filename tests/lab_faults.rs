@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use lab::Guest;
 use lab_kit::two_rounds::{SIZE, contents, truth};
-use lab_kit::{Random, Run, Tool, assert_same, content, setup, write, wrong_blocks};
+use lab_kit::{Random, Run, Tool, assert_same, content, long, setup, write, wrong_blocks};
 
 /// Sectors of the destination, of the undo's filesystem, of the record's.
 const DEST: u64 = SIZE as u64 / 512;
@@ -149,6 +149,15 @@ fn bench(guest: &Guest) -> Bench<'_> {
     bench
 }
 
+/// Finished or taken back: one of the two, or with full counts both.
+fn ways(finish: bool) -> Vec<bool> {
+    if long() {
+        vec![true, false]
+    } else {
+        vec![finish]
+    }
+}
+
 #[test]
 fn a_failing_disk_costs_neither_the_way_back_nor_the_truth() {
     let setup = setup().disk("128M").time_limit(Duration::from_secs(240));
@@ -160,7 +169,7 @@ fn a_failing_disk_costs_neither_the_way_back_nor_the_truth() {
             let tool = &bench.tool;
 
             // The destination fails in the second round, once finished and once taken back.
-            for finish in [true, false] {
+            for finish in ways(true) {
                 bench.bad("dest", DEST, DEST * 9 / 10, DEST * 9 / 10 + 64);
                 tool.run(APPLY)
                     .ends(1, &["cannot write", "Input/output error", "partly written"]);
@@ -172,7 +181,7 @@ fn a_failing_disk_costs_neither_the_way_back_nor_the_truth() {
             }
 
             // No room for what the second round saves.
-            for finish in [true, false] {
+            for finish in ways(false) {
                 guest.sh(
                     "fallocate -l $(( $(stat -f -c %a kept) * 4096 - 17800 * 1024 )) kept/filler",
                 );
@@ -223,7 +232,10 @@ fn a_failing_disk_costs_neither_the_way_back_nor_the_truth() {
             tool.run(APPLY).ends(1, &["state"]);
             assert_same("/dev/mapper/dest", &bench.old, "no record");
             bench.well("state", STATE);
-            guest.sh("umount state; mkfs.ext4 -q -b 1024 -O ^has_journal /dev/mapper/state; mount /dev/mapper/state state");
+            guest.sh(
+                "umount state; mkfs.ext4 -q -b 1024 -O ^has_journal /dev/mapper/state
+                 mount /dev/mapper/state state",
+            );
             tool.run(APPLY).ok();
             bench.recovers(false, "after all");
         },

@@ -67,10 +67,11 @@ fn all_cuts(guest: &Guest) {
     let (old, new, delta) = contents();
     fs::write(tool.path(DELTA), delta).unwrap();
     guest.sh(
-        r##"sed -i 's#hints="none"#hints="none" global_filter=["a|^/dev/mapper/logged$|", "a|^/dev/mapper/cut$|", "r|.*|"]#' /etc/lvm/lvm.conf
+        r##"seen='"a|^/dev/mapper/logged$|", "a|^/dev/mapper/cut$|", "r|.*|"'
+        sed -i "s#hints=\"none\"#hints=\"none\" global_filter=[$seen]#" /etc/lvm/lvm.conf
         modprobe dm-log-writes
         dmsetup create logged --table "0 131072 linear /dev/ubdb 0"
-        vgcreate -qq --yes vg /dev/mapper/logged
+        vgcreate -qq --yes -s 2M vg /dev/mapper/logged
         lvcreate -qq -y -Wn -Zn -L 22M -n copy vg 2>&1
         lvcreate -qq -y -Wn -Zn -L 32M -n keep vg 2>&1
         mkfs.ext4 -q -b 4096 -J size=4 -E lazy_itable_init=0,lazy_journal_init=0 /dev/vg/keep"##,
