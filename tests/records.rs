@@ -381,6 +381,44 @@ fn an_incomplete_destination_is_finished_or_taken_back_and_used_for_nothing_else
 }
 
 #[test]
+fn the_undo_on_record_is_meant_and_not_an_older_one_of_that_name() {
+    let dir = Dir::with(10_000);
+    let undo = dir.path("back");
+    fs::write(&undo, noise(5000, "the undo of an older run")).unwrap();
+    cut(&dir, &format!("--undo {} --overwrite", undo.display()));
+    assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == dir.read("base.img"));
+}
+
+/// The undo of a run that was cut has no end. Cut while it is applied, it still has none, and is good all the same.
+#[test]
+fn an_undo_without_its_end_that_was_cut_once_more_goes_on() {
+    let dir = Dir::with(10_000);
+    cut(&dir, &format!("--undo {}", dir.path("back").display()));
+    let partial = dir.path("back.partial");
+    let whole = dir.read("back.partial");
+    let torn = [&whole[..whole.len() - 20], &[0x5a; 3000]].concat();
+    fs::write(&partial, &torn).unwrap();
+    let mut child = dir
+        .command("apply back copy.img")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    while dir.state("copy.img")["incomplete"]["undo_of"].is_null()
+        && child.try_wait().unwrap().is_none()
+    {}
+    child.kill().unwrap();
+    child.wait().unwrap();
+    if dir.state("copy.img")["status"] == "complete" {
+        return; // it was too fast
+    }
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == dir.read("base.img"));
+    assert_eq!(dir.state("copy.img")["status"], "complete");
+}
+
+#[test]
 fn the_same_command_goes_on_where_it_was_cut() {
     let dir = Dir::with(10_000);
     let undo = format!("--undo {}", dir.path("back").display());

@@ -20,7 +20,7 @@ use crate::engine::receive::Received;
 use crate::error::{Error, ExitCode, Result};
 use crate::monitor::Monitor;
 use crate::partial_file::{PARTIAL_SUFFIX, partial_name};
-use crate::record::keeper::Resume;
+use crate::record::keeper::{Keeper, Resume};
 use crate::record::store::StateDir;
 use crate::volume::VolumeIdentity;
 
@@ -168,6 +168,8 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
         ..options
     };
     let mut target = open_destination(destination, &deltas, &options, args.check)?;
+    let on_record = |delta| as_on_record(delta, target.keeper());
+    let deltas: Vec<String> = deltas.into_iter().map(on_record).collect();
     let begun = if args.check {
         0
     } else {
@@ -217,6 +219,23 @@ fn as_it_is_called(delta: &str) -> String {
         return partial.to_string_lossy().into_owned();
     }
     delta.to_owned()
+}
+
+/// The undo that the record of an incomplete destination names has not got its name either, whatever older one has it
+/// still.
+fn as_on_record(delta: String, keeper: &Keeper) -> String {
+    let cut = keeper
+        .record()
+        .and_then(|record| record.incomplete.as_ref());
+    let Some(undo) = cut.and_then(|cut| cut.undo.as_deref()) else {
+        return delta;
+    };
+    let partial = partial_name(Path::new(&delta));
+    let is_meant = std::path::absolute(&delta).is_ok_and(|path| path == Path::new(undo));
+    if is_meant && partial.is_file() {
+        return partial.to_string_lossy().into_owned();
+    }
+    delta
 }
 
 /// An undo that has taken back the run that was cut with it is of no use to anybody, and would stand in the way of
@@ -379,8 +398,9 @@ pub(super) fn apply_one(
 ) -> Result<Received> {
     let delta = &as_it_is_called(delta);
     let mut target = Destination::open(destination, &identities(&[delta.to_owned()]), options)?;
-    let input = open_input(delta, cancel)?;
-    target.receive(input, &shown_name(delta), cancel, monitor, &mut |_, _| {
+    let delta = as_on_record(delta.to_owned(), target.keeper());
+    let input = open_input(&delta, cancel)?;
+    target.receive(input, &shown_name(&delta), cancel, monitor, &mut |_, _| {
         Ok(())
     })
 }

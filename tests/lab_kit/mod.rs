@@ -7,6 +7,8 @@
     reason = "tests: what does not hold fails the test, and each test file uses its part of this"
 )]
 
+pub(crate) mod two_rounds;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
