@@ -124,7 +124,10 @@ fn case(
             signal: kind.signal,
             after: moment(random),
         });
-        let (before, arrived) = (known, case.arrived());
+        let before = known;
+        let resumes = kind.way.over_ssh() && goal != Goal::TakeBack && !strikes;
+        let resumes = resumes && matches!(before, Known::ToTarget(_));
+        let arrived = if resumes { case.arrived() } else { 0 };
         let ended = case.run(goal, blow);
         blows += 1;
         known = case.check();
@@ -147,8 +150,7 @@ fn case(
             );
             tally.by_itself += u32::from(ended.said.contains("trying again") && is_there);
         }
-        let resumed = kind.way.over_ssh() && goal != Goal::TakeBack && !strikes;
-        if let (Known::ToTarget(durable), Some(0), true) = (before, ended.code, resumed) {
+        if let (Known::ToTarget(durable), Some(0), true) = (before, ended.code, resumes) {
             let full = kind.way == Way::FirstCopy;
             let sent = ended.result["bytes_sent"].as_u64().unwrap();
             let left = |from| usual.bytes_sent - bench.data_before(from, full);
@@ -277,10 +279,11 @@ impl Tally {
     }
 }
 
-fn cases(sample: u32) -> u32 {
+/// Cases of each kind, in the sample and in a long run.
+fn cases(sample: u32, in_long: u32) -> u32 {
     let asked = std::env::var("LVMSYNC_KILL_CASES").ok();
     let asked = asked.and_then(|number| number.parse().ok());
-    asked.unwrap_or(if long() { 200 } else { sample })
+    asked.unwrap_or(if long() { in_long } else { sample })
 }
 
 /// A volume that is sent between two syncs, and one that takes several.
@@ -315,7 +318,7 @@ fn killed_increments_over_ssh() {
         victim,
         signal,
     });
-    matrix(&benches, &kinds, cases(8), 2);
+    matrix(&benches, &kinds, cases(8, 200), 2);
 }
 
 #[test]
@@ -334,7 +337,7 @@ fn killed_first_copies_over_ssh() {
         victim,
         signal,
     });
-    matrix(&benches, &kinds, cases(2), 1);
+    matrix(&benches, &kinds, cases(2, 50), 1);
 }
 
 #[test]
@@ -362,5 +365,5 @@ fn killed_runs_on_this_machine() {
         (Way::Local, Signal::KILL),
         (Way::Local, Signal::TERM),
     ];
-    matrix(&benches, &kinds.map(kind), cases(4), 1);
+    matrix(&benches, &kinds.map(kind), cases(4, 50), 1);
 }
