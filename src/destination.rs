@@ -14,8 +14,7 @@ use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
-use crate::engine::apply::OnDurable;
-use crate::engine::receive::{Received, Receiving, rehearse};
+use crate::engine::receive::{OnDurable, Received, Receiving, rehearse};
 use crate::engine::spool::spool;
 use crate::engine::target::{ReceiveOptions, Target, check};
 use crate::error::{Error, Result};
@@ -98,6 +97,15 @@ impl Destination {
                 (partial_name(&made), Some(made), None)
             }
         };
+        if made.is_some() && path.is_symlink() {
+            let way_out = "Remove the link.";
+            let shown = path.display().to_string();
+            return Err(Error::refused(
+                shown,
+                "a link stands where the copy is to be made",
+                way_out,
+            ));
+        }
         if let Ok(identity) = VolumeIdentity::of_path(&path) {
             refuse_overlap(sources, identity, name)?;
             refuse_held(identity, name, options)?;
@@ -118,13 +126,20 @@ impl Destination {
         let known_as = known_as.unwrap_or_else(|| identity::of_path(&path));
         let mut keeper = open_keeper(&known_as, name, &volume, options)?;
         if made.is_some() {
+            if volume.size_bytes() > 0 && keeper.record().is_none() {
+                return Err(Error::refused(
+                    path.display().to_string(),
+                    "this file is in the way, and nothing is on record of it",
+                    "If it is not needed any more, remove it.",
+                ));
+            }
             keeper.set_new_file();
         }
         Ok(Self {
             undo: UndoFiles::new(
                 options.undo.as_deref(),
                 options.overwrite,
-                volume.identity(),
+                [sources, &[volume.identity()]].concat(),
             )?,
             is_file: matches!(volume.identity(), VolumeIdentity::File { .. }),
             volume,

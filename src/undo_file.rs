@@ -22,13 +22,17 @@ use crate::volume::VolumeIdentity;
 pub struct UndoFiles {
     asked: Option<String>,
     overwrite: bool,
-    /// What may not become an undo: the destination.
-    volume: VolumeIdentity,
+    /// What may not become an undo: the destination, and what is read.
+    volumes: Vec<VolumeIdentity>,
 }
 
 impl UndoFiles {
-    /// For a run that writes to `volume`; `asked` is the undo that was asked for.
-    pub fn new(asked: Option<&Path>, overwrite: bool, volume: VolumeIdentity) -> Result<Self> {
+    /// For a run that reads and writes `volumes`; `asked` is the undo that was asked for.
+    pub fn new(
+        asked: Option<&Path>,
+        overwrite: bool,
+        volumes: Vec<VolumeIdentity>,
+    ) -> Result<Self> {
         let absolute = |path: &Path| {
             let path = std::path::absolute(path);
             path.map(|path| path.to_string_lossy().into_owned())
@@ -41,7 +45,7 @@ impl UndoFiles {
         Ok(Self {
             asked,
             overwrite,
-            volume,
+            volumes,
         })
     }
 }
@@ -53,9 +57,9 @@ impl UndoPlace for UndoFiles {
 
     fn create(&self, name: &str, of_no_use: Option<&Undoes>) -> Result<Box<dyn DurableWrite + '_>> {
         let path = Path::new(name);
-        if VolumeIdentity::of_path(path).is_ok_and(|undo| undo == self.volume) {
+        if VolumeIdentity::of_path(path).is_ok_and(|undo| self.volumes.contains(&undo)) {
             return Err(Error::Usage(format!(
-                "{name}: the undo cannot be the destination itself"
+                "{name}: the undo cannot be the destination itself, nor what is read"
             )));
         }
         Ok(Box::new(UndoFile::create(path, self.overwrite, of_no_use)?))

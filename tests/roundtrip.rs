@@ -32,6 +32,7 @@ use lvmsync::error::{ExitCode, Result};
 use lvmsync::extent::{Change, Extent, Kind};
 use lvmsync::monitor::{Monitor, Recording, Silent};
 use lvmsync::record::keeper::Keeper;
+use lvmsync::record::marks::Places;
 use lvmsync::session::client::Client;
 use lvmsync::session::message::{ApplyOptions, Done, OPERATION_APPLY, Open, Ready};
 use lvmsync::session::server::Server;
@@ -398,7 +399,7 @@ proptest! {
         let header = model.header(&changes);
         check(&header, &model.samples(&changes), &target(&volume), &options).unwrap();
         grow(&header, &target(&volume)).unwrap();
-        let mut nothing = |_: u64, _: &Applied| Ok(());
+        let mut nothing = |_: u64, _: &Applied, _: &Places| Ok(());
         let mut applier = Applier::<Vec<u8>>::new(&volume, "destination", None, &cancel, &mut nothing);
         model.pump(&changes, &mut applier, Compression::None).unwrap();
         prop_assert!(matches!(applier.end(Ok(())), Ended::Done(..)));

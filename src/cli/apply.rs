@@ -291,6 +291,8 @@ fn check(
     match &whole.header {
         Some(header) if first => {
             let options = target.receive_options(cancel, terminal);
+            let stream = StreamId::of(header, &whole.samples);
+            target.keeper().admit(header, &stream)?;
             crate::engine::target::check(header, &whole.samples, &target.target(), &options)
                 .map(|_| ())
         }
@@ -301,6 +303,9 @@ fn check(
             Ok(())
         }
         None => {
+            if first {
+                target.keeper().admit_anonymous()?;
+            }
             terminal.warn(&format!(
                 "{name}: a PROTO[3] stream says nothing by which to see that it fits"
             ));

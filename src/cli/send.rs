@@ -27,6 +27,7 @@ use crate::extent::Kind;
 use crate::monitor::{Monitor, Silent};
 use crate::partial_file::PartialFile;
 use crate::record::keeper::Keeper;
+use crate::record::marks::Places;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
 use crate::source::{SendSource, SourceRequest};
 use crate::units::{Bytes, count, parse_size};
@@ -467,7 +468,7 @@ impl Job<'_> {
         ready: Ready<'_>,
         keeper: &mut Keeper,
     ) -> Result<Applied> {
-        let mut nothing = |_: u64, _: &Applied| Ok(());
+        let mut nothing = |_: u64, _: &Applied, _: &Places| Ok(());
         let mut saved = |end: u64| keeper.saved(end);
         let mut applier = Applier::new(
             target.volume,

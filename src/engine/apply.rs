@@ -41,8 +41,6 @@ pub struct Applied {
 pub enum UndoLeft {
     /// None was asked for, or none is needed.
     None,
-    /// One that undoes what was written.
-    Whole,
     /// One without its end: what it saved is durable, but it could not be closed.
     Unfinished,
 }
@@ -63,8 +61,8 @@ pub enum Ended {
     },
 }
 
-/// Hears up to which volume offset everything is durable.
-pub type OnDurable<'a> = &'a mut dyn FnMut(u64, &Applied) -> Result<()>;
+/// Hears up to which volume offset everything is durable, and of some places that were written.
+pub type OnDurable<'a> = &'a mut dyn FnMut(u64, &Applied, &Places) -> Result<()>;
 
 /// Hears up to which volume offset the undo is durable.
 pub type OnSaved<'a> = &'a mut dyn FnMut(u64) -> Result<()>;
@@ -189,7 +187,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         let touched = self.touched;
         if self.target.sync().is_ok() && touched && !self.sync_failed {
             // The error that ended the run is the one to report.
-            let _ = (self.on_durable)(self.written_to, &self.applied);
+            let _ = (self.on_durable)(self.written_to, &self.applied, &self.places);
         }
         let undo = self.undo.take();
         let undo = match undo {
@@ -197,10 +195,11 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
                 undo.discard();
                 UndoLeft::None
             }
-            Some(undo) => match undo.finish_unnamed() {
-                Ok(_) => UndoLeft::Whole,
-                Err(_) => UndoLeft::Unfinished,
-            },
+            Some(undo) => {
+                // What it saved before each overwrite is durable, whatever this says.
+                let _ = undo.leave();
+                UndoLeft::Unfinished
+            }
             // It was there, and could not be closed.
             None if self.had_undo => UndoLeft::Unfinished,
             None => UndoLeft::None,
@@ -278,7 +277,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         self.unsynced_bytes += data.map_or(4096, |data| data.len() as u64);
         if self.unsynced_bytes >= self.sync_every_bytes {
             self.sync()?;
-            (self.on_durable)(extent.end(), &self.applied)?;
+            (self.on_durable)(extent.end(), &self.applied, &self.places)?;
         }
         Ok(())
     }

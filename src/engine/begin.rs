@@ -6,7 +6,7 @@
 
 use super::target::{ReceiveOptions, Target, check, grow, size_while_written};
 use super::undo::{DurableWrite, FoundUndo, UndoPlace, UndoRecorder, Undoes, undo_header};
-use crate::delta::header::{Header, State};
+use crate::delta::header::{Header, Source, State};
 use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
 use crate::error::{Error, Result};
@@ -99,6 +99,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
             "Send it from its beginning.",
         ));
     }
+    refuse_hopeless_undo(beginning, keeper, &admission)?;
     let matched = check(header, samples, target, options)?;
     let forced = matches!(admission, Admission::Forced { .. });
     let old_size_bytes = match keeper
@@ -110,6 +111,19 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         _ => target.volume.size_bytes(),
     };
     let resumes = matches!(admission, Admission::Resume { .. });
+    let is_longer_file = header.is_full_copy()
+        && target.is_file
+        && !keeper.is_new_file()
+        && target.volume.size_bytes() > header.volume_size;
+    if is_longer_file {
+        options.monitor.warn(&format!(
+            "{}: this file is longer than the volume ({} and {} bytes); what is behind stays, so that it is not \
+             the same file in the end",
+            target.name,
+            target.volume.size_bytes(),
+            header.volume_size
+        ));
+    }
     let (undo, undo_name) = if matches!(admission, Admission::Again { .. }) {
         (None, undo_of_before(beginning, &keeper.undoes(&stream))?)
     } else {
@@ -144,8 +158,36 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
             .record()
             .and_then(|record| record.incomplete.as_ref()?.good_from)
             .map(|good_from| good_from.min(header.volume_size)),
-        result: header.target.clone().filter(|_| matched && !forced),
+        result: header
+            .target
+            .clone()
+            .filter(|_| matched && !forced && !is_longer_file),
     })))
+}
+
+/// An undo that would not lead back is worse than none.
+fn refuse_hopeless_undo(
+    beginning: &Beginning<'_, '_>,
+    keeper: &Keeper,
+    admission: &Admission,
+) -> Result<()> {
+    let Beginning { header, target, .. } = *beginning;
+    if beginning.undo.asked().is_none() {
+        return Ok(());
+    }
+    let shrinks = header.source == Source::Undo
+        && target.is_file
+        && header
+            .base_size
+            .is_some_and(|size| size > header.volume_size);
+    let reason = if shrinks {
+        "what is applied makes the file shorter, and an undo would not hold what is cut off"
+    } else if keeper.was_incomplete() && !matches!(admission, Admission::Resume { .. }) {
+        "it is incomplete now, and an undo would lead back to that"
+    } else {
+        return Ok(());
+    };
+    Err(Error::refused(target.name, reason, "Do without --undo."))
 }
 
 /// A delta that is put once more on what holds it already needs no new undo, and one that was made now would not
@@ -229,6 +271,14 @@ fn open_undo<'u>(
             FoundUndo::Gone | FoundUndo::Empty if cut.saved_offset == Some(0) => {}
             FoundUndo::Empty if cut.undo_good_from() > 0 => {
                 return Err(damaged_undo(target, &name));
+            }
+            FoundUndo::Gone if place.asked().is_some() => {
+                let reason = format!("the undo {name} of the run that was cut is gone");
+                return Err(Error::refused(
+                    target.name,
+                    reason,
+                    "Finish it without --undo.",
+                ));
             }
             FoundUndo::Gone => {
                 options.monitor.warn(&format!(

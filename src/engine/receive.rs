@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{BufReader, Read};
 
-use super::apply::{Applied, Applier, Ended, OnDurable, UndoLeft};
+use super::apply::{Applied, Applier, Ended, UndoLeft};
 use super::begin::{Beginning, Begun, Ready, begin};
 use super::order::Ordered;
 use super::target::{ReceiveOptions, Target, check};
@@ -22,6 +22,7 @@ use crate::error::{Error, ExitCode, Result};
 use crate::extent::Kind;
 use crate::monitor::Monitor;
 use crate::record::keeper::Keeper;
+use crate::record::marks::Places;
 use crate::sys::aligned::AlignedBuffer;
 use crate::units::Bytes;
 use crate::volume::file_version::run_id;
@@ -38,6 +39,9 @@ pub struct Received {
     /// It was an undo that took back a write that was cut.
     pub took_back: bool,
 }
+
+/// Hears up to which volume offset everything is durable.
+pub type OnDurable<'a> = &'a mut dyn FnMut(u64, &Applied) -> Result<()>;
 
 /// One delta on its way to one volume.
 pub struct Receiving<'a> {
@@ -172,8 +176,8 @@ impl<'a> Receiving<'a> {
             result,
         } = ready;
         let kept = RefCell::new(&mut *keeper);
-        let mut durable = |end: u64, applied: &Applied| {
-            kept.borrow_mut().durable(end)?;
+        let mut durable = |end: u64, applied: &Applied, places: &Places| {
+            kept.borrow_mut().durable(end, places, target.volume)?;
             on_durable(end, applied)
         };
         let mut saved = |end: u64| kept.borrow_mut().saved(end);
@@ -188,7 +192,11 @@ impl<'a> Receiving<'a> {
         let frames = Frames {
             what,
             offset,
-            good_from: good_from.or(options.unfinished.then_some(0)),
+            good_from: if options.unfinished {
+                Some(0)
+            } else {
+                good_from
+            },
             options,
         };
         let applied = frames.apply(&mut reader, &mut applier);
@@ -242,12 +250,18 @@ impl<'a> Receiving<'a> {
             old_size_bytes: size,
             monitor: options.monitor,
         };
+        let mut durable = |end: u64, applied: &Applied, _: &Places| on_durable(end, applied);
         let header = anonymous_header(size);
         let stream = StreamId::of(&header, &Samples::default());
         let Some(name) = undo.asked() else {
             keeper.begin_anonymous(&stream, None, size)?;
-            let mut applier =
-                Applier::<File>::new(target.volume, target.name, None, options.cancel, on_durable);
+            let mut applier = Applier::<File>::new(
+                target.volume,
+                target.name,
+                None,
+                options.cancel,
+                &mut durable,
+            );
             let result = apply_pieces(&mut reader, what, &mut applier, &check_end, options);
             let ended = applier.end(result);
             let applied = conclusion.conclude(ended, None, keeper)?;
@@ -281,7 +295,7 @@ impl<'a> Receiving<'a> {
             target.name,
             Some(recorder),
             options.cancel,
-            on_durable,
+            &mut durable,
         )
         .tell_saved(&mut saved);
         let result = ordered.for_each(|extent, data| {
@@ -458,7 +472,7 @@ impl Conclusion<'_> {
         };
         if touched {
             let way_out = match undo {
-                UndoLeft::Whole | UndoLeft::Unfinished => {
+                UndoLeft::Unfinished => {
                     "run the same again to finish, or apply the undo, which is there with .partial added to its name"
                 }
                 UndoLeft::None => "run the same again to finish",

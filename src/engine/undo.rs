@@ -318,10 +318,13 @@ impl<W: DurableWrite> UndoRecorder<W> {
         Ok(counts)
     }
 
-    /// Closes the undo of an apply that failed, durably: it is whole, and keeps its unfinished name, because
-    /// the destination is not what a finished undo would say it is.
-    pub fn finish_unnamed(self) -> Result<Counts> {
-        self.close().map(|(counts, _)| counts)
+    /// Leaves the undo of an apply that failed, durably and without its end: the destination is not what a
+    /// finished undo would say it is, and only its record knows what this one is good for.
+    pub fn leave(mut self) -> Result<()> {
+        if self.broken {
+            return Err(self.failed(io::Error::other("an earlier write failed")));
+        }
+        self.make_durable()
     }
 
     fn close(self) -> Result<(Counts, W)> {

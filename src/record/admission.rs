@@ -78,7 +78,8 @@ pub fn admit(
     if record.incomplete.is_some() {
         return to_incomplete(record, header, stream, name, policy);
     }
-    let is_there = record.stream.as_ref() == Some(stream) && policy.touched == Touched::No;
+    let is_this = record.stream.as_ref() == Some(stream) && !record.forced;
+    let is_there = is_this && policy.touched == Touched::No;
     if header.is_full_copy() && (policy.force || !is_there) {
         return Ok(Admission::Fresh { remark: None });
     }
@@ -92,7 +93,7 @@ pub fn admit(
     let undone = header.source == Source::Undo
         && header.target.is_some()
         && same_id(record, header.target.as_ref());
-    if (record.stream.as_ref() == Some(stream) || undone) && !policy.force {
+    if (is_this || undone) && !policy.force {
         let remark = format!(
             "on record since {} as holding {} already",
             super::keeper::shown_time(record.since),
@@ -177,6 +178,14 @@ fn to_incomplete(
     }
     let undoes = |cut: &StreamId| header.undo_of.as_deref() == Some(cut.as_str());
     if cut.stream.as_ref().is_some_and(undoes) {
+        let saved = header.undo_for.as_ref();
+        if saved.is_some_and(|saved| *saved != record.identity) && !policy.force {
+            return Err(Refusal {
+                reason: "this undo holds what another destination held, where the same delta was cut elsewhere"
+                    .to_owned(),
+                way_out: ways_out(record, name),
+            });
+        }
         return Ok(Admission::UndoUnfinished);
     }
     if header.is_full_copy() {

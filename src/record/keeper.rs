@@ -7,7 +7,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::admission::{Admission, Policy, Refusal, admit, admit_anonymous};
-use super::marks::{self, Places};
+use super::marks::{self, Mark, Places};
 use super::store::RecordFile;
 use super::witness::{Touched, Watch, touched};
 use super::{ANONYMOUS, Incomplete, Record};
@@ -48,10 +48,20 @@ impl Keeper {
         let then = before.as_ref().and_then(|record| record.witness.as_deref());
         let now = watch.as_ref().and_then(Watch::now);
         let mut touched = touched(then, now.as_deref());
+        let cannot_read = |error| Error::io(format!("cannot read {name}"), error);
+        let mut current = before.clone();
+        if let Some(cut) = current
+            .as_mut()
+            .and_then(|record| record.incomplete.as_mut())
+            && !marks::hold(volume, &cut.marks).map_err(cannot_read)?
+        {
+            // What was written is there no more: the run begins anew.
+            cut.durable_offset = 0;
+            cut.marks.clear();
+        }
         // Writes from below are not counted. An incomplete destination has other marks by now.
         if let Some(record) = before.as_ref().filter(|record| record.incomplete.is_none())
-            && !marks::hold(volume, &record.marks)
-                .map_err(|error| Error::io(format!("cannot read {name}"), error))?
+            && !marks::hold(volume, &record.marks).map_err(cannot_read)?
         {
             touched = Touched::Yes;
         }
@@ -59,7 +69,7 @@ impl Keeper {
         Ok(Self {
             watch,
             is_new_file: false,
-            now: before.clone(),
+            now: current,
             before,
             file: Some(file),
             name: name.to_owned(),
@@ -120,6 +130,7 @@ impl Keeper {
         match &record.incomplete {
             Some(cut) if cut.stream.as_ref() == Some(stream) => Resume::At(cut.durable_offset),
             None if record.stream.as_ref() == Some(stream)
+                && !record.forced
                 && self.policy.touched == Touched::No
                 && !self.policy.force =>
             {
@@ -163,6 +174,7 @@ impl Keeper {
             from: self.from.clone(),
             undo: kept.undo,
             durable_offset: 0,
+            marks: Vec::new(),
             old_size_bytes: kept.old_size_bytes,
             since: now(),
         })
@@ -198,12 +210,15 @@ impl Keeper {
     }
 
     /// Everything up to this volume offset is durable.
-    pub fn durable(&mut self, offset: u64) -> Result<()> {
+    pub fn durable(&mut self, offset: u64, places: &Places, volume: &dyn ReadAt) -> Result<()> {
         let Some(mut record) = self.now.clone() else {
             return Ok(());
         };
         match &mut record.incomplete {
-            Some(cut) if offset > cut.durable_offset => cut.durable_offset = offset,
+            Some(cut) if offset > cut.durable_offset => {
+                cut.durable_offset = offset;
+                cut.marks = self.marks(places, volume)?;
+            }
             _ => return Ok(()),
         }
         self.put(record)
@@ -232,11 +247,10 @@ impl Keeper {
     ) -> Result<()> {
         let mut record = self.now.clone().unwrap_or_default();
         let done = record.incomplete.take();
+        let target = done.as_ref().and_then(|done| done.target.as_ref());
+        record.forced = state.is_none() && target.is_some();
         record.holds = state;
-        record.marks = marks::take(volume, places).map_err(|error| {
-            let action = format!("cannot read again what was written to {}", self.name);
-            Error::io(action, error)
-        })?;
+        record.marks = self.marks(places, volume)?;
         record.witness = self.watch.as_ref().and_then(Watch::now);
         record.since = now();
         if let Some(done) = done {
@@ -244,7 +258,15 @@ impl Keeper {
             record.from = done.from;
             record.undo = done.undo;
         }
+        self.policy.touched = Touched::No;
         self.put(record)
+    }
+
+    fn marks(&self, places: &Places, volume: &dyn ReadAt) -> Result<Vec<Mark>> {
+        marks::take(volume, places).map_err(|error| {
+            let action = format!("cannot read again what was written to {}", self.name);
+            Error::io(action, error)
+        })
     }
 
     /// Nothing was written: the record is again what it was before this run.
@@ -370,7 +392,7 @@ mod tests {
 
         let mut keeper = open();
         keeper.begin(&header, &stream, kept(7)).unwrap();
-        keeper.durable(4096).unwrap();
+        keeper.durable(4096, &Places::default(), &volume()).unwrap();
         drop(keeper);
 
         let mut keeper = open();

@@ -52,6 +52,9 @@ pub struct Record {
     /// What tells whether others wrote to it since, see [`witness`].
     #[serde(default)]
     pub witness: Option<String>,
+    /// The delta was forced onto another state than its base: the result is no state of its own.
+    #[serde(default)]
+    pub forced: bool,
     /// Blocks that the last run wrote, as they were when it was done.
     #[serde(default)]
     pub marks: Vec<Mark>,
@@ -94,6 +97,9 @@ pub struct Incomplete {
     /// to here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub good_from: Option<u64>,
+    /// Some of the blocks up to there, as they were written.
+    #[serde(default)]
+    pub marks: Vec<Mark>,
     /// Size of the destination before.
     #[serde(default)]
     pub old_size_bytes: u64,

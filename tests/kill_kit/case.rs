@@ -221,7 +221,7 @@ impl<'b> Case<'b> {
             if victim.is_some_and(|pid| signal(pid, blow.signal)) {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 

@@ -64,6 +64,6 @@ pub(crate) fn wait_until_gone(mark: &str) {
             start.elapsed() < Duration::from_secs(20),
             "left behind: {left:?}"
         );
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(15));
     }
 }

@@ -10,12 +10,30 @@ pub(crate) const FOR_FUZZERS: Need = Need {
     package: "g++",
 };
 
+/// `tests/kills.rs` has a sshd of its own. The lab needs the same.
+pub(crate) const FOR_KILLS: [Need; 2] = [
+    Need {
+        program: "sshd",
+        package: "openssh-server",
+    },
+    Need {
+        program: "ssh",
+        package: "openssh-client",
+    },
+];
+
 /// Installs what the lab needs, and `more`. Fails with the whole list when it may not.
 pub(crate) fn install(more: &[Need]) -> lab::Result<()> {
+    let mut needs = lab::missing();
+    needs.extend(more);
+    install_these(&needs)
+}
+
+/// Installs those of `needs` that are missing. Fails with the whole list when it may not.
+pub(crate) fn install_these(needs: &[Need]) -> lab::Result<()> {
     let missing = || {
-        let mut needs = lab::missing();
-        needs.extend(more.iter().filter(|need| !need.installed()));
-        needs
+        let missing = needs.iter().copied().filter(|need| !need.installed());
+        missing.collect::<Vec<Need>>()
     };
     let wanted = names(&missing());
     if wanted.is_empty() {

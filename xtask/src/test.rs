@@ -102,7 +102,13 @@ fn attempt(step: Step, args: &TestArgs, seed: u64) -> Line {
             let docs = ["doc", "--workspace", "--no-deps", "--quiet"];
             run(cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"))
         }
-        Step::Tests => run(&mut runner(false, args, seed)),
+        Step::Tests => {
+            // Without them these tests say that they are skipped, which is no failure.
+            if let Err(error) = packages::install_these(&packages::FOR_KILLS) {
+                println!("{error}");
+            }
+            run(&mut runner(false, args, seed))
+        }
         Step::Examples => {
             let examples = ["test", "--workspace", "--doc", "--no-fail-fast"];
             run(cargo().args(examples))
