@@ -292,6 +292,13 @@ fn power_cuts(
             &format!("cut at entry {cut}, seed {seed}"),
         );
         *seen.entry(what).or_insert(0) += 1;
+        if number % 20 == 19 {
+            guest.announce(&format!(
+                "order: {} of {}: {seen:?}",
+                number + 1,
+                cuts.len()
+            ));
+        }
         stop(guest, "cut");
     }
     guest.announce(&format!("order: {} cuts: {seen:?}", cuts.len()));
