@@ -493,6 +493,39 @@ fn a_first_copy_has_its_name_only_when_it_is_whole() {
 }
 
 #[test]
+fn a_full_copy_that_is_there_already_is_said_to_be_there() {
+    let dir = Dir::with(200);
+    let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+    let far = dir.path("first.img");
+    let line = format!("send new.img far:{} {ssh}", far.display());
+    dir.ok(&line);
+    assert!(dir.ok(&line).contains("already"));
+    // Killed after the last word of the record and before the name: the same command gives the name.
+    fs::rename(&far, dir.path("first.img.partial")).unwrap();
+    dir.ok(&line);
+    assert!(dir.read("first.img") == dir.read("new.img"));
+    assert!(!dir.path("first.img.partial").exists());
+    // Written by somebody else: copied anew.
+    fs::write(&far, noise(200 * CHUNK, "somebody else")).unwrap();
+    dir.ok(&line);
+    assert!(dir.read("first.img") == dir.read("new.img"));
+}
+
+#[test]
+fn what_is_left_of_a_larger_first_copy_is_no_part_of_a_smaller_one() {
+    let dir = Dir::with(2000);
+    let far = dir.path("first.img");
+    let ssh = dir.fake_ssh(&format!("{} | sh -c \"$*\"", only(3_000_000)));
+    let destination = format!("far:{} --retries 0", far.display());
+    dir.fails(&format!("send new.img {destination} {ssh}"), 7, &[]);
+    assert!(dir.path("first.img.partial").exists());
+    fs::write(dir.path("small.img"), noise(300 * CHUNK, "small")).unwrap();
+    let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+    dir.ok(&format!("send small.img {destination} {ssh}"));
+    assert!(dir.read("first.img") == dir.read("small.img"));
+}
+
+#[test]
 fn a_chain_that_was_cut_goes_on_in_its_middle() {
     let (dir, contents) = Dir::chain(3);
     dir.ok("apply s1.delta copy.img");
