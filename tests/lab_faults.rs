@@ -326,7 +326,8 @@ fn sources_and_far_ends_that_fail() {
         guest.volume("there", "kept", "8M");
         write("/dev/vg/data", &random.bytes(8 << 20), 0);
         guest.sh("lvcreate -qq -s -c 16k -L 12M -n s1 vg/data 2>&1");
-        write("/dev/vg/data", &random.bytes(3 << 20), 1 << 20);
+        // More than is read ahead.
+        write("/dev/vg/data", &random.bytes(5 << 20), 1 << 20);
         guest.sh("lvcreate -qq -s -c 16k -L 4M -n s2 vg/data 2>&1");
         let (old, new) = (content("/dev/vg/s1"), content("/dev/vg/s2"));
         write("/dev/there/copy", &old, 0);
@@ -347,7 +348,7 @@ fn sources_and_far_ends_that_fail() {
 
         // The new state runs out of room while it is sent, and then is not there any more.
         let child = tool.start("send --from vg/s1 vg/s2 there/copy --bwlimit 1M");
-        std::thread::sleep(Duration::from_millis(1500));
+        std::thread::sleep(Duration::from_millis(900));
         write("/dev/vg/data", &random.bytes(5 << 20), 3 << 20);
         Run::of(child).ends(4, &["vg/s2"]);
         let when = "an overflow in the middle";
