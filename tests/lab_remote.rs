@@ -253,9 +253,10 @@ fn a_far_end_that_fails_in_the_middle() {
             std::thread::sleep(Duration::from_millis(300));
         };
         let undone = || {
-            // SIGKILL leaves one without its end; the far end's record says what it is good for.
+            // SIGKILL leaves one without its end. Where the disk had another name, no record says what it is good
+            // for.
             if undo.with_extension("partial").exists() {
-                tool.run("apply undo there/copy --state-dir /var/lib/lvmsync")
+                tool.run("apply --unfinished undo.partial there/copy --state-dir /var/lib/lvmsync")
                     .ok();
             }
             let _ = fs::remove_file(undo.with_extension("partial"));
