@@ -15,7 +15,7 @@ const BLOCK_BYTES: u64 = 4096;
 /// Blocks that are kept.
 const MOST: usize = 64;
 
-/// Where a run wrote: at most [`MOST`] places, spread over all of them.
+/// Where a run wrote: at most 64 places, spread over all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
     offsets: Vec<u64>,
