@@ -52,7 +52,8 @@ fn receive_and_take_back(delta: &[u8], flags: u8) {
         && let Some((size, frames)) = frames_of(delta)
     {
         let mut expected = base.clone();
-        if expected.len() < size && !allow_smaller {
+        // Where the header names no base size a file grows, whatever is allowed.
+        if expected.len() < size && (!allow_smaller || volume.bytes().len() == size) {
             expected.resize(size, 0);
         }
         for (extent, bytes) in frames {
