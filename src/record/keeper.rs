@@ -156,7 +156,11 @@ impl Keeper {
     pub fn begin(&mut self, header: &Header, stream: &StreamId, kept: Kept) -> Result<()> {
         let cut = self.record().and_then(|record| record.incomplete.as_ref());
         if cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream)) {
-            return Ok(());
+            // One that begins anew: cut once more, it must not be taken to be where the first one was.
+            return match self.now.clone().filter(|_| self.now != self.before) {
+                Some(record) => self.put(record),
+                None => Ok(()),
+            };
         }
         let undoes = |cut: &&Incomplete| {
             let undone = cut.stream.as_ref().map(StreamId::as_str);
@@ -412,5 +416,37 @@ mod tests {
             (record.stream, record.from.as_str()),
             (Some(stream), "host")
         );
+    }
+
+    #[test]
+    fn a_run_that_begins_anew_is_on_record_as_that_before_it_writes() {
+        use crate::extent::Extent;
+        use crate::volume::WriteAt;
+
+        let directory = tempfile::tempdir().unwrap();
+        let file = StateDir::choose(Some(directory.path())).file_of("lvm:x");
+        let volume = volume();
+        let open = || {
+            let policy = Policy::default();
+            Keeper::open(file.clone(), "vg/x", "host", policy, None, &volume).unwrap()
+        };
+        let header = header(1 << 20);
+        let stream = StreamId::of(&header, &Samples::default());
+        let mut places = Places::default();
+        places.note(Extent::new(0, 4096).unwrap());
+        let mut keeper = open();
+        keeper.begin(&header, &stream, Kept::default()).unwrap();
+        keeper.durable(8192, &places, &volume).unwrap();
+        drop(keeper);
+        assert_eq!(open().resume_offset(&stream), Resume::At(8192));
+
+        // What was written is gone; the run that begins anew puts the marked block back and is cut.
+        volume.write_all_at(&[9; 4096], 0).unwrap();
+        let mut keeper = open();
+        assert_eq!(keeper.resume_offset(&stream), Resume::At(0));
+        keeper.begin(&header, &stream, Kept::default()).unwrap();
+        volume.write_all_at(&[0; 4096], 0).unwrap();
+        drop(keeper);
+        assert_eq!(open().resume_offset(&stream), Resume::At(0));
     }
 }
