@@ -36,15 +36,6 @@ pub struct Applied {
     pub skipped_bytes: u64,
 }
 
-/// What is left of the undo after an apply that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UndoLeft {
-    /// None was asked for, or none is needed.
-    None,
-    /// One without its end: what it saved is durable, but it could not be closed.
-    Unfinished,
-}
-
 /// How an apply ended.
 #[derive(Debug)]
 pub enum Ended {
@@ -56,8 +47,8 @@ pub enum Ended {
         error: Error,
         /// The target may have been changed.
         touched: bool,
-        /// What is left of the undo.
-        undo: UndoLeft,
+        /// There is an undo of what was overwritten.
+        has_undo: bool,
     },
 }
 
@@ -176,8 +167,8 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         Ok(self.applied)
     }
 
-    /// Ends an apply, well or badly. After a failure the undo is closed, which then undoes what was written, and
-    /// what was written is made durable as far as that still works. An undo of a target that was not touched
+    /// Ends an apply, well or badly. After a failure the undo stays as far as it goes, and what was written is made
+    /// durable as far as that still works. An undo of a target that was not touched
     /// goes.
     pub fn end(mut self, result: Result<()>) -> Ended {
         let error = match result.and_then(|()| self.finish()) {
@@ -189,25 +180,23 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             // The error that ended the run is the one to report.
             let _ = (self.on_durable)(self.written_to, &self.applied, &self.places);
         }
-        let undo = self.undo.take();
-        let undo = match undo {
+        let has_undo = match self.undo.take() {
             Some(undo) if !touched && !undo.is_resumed() => {
                 undo.discard();
-                UndoLeft::None
+                false
             }
             Some(undo) => {
                 // What it saved before each overwrite is durable, whatever this says.
                 let _ = undo.leave();
-                UndoLeft::Unfinished
+                true
             }
             // It was there, and could not be closed.
-            None if self.had_undo => UndoLeft::Unfinished,
-            None => UndoLeft::None,
+            None => self.had_undo,
         };
         Ended::Failed {
             error,
             touched,
-            undo,
+            has_undo,
         }
     }
 

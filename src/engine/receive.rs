@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{BufReader, Read};
 
-use super::apply::{Applied, Applier, Ended, UndoLeft};
+use super::apply::{Applied, Applier, Ended};
 use super::begin::{Beginning, Begun, Ready, begin};
 use super::order::Ordered;
 use super::target::{ReceiveOptions, Target, check};
@@ -455,7 +455,7 @@ impl Conclusion<'_> {
         keeper: &mut Keeper,
     ) -> Result<Applied> {
         let target = self.target;
-        let (error, touched, undo) = match ended {
+        let (error, touched, has_undo) = match ended {
             Ended::Done(applied, places) => {
                 report_skipped(&applied, target, self.monitor);
                 if let Some(header) = self.header {
@@ -467,15 +467,14 @@ impl Conclusion<'_> {
             Ended::Failed {
                 error,
                 touched,
-                undo,
-            } => (error, touched, undo),
+                has_undo,
+            } => (error, touched, has_undo),
         };
         if touched {
-            let way_out = match undo {
-                UndoLeft::Unfinished => {
-                    "run the same again to finish, or apply the undo, which is there with .partial added to its name"
-                }
-                UndoLeft::None => "run the same again to finish",
+            let way_out = if has_undo {
+                "run the same again to finish, or apply the undo, which is there with .partial added to its name"
+            } else {
+                "run the same again to finish"
             };
             self.monitor.warn(&format!(
                 "{}: partly written, now neither in the old state nor in the new one: {way_out}",
