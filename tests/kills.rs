@@ -142,8 +142,8 @@ fn case(
             Some(7 | 130) | None => {}
             _ => panic!("{context}"),
         }
-        if goes_on && goal != Goal::TakeBack && blow.is_some() {
-            // Only one that was struck before the far end answered gives up.
+        if goal == (Goal::Finish { retries: None }) && blow.is_some() {
+            // It tries again by itself. Only one that was struck before the far end answered gives up.
             assert!(
                 ended.code == Some(0) || known == Known::Nothing,
                 "{context}"
