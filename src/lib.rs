@@ -19,6 +19,7 @@
 //! | [`source`], [`destination`], [`comparand`] | from what the user typed to what the engine moves |
 //! | [`doctor`] | what a machine can do, what is missing, what is stale (pure but for its `gather`) |
 //! | [`gate`] | what a server with limits lets in |
+//! | [`hold`] | what is held for a while and given back whatever happens: reservations, activations |
 //! | [`record`] | which state each destination holds, and whether a write is under way |
 //! | [`cancel`], [`monitor`] | stopping cleanly, telling |
 //! | [`partial_file`], [`undo_file`] | files that appear when whole, and one that stays when it is needed |
@@ -49,6 +50,7 @@ pub mod extent;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gate;
+pub mod hold;
 pub mod monitor;
 pub mod partial_file;
 pub mod record;

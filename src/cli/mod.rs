@@ -11,6 +11,7 @@ mod compare_far;
 mod diff;
 mod diff_json;
 mod doctor;
+mod hold;
 mod inspect;
 mod output;
 mod progress;
@@ -87,6 +88,8 @@ enum Verb {
     State(state::StateVerb),
     Doctor(doctor::DoctorArgs),
     Serve(serve::ServeArgs),
+    #[command(hide = true, name = crate::hold::VERB)]
+    Hold(hold::HoldArgs),
 }
 
 /// Options that every verb has.
@@ -119,6 +122,12 @@ pub fn command() -> clap::Command {
 
 /// Runs the command line and says with which code the process ends.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    if arguments
+        .get(1)
+        .is_some_and(|word| word == crate::hold::VERB)
+    {
+        return guard(arguments);
+    }
     let cancel = match Cancel::on_signals() {
         Ok(cancel) => cancel,
         Err(error) => {
@@ -135,6 +144,17 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         // Whatever failed after a signal failed because of it.
         Err(_) if cancel.is_cancelled() => report(&Error::Interrupted),
         Err(error) => report(&error),
+    }
+}
+
+/// The guard has an end of its own: that of the run which it guards, and no signal.
+fn guard(arguments: Vec<OsString>) -> ExitCode {
+    match Cli::try_parse_from(arguments) {
+        Ok(Cli {
+            verb: Verb::Hold(args),
+        }) => hold::run(&args).unwrap_or_else(|error| report(&error)),
+        Ok(_) => ExitCode::Usage,
+        Err(error) => output::clap_message(&error),
     }
 }
 
@@ -191,6 +211,7 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::State(args) => state::run(&args),
         Verb::Doctor(args) => doctor::run(&args, cancel),
         Verb::Serve(args) => serve::run(&args, cancel),
+        Verb::Hold(args) => hold::run(&args),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Mapped devices as the kernel shows them, through `/dev/mapper/control` and sysfs.
 //!
-//! Guarantees: only looks, never waits for a suspended device's I/O (status is asked for without a
-//! flush, and an era device is never asked for its status, which would block while it is suspended).
+//! Guarantees: looks, and never waits for a suspended device's I/O (status is asked for without a
+//! flush, and an era device is never asked for its status, which would block while it is suspended). The one
+//! thing that is not a look is [`DeviceMapper::message`].
 
 use std::fs;
 use std::io;
@@ -68,6 +69,12 @@ impl DeviceMapper {
             .call(DmCommand::ListVersions, selector, 0)
             .map_err(|error| failed(selector, error))?;
         wire::parse_versions(&reply).map_err(|error| unreadable(&error))
+    }
+
+    /// Says something to a device's first target. The kernel's answer is the caller's to explain.
+    pub fn message(&self, device: DeviceNumber, text: &str) -> io::Result<()> {
+        let mut packet = wire::message(Selector::Device(device), text).map_err(io::Error::other)?;
+        self.control.call(DmCommand::TargetMessage, &mut packet)
     }
 
     fn lines(&self, device: DeviceNumber, flags: u32) -> Result<Vec<TargetLine>> {

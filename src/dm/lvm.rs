@@ -38,6 +38,8 @@ pub struct LvRow {
     pub pool_lv: String,
     /// `skip activation` or empty.
     pub lv_skip_activation: String,
+    /// Number of a thin volume in its pool.
+    pub thin_id: String,
 }
 
 impl LvRow {
@@ -58,7 +60,28 @@ impl LvRow {
 
     /// True for a classic snapshot.
     pub fn is_thick_snapshot(&self) -> bool {
-        self.lv_role.split(',').any(|role| role == "thicksnapshot")
+        self.has_role("thicksnapshot")
+    }
+
+    /// True for a thin snapshot whose origin is still there.
+    pub fn is_thin_snapshot(&self) -> bool {
+        self.has_role("thinsnapshot")
+    }
+
+    /// True if thin volumes read this volume where they are not mapped.
+    pub fn is_external_origin(&self) -> bool {
+        ["extorigin", "thickextorigin", "thinextorigin"]
+            .iter()
+            .any(|role| self.has_role(role))
+    }
+
+    fn has_role(&self, role: &str) -> bool {
+        self.lv_role.split(',').any(|found| found == role)
+    }
+
+    /// True if LVM's metadata forbids writes.
+    pub fn is_read_only(&self) -> bool {
+        matches!(self.lv_attr.as_bytes().get(1), Some(b'r' | b'R'))
     }
 
     /// True if only `lvchange -K` activates it.
@@ -68,7 +91,7 @@ impl LvRow {
 }
 
 const COLUMNS: &str = "vg_name,lv_name,lv_uuid,lv_size,lv_active,lv_attr,lv_role,segtype,origin,\
-                       pool_lv,lv_skip_activation";
+                       pool_lv,lv_skip_activation,thin_id";
 
 #[derive(Deserialize)]
 struct Reports {
@@ -97,7 +120,7 @@ pub fn volumes_of(vg: &str) -> Result<Vec<LvRow>> {
         what: format!("volume group {vg}"),
         reason,
     };
-    let output = lvs_command()
+    let output = command("lvs")
         .args([
             "-a",
             "--reportformat",
@@ -156,12 +179,14 @@ fn no_device_reason(name: &LvName, rows: &[LvRow]) -> String {
     format!("the logical volume is not active, so it has no device; activate it: {activate}")
 }
 
-fn lvs_command() -> Command {
+/// One of LVM's own commands, in an environment that its words do not depend on.
+pub(crate) fn command(program: &str) -> Command {
     // The tools live in a directory that an ordinary user's PATH may lack.
-    let program = ["/usr/sbin/lvs", "/sbin/lvs"]
+    let path = ["/usr/sbin", "/sbin"]
         .into_iter()
-        .find(|p| Path::new(p).exists());
-    let mut command = Command::new(program.unwrap_or("lvs"));
+        .map(|directory| Path::new(directory).join(program))
+        .find(|path| path.exists());
+    let mut command = Command::new(path.unwrap_or_else(|| program.into()));
     command
         .env("LC_ALL", "C")
         .env("LVM_SUPPRESS_FD_WARNINGS", "1")

@@ -12,6 +12,7 @@ pub mod openers;
 pub mod resolve;
 pub mod snapshot;
 pub mod table;
+pub mod thin;
 pub mod uuid;
 pub mod wire;
 

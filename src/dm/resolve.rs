@@ -83,6 +83,11 @@ fn resolve_name(arg: &str, name: &LvName) -> Result<Resolved> {
     }
 }
 
+/// The volume of this name, if it has a device.
+pub fn active_volume(name: &LvName) -> Result<Option<LogicalVolume>> {
+    find_active(&DeviceMapper::open()?, name)
+}
+
 fn find_active(dm: &DeviceMapper, name: &LvName) -> Result<Option<LogicalVolume>> {
     match dm.info(Selector::Name(&name.dm_name()))? {
         Some(info) => examine(dm, &info).map(Some),

@@ -66,6 +66,9 @@ pub enum WireError {
     /// Not text.
     #[error("device-mapper's reply holds a {0} that is not UTF-8 text")]
     NotText(&'static str),
+    /// A message that would end early.
+    #[error("a message for device-mapper holds a NUL byte")]
+    NulInMessage,
     /// Records that point backwards.
     #[error("device-mapper's reply holds a record at byte {0} that does not move forward")]
     Loop(usize),
@@ -129,6 +132,22 @@ pub fn request(selector: Selector<'_>, flags: u32, capacity: usize) -> Result<Ve
     }
     let word = |chunk: &[u8]| u64::from_ne_bytes(std::array::from_fn(|i| chunk[i]));
     Ok(bytes.chunks_exact(8).map(word).collect())
+}
+
+/// A packet that says `text` to the target at sector 0: `struct dm_target_msg` behind the header.
+pub fn message(selector: Selector<'_>, text: &str) -> Result<Vec<u64>, WireError> {
+    if text.contains('\0') {
+        return Err(WireError::NulInMessage);
+    }
+    // The sector, the text and its NUL.
+    let mut packet = request(selector, 0, DM_HEADER_BYTES + 8 + text.len() + 1)?;
+    let words = packet.iter_mut().skip(DM_HEADER_BYTES / 8 + 1);
+    for (word, chunk) in words.zip(text.as_bytes().chunks(8)) {
+        let mut bytes = [0; 8];
+        bytes[..chunk.len()].copy_from_slice(chunk);
+        *word = u64::from_ne_bytes(bytes);
+    }
+    Ok(packet)
 }
 
 /// The bytes of a packet.
@@ -293,6 +312,20 @@ mod tests {
         put(&mut bytes, DATA_SIZE, &size.to_ne_bytes());
         put(&mut bytes, TARGET_COUNT, &count.to_ne_bytes());
         bytes
+    }
+
+    #[test]
+    fn a_message_stands_behind_the_header_and_ends_in_nul() {
+        for text in ["", "release_metadata_snap", "1234567", "12345678"] {
+            let packet = message(Selector::Name("vg-pool-tpool"), text).unwrap();
+            let bytes = packet_bytes(&packet);
+            assert_eq!(bytes[DATA_START..][..4], PAYLOAD.to_ne_bytes());
+            assert_eq!(bytes[DM_HEADER_BYTES..][..8], [0; 8]);
+            let said = &bytes[DM_HEADER_BYTES + 8..];
+            assert_eq!(said[..text.len()], *text.as_bytes());
+            assert!(said.len() > text.len() && said[text.len()..].iter().all(|b| *b == 0));
+        }
+        assert!(message(Selector::None, "a\0b").is_err());
     }
 
     #[test]

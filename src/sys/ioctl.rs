@@ -67,7 +67,7 @@ pub struct DmControl(File);
 /// `sizeof(struct dm_ioctl)`: the header of each request and reply, and part of the ioctl numbers.
 pub const DM_HEADER_BYTES: usize = 312;
 
-/// The device-mapper commands that only look.
+/// The device-mapper commands that look, and the one that says something to a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum DmCommand {
@@ -81,6 +81,8 @@ pub enum DmCommand {
     TableStatus = 12,
     /// Target types of this kernel, with versions.
     ListVersions = 13,
+    /// A message to a target.
+    TargetMessage = 14,
 }
 
 impl DmControl {

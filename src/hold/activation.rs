@@ -1,0 +1,117 @@
+//! A thin volume that is active while it is read.
+//!
+//! Thin snapshots are made so that they stay inactive, and inactive is what a base snapshot should be: nothing
+//! writes to it then. To be read it is activated read-only (LVM's `read_only_volume_list`, which changes nothing
+//! in its metadata) and deactivated again.
+//!
+//! Guarantees: what was active before stays active; of several runs that read one volume the last one deactivates
+//! it; what killed runs left active is on record, and deactivated by the next run that reads the volume.
+
+use std::thread;
+use std::time::Duration;
+
+use super::lock::LockFile;
+use super::record::{Held, HeldFile, name_of};
+use super::reservation::Wait;
+use crate::dm::device::DeviceMapper;
+use crate::dm::lvm;
+use crate::dm::name::LvName;
+use crate::dm::wire::Selector;
+use crate::error::{Error, Result};
+use crate::record::store::StateDir;
+use crate::volume::host::boot_id;
+
+/// udev looks at a device that has just appeared, and holds it meanwhile.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The volume, active.
+#[derive(Debug)]
+pub struct Activation {
+    name: LvName,
+    file: HeldFile,
+    lock: LockFile,
+}
+
+impl Activation {
+    /// Makes `name`, whose LVM UUID is `uuid`, active. `None` where somebody else keeps it active.
+    pub fn take(
+        dm: &DeviceMapper,
+        name: LvName,
+        uuid: &str,
+        state: &StateDir,
+        wait: Wait<'_>,
+    ) -> Result<Option<Self>> {
+        let lock = LockFile::open(&name_of("volume", uuid))?;
+        while !lock.try_shared()? {
+            wait(&format!(
+                "{name}: another lvmsync is about to deactivate it"
+            ))?;
+        }
+        let file = HeldFile::of(state, "volume", uuid);
+        let boot = boot_id().unwrap_or_default();
+        let is_active = dm.info(Selector::Name(&name.dm_name()))?.is_some();
+        let ours = file
+            .load()
+            .is_some_and(|held| held.boot == boot && held.of == uuid);
+        if is_active && !ours {
+            return Ok(None);
+        }
+        file.save(&Held {
+            of: uuid.to_owned(),
+            name: name.to_string(),
+            boot,
+            process: std::process::id(),
+            ..Held::default()
+        })?;
+        let activation = Self { name, file, lock };
+        if !is_active && let Err(error) = activation.activate() {
+            activation.file.remove()?;
+            return Err(error);
+        }
+        Ok(Some(activation))
+    }
+
+    /// Deactivates it, unless another run still reads it: then that one will.
+    pub fn end(self) -> Result<()> {
+        if !self.lock.try_alone()? {
+            return Ok(());
+        }
+        let name = self.name.to_string();
+        let mut result = Ok(());
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                thread::sleep(PAUSE);
+            }
+            result = lvchange(&["-an", "--", &name], "deactivate", &name);
+            if result.is_ok() {
+                return self.file.remove();
+            }
+        }
+        result
+    }
+
+    fn activate(&self) -> Result<()> {
+        let name = self.name.to_string();
+        let config = format!("activation/read_only_volume_list=[\"{name}\"]");
+        let words = ["-ay", "-K", "--config", &config, "--", &name];
+        lvchange(&words, "activate", &name)
+    }
+}
+
+fn lvchange(words: &[&str], verb: &str, name: &str) -> Result<()> {
+    let failed = |reason: String| Error::Lvm {
+        what: name.to_owned(),
+        reason: format!("cannot {verb} it: {reason}"),
+    };
+    let output = lvm::command("lvchange")
+        .args(words)
+        .output()
+        .map_err(|error| failed(format!("cannot run `lvchange`: {error}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    Err(failed(lines.collect::<Vec<_>>().join("; ")))
+}

@@ -1,0 +1,122 @@
+//! The run's side of the guard.
+//!
+//! Guarantees: the guard is a child in a session of its own, so that Ctrl-C does not reach it; when this handle
+//! goes, so does what it holds, and the drop waits until it is given back.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use super::VERB;
+use super::message::{Answer, MAX_LINE_BYTES, Request, error_of};
+use crate::dm::name::LvName;
+use crate::error::{Error, Result};
+use crate::monitor::Monitor;
+use crate::record::store::StateDir;
+use crate::sys::device::DeviceNumber;
+
+/// A running guard.
+#[derive(Debug)]
+pub struct Guard {
+    child: Child,
+    /// Closed to end it.
+    requests: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Guard {
+    /// Starts one: this very program under a hidden verb.
+    pub fn start(state: &StateDir) -> Result<Self> {
+        let failed = |error| Error::io("cannot start the guard process", error);
+        let mut child = Command::new("/proc/self/exe")
+            .arg0("lvmsync")
+            .arg(VERB)
+            .arg("--state-dir")
+            .arg(state.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(failed(io::ErrorKind::BrokenPipe.into()));
+        };
+        Ok(Self {
+            child,
+            requests: Some(requests),
+            answers: BufReader::new(answers),
+        })
+    }
+
+    /// Activates a volume, read-only, for as long as the guard lives.
+    pub fn activate(&mut self, name: &LvName, uuid: &str, monitor: &dyn Monitor) -> Result<()> {
+        let request = Request::Activate {
+            volume: name.to_string(),
+            uuid: uuid.to_owned(),
+        };
+        match self.ask(&request, monitor)? {
+            Answer::Active {} => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Reserves the metadata snapshot of a pool; the block of its superblock.
+    pub fn reserve(&mut self, pool: DeviceNumber, monitor: &dyn Monitor) -> Result<u64> {
+        let pool = pool.to_string();
+        match self.ask(&Request::Reserve { pool }, monitor)? {
+            Answer::Reserved { root } => Ok(root),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Releases it. Only after this is what was read known to be good.
+    pub fn release(&mut self, monitor: &dyn Monitor) -> Result<()> {
+        match self.ask(&Request::Release {}, monitor)? {
+            Answer::Released {} => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn ask(&mut self, request: &Request, monitor: &dyn Monitor) -> Result<Answer> {
+        let gone = |error| Error::io("the guard process is gone", error);
+        let mut line = serde_json::to_vec(request).map_err(|error| gone(error.into()))?;
+        line.push(b'\n');
+        let out = self.requests.as_mut();
+        out.ok_or(io::ErrorKind::BrokenPipe.into())
+            .and_then(|out| out.write_all(&line))
+            .map_err(gone)?;
+        loop {
+            match self.answer().map_err(gone)? {
+                Answer::Note { text } => monitor.remark(&text),
+                Answer::Failed { code, text } => return Err(error_of(code, text)),
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    fn answer(&mut self) -> io::Result<Answer> {
+        let mut line = Vec::new();
+        self.answers
+            .by_ref()
+            .take(MAX_LINE_BYTES)
+            .read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        serde_json::from_slice(&line).map_err(io::Error::from)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        // What could not be given back the guard has said on stderr, which is ours.
+        let _ = self.child.wait();
+    }
+}
+
+fn unexpected(answer: &Answer) -> Error {
+    Error::Lvm {
+        what: "the guard process".to_owned(),
+        reason: format!("an answer to another question: {answer:?}"),
+    }
+}

@@ -1,0 +1,64 @@
+//! Locks between runs: exclusive for what only one may have, shared for what the last one gives back.
+//!
+//! Guarantees: a lock ends with the process that has it; the file stays, since removing it would let two hold
+//! "the" lock at once.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+
+/// Locks are for processes that live now: where nothing outlives a boot.
+const DIRECTORY: &str = "/run/lvmsync";
+
+/// An open lock file.
+#[derive(Debug)]
+pub struct LockFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl LockFile {
+    /// Opens, and makes, the lock called `name`: a word without slashes.
+    pub fn open(name: &str) -> Result<Self> {
+        let path = PathBuf::from(DIRECTORY).join(format!("{name}.lock"));
+        let open = || {
+            fs::create_dir_all(DIRECTORY)?;
+            File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+        };
+        let file = open().map_err(|error| {
+            Error::io(format!("cannot open the lock {}", path.display()), error)
+        })?;
+        Ok(Self { file, path })
+    }
+
+    /// Takes it alone; false while anybody else has it.
+    pub fn try_alone(&self) -> Result<bool> {
+        self.attempt(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes it together with others; false while somebody has it alone. A lock that was taken alone becomes
+    /// a shared one.
+    pub fn try_shared(&self) -> Result<bool> {
+        self.attempt(FlockOperation::NonBlockingLockShared)
+    }
+
+    fn attempt(&self, operation: FlockOperation) -> Result<bool> {
+        match flock(&self.file, operation) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => {
+                let action = format!("cannot lock {}", self.path.display());
+                Err(Error::io(action, io::Error::from(error)))
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What is held, on disk: how the next run knows that what it finds is ours.
+//!
+//! Guarantees: a record is written before what it describes is taken, and removed after it was given back; one
+//! that cannot be read proves nothing.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::partial_file::{PartialFile, sync_directory_of};
+use crate::record::store::StateDir;
+
+/// A file of this size is no record.
+const MAX_BYTES: u64 = 64 << 10;
+
+/// What is held, by whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The pool's device-mapper UUID, or the volume's LVM UUID.
+    pub of: String,
+    /// For people: `vg/pool`.
+    pub name: String,
+    /// The boot in which it was taken.
+    pub boot: String,
+    /// The process that took it.
+    pub process: u32,
+    /// Of a reservation: the block where the kernel put the snapshot's superblock. None until it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<u64>,
+    /// BLAKE3 of that block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+/// The file of one record.
+#[derive(Clone, Debug)]
+pub struct HeldFile {
+    path: PathBuf,
+}
+
+impl HeldFile {
+    /// The record of what is `kind` ("pool", "volume") of the thing with this UUID.
+    pub fn of(state: &StateDir, kind: &str, uuid: &str) -> Self {
+        let path = directory(state).join(format!("{}.json", name_of(kind, uuid)));
+        Self { path }
+    }
+
+    /// What it says; `None` where there is none, or none that can be understood.
+    pub fn load(&self) -> Option<Held> {
+        let metadata = fs::metadata(&self.path).ok()?;
+        let text = (metadata.len() <= MAX_BYTES).then(|| fs::read(&self.path));
+        serde_json::from_slice(&text?.ok()?).ok()
+    }
+
+    /// Writes it, durably.
+    pub fn save(&self, held: &Held) -> Result<()> {
+        let failed = |error| {
+            let action = format!("cannot write the record {}", self.path.display());
+            Error::io(action, error)
+        };
+        let text = serde_json::to_vec(held).map_err(|error| failed(io::Error::other(error)))?;
+        if let Some(directory) = self.path.parent() {
+            fs::create_dir_all(directory).map_err(failed)?;
+        }
+        let file = PartialFile::create(&self.path, true)?;
+        file.file()
+            .and_then(|mut file| file.write_all(&text))
+            .map_err(failed)?;
+        file.persist()
+    }
+
+    /// Removes it, durably.
+    pub fn remove(&self) -> Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result
+                .and_then(|()| sync_directory_of(&self.path))
+                .map_err(|error| {
+                    let action = format!("cannot remove the record {}", self.path.display());
+                    Error::io(action, error)
+                }),
+        }
+    }
+}
+
+/// All that is on record as held.
+pub fn all(state: &StateDir) -> Vec<Held> {
+    let entries = fs::read_dir(directory(state)).into_iter().flatten();
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut held: Vec<Held> = paths
+        .filter(|path| path.extension().is_some_and(|end| end == "json"))
+        .filter_map(|path| HeldFile { path }.load())
+        .collect();
+    held.sort_by(|a, b| a.name.cmp(&b.name));
+    held
+}
+
+fn directory(state: &StateDir) -> PathBuf {
+    state.path().join("held")
+}
+
+/// A word for file names. UUIDs of LVM are plain; other device-mapper UUIDs may hold anything.
+pub fn name_of(kind: &str, uuid: &str) -> String {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    if !uuid.is_empty() && uuid.len() < 100 && uuid.bytes().all(is_plain) {
+        return format!("{kind}-{uuid}");
+    }
+    format!("{kind}-{}", &blake3::hash(uuid.as_bytes()).to_hex()[..32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_kept_and_removed_and_damage_proves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::choose(Some(directory.path()));
+        let file = HeldFile::of(&state, "pool", "LVM-abc-tpool");
+        assert_eq!(file.load(), None);
+        file.remove().unwrap();
+        let held = Held {
+            of: "LVM-abc-tpool".into(),
+            root: Some(7),
+            ..Held::default()
+        };
+        file.save(&held).unwrap();
+        assert_eq!(file.load(), Some(held.clone()));
+        assert_eq!(all(&state), [held]);
+        fs::write(&file.path, "{\"of\":").unwrap();
+        assert_eq!(file.load(), None);
+        file.remove().unwrap();
+        assert!(all(&state).is_empty());
+    }
+
+    #[test]
+    fn names_are_words() {
+        assert_eq!(name_of("pool", "LVM-a-tpool"), "pool-LVM-a-tpool");
+        for odd in ["", "../../etc/passwd", "a b", &"x".repeat(200)] {
+            let name = name_of("pool", odd);
+            assert!(name.len() < 60 && !name.contains(['/', '.', ' ']), "{name}");
+        }
+    }
+}

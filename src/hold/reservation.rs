@@ -1,0 +1,297 @@
+//! A pool's metadata snapshot: the kernel keeps one for each pool, without an owner, and it outlives the process
+//! that asked for it, even the activation of the pool.
+//!
+//! Guarantees: one lvmsync at a time asks for it; it is released only where a record proves that it is ours: the
+//! pool's UUID, the block where it is, and the bytes of that block, whose copied superblock changes with every
+//! transaction; a foreign one is left alone and reported. The pool is never suspended. What was read is good only
+//! if [`Reservation::release`] still found it held.
+
+use super::lock::LockFile;
+use super::record::{Held, HeldFile, name_of};
+use crate::dm::device::{DeviceMapper, device_path};
+use crate::dm::name::split_dm_name;
+use crate::dm::table::{Target, parse_target};
+use crate::dm::wire::Selector;
+use crate::error::{Error, Result};
+use crate::record::store::StateDir;
+use crate::sys::aligned::AlignedBuffer;
+use crate::sys::device::DeviceNumber;
+use crate::volume::ReadAt;
+use crate::volume::host::boot_id;
+use crate::volume::open::Volume;
+
+/// Blocks of the pool's metadata.
+const BLOCK_BYTES: usize = 4096;
+
+/// An active pool.
+#[derive(Debug)]
+pub struct Pool {
+    device: DeviceNumber,
+    /// `vg/pool`, or the device's name where LVM did not make it.
+    name: String,
+    /// What `dmsetup` calls it.
+    dm_name: String,
+    uuid: String,
+    metadata: Volume,
+}
+
+/// The snapshot, held.
+#[derive(Debug)]
+pub struct Reservation {
+    pool: Pool,
+    root: u64,
+    held: Held,
+    file: HeldFile,
+    // Held as long as the reservation is.
+    _lock: LockFile,
+}
+
+/// How a run waits: hears why, and says if it has had enough.
+pub type Wait<'a> = &'a mut dyn FnMut(&str) -> Result<()>;
+
+impl Pool {
+    /// The pool with this `-tpool` device, its metadata opened for reading past the page cache.
+    pub fn open(dm: &DeviceMapper, device: DeviceNumber) -> Result<Self> {
+        let absent = || Error::Lvm {
+            what: format!("device {device}"),
+            reason: "there is no such thin pool any more".to_owned(),
+        };
+        let info = dm.info(Selector::Device(device))?.ok_or_else(absent)?;
+        let line = dm.table(device)?.into_iter().next().ok_or_else(absent)?;
+        let Ok(Target::ThinPool { metadata, .. }) = parse_target(&line.kind, &line.params) else {
+            return Err(Error::Lvm {
+                what: info.name,
+                reason: format!("it is no thin pool: its table says `{}`", line.kind),
+            });
+        };
+        let name = match split_dm_name(&info.name) {
+            Some((name, _)) => name.to_string(),
+            None => info.name.clone(),
+        };
+        let uuid = match info.uuid.is_empty() {
+            true => format!("name:{}", info.name),
+            false => info.uuid,
+        };
+        let metadata_name = dm.info(Selector::Device(metadata))?.map(|info| info.name);
+        Ok(Self {
+            device,
+            name,
+            dm_name: info.name,
+            uuid,
+            metadata: Volume::open(device_path(metadata, &metadata_name.unwrap_or_default()))?,
+        })
+    }
+
+    /// The command that gives the snapshot back by hand.
+    pub fn release_command(&self) -> String {
+        format!(
+            "dmsetup message /dev/mapper/{} 0 release_metadata_snap",
+            self.dm_name
+        )
+    }
+
+    /// The block of the snapshot's superblock, while there is one.
+    pub fn held_root(&self, dm: &DeviceMapper) -> Result<Option<u64>> {
+        let lines = dm.status(self.device)?;
+        let status = lines.first().map_or("", |line| line.params.as_str());
+        held_root(status).ok_or_else(|| Error::Lvm {
+            what: self.name.clone(),
+            reason: format!("the pool does not work; its status is `{status}`"),
+        })
+    }
+
+    /// BLAKE3 of a block of the metadata, as it is on the disk now.
+    fn digest(&self, block: u64) -> Result<String> {
+        let mut bytes = AlignedBuffer::new(BLOCK_BYTES);
+        let offset = block.saturating_mul(BLOCK_BYTES as u64);
+        self.metadata
+            .read_exact_at(&mut bytes[..BLOCK_BYTES], offset)
+            .map_err(|error| {
+                let action = format!("cannot read block {block} of the metadata of {}", self.name);
+                Error::io(action, error)
+            })?;
+        Ok(blake3::hash(&bytes[..BLOCK_BYTES]).to_hex().to_string())
+    }
+
+    fn message(&self, dm: &DeviceMapper, text: &str) -> Result<()> {
+        dm.message(self.device, text).map_err(|error| {
+            let status = dm.status(self.device).ok();
+            let status = status.and_then(|lines| Some(lines.first()?.params.clone()));
+            let reason = format!(
+                "the pool does not accept `{text}`: {error}; its status is `{}`",
+                status.unwrap_or_default()
+            );
+            Error::Lvm {
+                what: self.name.clone(),
+                reason,
+            }
+        })
+    }
+}
+
+impl Reservation {
+    /// Takes the snapshot; one that a run of ours has left is released first.
+    pub fn take(dm: &DeviceMapper, pool: Pool, state: &StateDir, wait: Wait<'_>) -> Result<Self> {
+        let lock = LockFile::open(&name_of("pool", &pool.uuid))?;
+        while !lock.try_alone()? {
+            wait(&format!(
+                "{}: another lvmsync reads the pool's metadata; waiting for it",
+                pool.name
+            ))?;
+        }
+        let file = HeldFile::of(state, "pool", &pool.uuid);
+        if let Some(root) = pool.held_root(dm)? {
+            release_left(dm, &pool, root, &file, wait)?;
+        }
+        let mut held = Held {
+            of: pool.uuid.clone(),
+            name: pool.name.clone(),
+            boot: boot_id().unwrap_or_default(),
+            process: std::process::id(),
+            ..Held::default()
+        };
+        file.save(&held)?;
+        if let Err(error) = pool.message(dm, "reserve_metadata_snap") {
+            file.remove()?;
+            // Somebody was faster, and is no lvmsync.
+            return Err(match pool.held_root(dm) {
+                Ok(Some(root)) => foreign(&pool, root, None),
+                _ => error,
+            });
+        }
+        let Some(root) = pool.held_root(dm)? else {
+            return Err(taken_away(&pool));
+        };
+        held.root = Some(root);
+        held.digest = Some(pool.digest(root)?);
+        file.save(&held)?;
+        Ok(Self {
+            pool,
+            root,
+            held,
+            file,
+            _lock: lock,
+        })
+    }
+
+    /// The block of the pool's metadata where the snapshot's superblock is.
+    pub fn root(&self) -> u64 {
+        self.root
+    }
+
+    /// Gives it back. An error if it was not ours any more: then what was read may be of no moment at all.
+    pub fn release(self, dm: &DeviceMapper) -> Result<()> {
+        let is_ours = self.pool.held_root(dm)? == Some(self.root)
+            && self.held.digest == Some(self.pool.digest(self.root)?);
+        if !is_ours {
+            self.file.remove()?;
+            return Err(taken_away(&self.pool));
+        }
+        self.pool.message(dm, "release_metadata_snap")?;
+        self.file.remove()
+    }
+}
+
+/// A snapshot is there, and no living lvmsync holds it, for we have the lock.
+fn release_left(
+    dm: &DeviceMapper,
+    pool: &Pool,
+    root: u64,
+    file: &HeldFile,
+    wait: Wait<'_>,
+) -> Result<()> {
+    let held = file.load();
+    let digest = pool.digest(root)?;
+    if !held
+        .as_ref()
+        .is_some_and(|held| proves(held, &pool.uuid, root, &digest))
+    {
+        return Err(foreign(pool, root, held.as_ref()));
+    }
+    pool.message(dm, "release_metadata_snap")?;
+    file.remove()?;
+    wait(&format!(
+        "{}: released the metadata snapshot that a killed run has left",
+        pool.name
+    ))
+}
+
+/// Whether what is held is what the record describes: of this pool, at this block, with these bytes. The bytes
+/// hold roots and times of that moment, so they are proof after a reboot, too.
+fn proves(held: &Held, pool_uuid: &str, root: u64, digest: &str) -> bool {
+    held.of == pool_uuid && held.root == Some(root) && held.digest.as_deref() == Some(digest)
+}
+
+fn foreign(pool: &Pool, root: u64, held: Option<&Held>) -> Error {
+    let doubt = match held {
+        Some(held) if held.root.is_none() => format!(
+            "; a run of lvmsync (process {}) was killed while it asked for it, so it may be that one's",
+            held.process
+        ),
+        _ => String::new(),
+    };
+    let reason = format!(
+        "its metadata snapshot is held (root in block {root}), and no record proves that it is \
+         lvmsync's{doubt}. There is only one for each pool"
+    );
+    let way_out = format!(
+        "Wait until the program that holds it (thin_delta, thin_dump, a backup) is done. If none is at work: {}",
+        pool.release_command()
+    );
+    Error::refused(&pool.name, reason, way_out)
+}
+
+fn taken_away(pool: &Pool) -> Error {
+    Error::Lvm {
+        what: pool.name.clone(),
+        reason:
+            "somebody released the pool's metadata snapshot while it was read, so what was read is \
+                 not to be trusted; run it again"
+                .to_owned(),
+    }
+}
+
+/// The held root of a thin-pool's status line: `transaction used/total used/total ROOT|- …`. The outer `None`:
+/// it is no such line.
+fn held_root(status: &str) -> Option<Option<u64>> {
+    match status.split_ascii_whitespace().nth(3)? {
+        "-" => Some(None),
+        root => Some(Some(root.parse().ok()?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_held_root_is_the_fourth_word() {
+        let status = "4 13/1024 160/1600 - rw discard_passdown queue_if_no_space - 1024";
+        assert_eq!(held_root(status), Some(None));
+        let status = "4 13/1024 160/1600 15 ro discard_passdown queue_if_no_space needs_check 1024";
+        assert_eq!(held_root(status), Some(Some(15)));
+        for broken in ["Fail", "Error", "", "4 13/1024 160/1600 x"] {
+            assert_eq!(held_root(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn only_the_same_bytes_in_the_same_block_of_the_same_pool_are_proof() {
+        let held = Held {
+            of: "LVM-a-tpool".into(),
+            root: Some(9),
+            digest: Some("d".into()),
+            ..Held::default()
+        };
+        assert!(proves(&held, "LVM-a-tpool", 9, "d"));
+        assert!(!proves(&held, "LVM-b-tpool", 9, "d"));
+        assert!(!proves(&held, "LVM-a-tpool", 8, "d"));
+        assert!(!proves(&held, "LVM-a-tpool", 9, "e"));
+        let asking = Held {
+            root: None,
+            digest: None,
+            ..held
+        };
+        assert!(!proves(&asking, "LVM-a-tpool", 9, "d"));
+    }
+}
