@@ -94,13 +94,20 @@ fn role_of(
         },
         [
             Target::Thin {
-                pool, device_id, ..
+                pool,
+                device_id,
+                external_origin,
             },
-        ] => Role::Thin {
-            pool: *pool,
-            device_id: *device_id,
-            block_bytes: pool_block_bytes(dm, *pool, name)?,
-        },
+        ] => {
+            let (metadata, block_bytes) = pool_of(dm, *pool, name)?;
+            Role::Thin {
+                pool: *pool,
+                device_id: *device_id,
+                block_bytes,
+                metadata,
+                external_origin: *external_origin,
+            }
+        }
         [Target::ThinPool { .. }] => Role::ThinPool,
         _ if uuid.layer() == Some("pool") => Role::ThinPool,
         [Target::Era { .. }] => Role::Other { kind: "era".into() },
@@ -126,15 +133,20 @@ fn is_plain(kind: &str) -> bool {
     .contains(&kind)
 }
 
-fn pool_block_bytes(dm: &DeviceMapper, pool: DeviceNumber, name: &LvName) -> Result<u64> {
+/// Where a pool's maps are, and its block size.
+fn pool_of(dm: &DeviceMapper, pool: DeviceNumber, name: &LvName) -> Result<(DeviceNumber, u64)> {
     let lines = dm.table(pool)?;
-    let block = lines
+    let found = lines
         .first()
         .and_then(|line| match parse_target(&line.kind, &line.params) {
-            Ok(Target::ThinPool { block_sectors, .. }) => sectors_to_bytes(block_sectors),
+            Ok(Target::ThinPool {
+                metadata,
+                block_sectors,
+                ..
+            }) => Some((metadata, sectors_to_bytes(block_sectors)?)),
             _ => None,
         });
-    block.ok_or_else(|| Error::Lvm {
+    found.ok_or_else(|| Error::Lvm {
         what: name.to_string(),
         reason: format!("its pool, device {pool}, has no thin-pool table"),
     })

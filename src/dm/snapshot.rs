@@ -59,6 +59,10 @@ pub enum Role {
         device_id: u32,
         /// The pool's block size.
         block_bytes: u64,
+        /// Where the pool's maps are (`_tmeta`).
+        metadata: DeviceNumber,
+        /// A read-only device that unmapped blocks are read from: with one, they are not zero.
+        external_origin: Option<DeviceNumber>,
     },
     /// A thin pool.
     ThinPool,
