@@ -7,6 +7,7 @@
 use std::io;
 
 use crate::changes::cow::StoreError;
+use crate::changes::thin::ThinError;
 use crate::delta::FormatError;
 
 /// Shorthand used by everything that can end a run.
@@ -81,6 +82,15 @@ pub enum Error {
         store: String,
         /// What is wrong with it.
         source: StoreError,
+    },
+
+    /// Metadata of a thin pool that cannot be trusted.
+    #[error("{what}: cannot use this metadata of a thin pool")]
+    ThinMetadata {
+        /// Path or device.
+        what: String,
+        /// What is wrong with it.
+        source: ThinError,
     },
 
     /// A safety rule says no. `way_out` names the override or the repair.
@@ -205,6 +215,7 @@ impl Error {
             Error::Usage(_) => ExitCode::Usage,
             Error::TrackingLost { .. } => ExitCode::TrackingLost,
             Error::Store { source, .. } => source.exit_code(),
+            Error::ThinMetadata { source, .. } => source.exit_code(),
             Error::Refused { .. } => ExitCode::Refused,
             Error::Damaged { source, .. } => source.exit_code(),
             Error::Differ { .. } => ExitCode::Differ,
@@ -225,7 +236,8 @@ impl Error {
             text.push_str(&error.to_string());
             source = error.source();
         }
-        if let (Error::Store { .. }, ExitCode::TrackingLost) = (self, self.exit_code()) {
+        let is_of_changes = matches!(self, Error::Store { .. } | Error::ThinMetadata { .. });
+        if is_of_changes && self.exit_code() == ExitCode::TrackingLost {
             text.push_str(
                 "\nThe list of changes would be incomplete. To recover, send everything: \
                  lvmsync send NEW DEST",

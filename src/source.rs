@@ -7,6 +7,10 @@
 //! whichever is older and even if they were written to, so it needs no trust in names or clocks.
 //! The status of a snapshot is looked at before its table is read and again after.
 
+mod thin;
+mod thin_offline;
+
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cancel::Cancel;
@@ -20,9 +24,11 @@ use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::{LogicalVolume, Role, ThickSnapshot};
 use crate::dm::table::SnapshotStatus;
+use crate::dm::thin::{ThinVolume, thin_volume};
 use crate::engine::copy_list::whole_volume;
 use crate::error::{Error, Result};
 use crate::extent::{Change, Extent, Kind};
+use crate::hold::client::Guard;
 use crate::monitor::Monitor;
 use crate::record::admission::refuse_as_source;
 use crate::record::identity;
@@ -42,6 +48,10 @@ pub struct SourceRequest<'a> {
     pub data_source: Option<&'a str>,
     /// With `cow:STORE`, which does not tell: the volume's size when the snapshot was made.
     pub base_size: Option<u64>,
+    /// With `thin:ID`: a copy of a pool's metadata.
+    pub thin_metadata: Option<&'a Path>,
+    /// With it, which does not tell: the volume's size.
+    pub volume_size: Option<u64>,
     /// For the header.
     pub compression: Compression,
     /// Where records say which volumes are incomplete.
@@ -68,6 +78,24 @@ pub struct SendSource {
     snapshot: Option<LogicalVolume>,
     /// The regular file that the data is read from, as it was when its content was named.
     version: Option<FileVersion>,
+    /// Keeps a thin volume active while `data`, which is dropped before, is open.
+    #[allow(dead_code, reason = "held, not used")]
+    guard: Option<Guard>,
+}
+
+/// A volume argument, found.
+enum Found {
+    Thin(ThinVolume),
+    /// Anything else.
+    Other(Resolved),
+}
+
+fn find(name: &str) -> Result<Found> {
+    let resolved = resolve(name);
+    Ok(match thin_volume(name, &resolved)? {
+        Some(volume) => Found::Thin(volume),
+        None => Found::Other(resolved?),
+    })
 }
 
 impl SendSource {
@@ -115,11 +143,20 @@ impl SendSource {
 
     /// Finds the changes that `request` asks for. Reads kernel metadata and sampled blocks, no data.
     pub fn open(request: &SourceRequest<'_>) -> Result<Self> {
+        thin_offline::needs_data(request)?;
+        Self::list(request)
+    }
+
+    /// As [`Self::open`] for whoever wants the list alone: its data may be missing.
+    pub fn list(request: &SourceRequest<'_>) -> Result<Self> {
+        if let Some(metadata) = request.thin_metadata {
+            return thin_offline::open(request, metadata);
+        }
         if let (Some(old), None, Some(path)) = (request.from, request.new, request.data_source)
             && is_snapshot(path)
         {
             // The original's two-snapshot use: the data's own table then counts as well.
-            return from_snapshot(request, old, Some(path));
+            return increment(request, old, Some(path));
         }
         let mut source = match (request.from, request.new) {
             (Some(old), new) => match (old.strip_prefix("cow:"), new) {
@@ -127,9 +164,12 @@ impl SendSource {
                 (Some(_), None) => {
                     return Err(Error::Usage("cow:STORE needs the origin as NEW".to_owned()));
                 }
-                (None, new) => from_snapshot(request, old, new)?,
+                (None, new) => increment(request, old, new)?,
             },
-            (None, Some(new)) => full_copy(request, new)?,
+            (None, Some(new)) => match find(new)? {
+                Found::Thin(volume) => thin::full_copy(request, new, &volume)?,
+                Found::Other(resolved) => full_copy(request, new, resolved)?,
+            },
             (None, None) => return Err(Error::Usage("no volume was given".to_owned())),
         };
         if let Some(path) = request.data_source {
@@ -161,17 +201,25 @@ impl SendSource {
 /// Finds a volume that is to be read, and refuses one that is on record as half-written.
 fn resolve_source(request: &SourceRequest<'_>, name: &str) -> Result<Resolved> {
     let resolved = resolve(name)?;
-    let file = request.state.file_of(&identity::of_resolved(&resolved));
-    if let Some(refusal) = file
-        .load()?
-        .and_then(|record| refuse_as_source(&record, name))
-    {
-        return Err(Error::refused(name, refusal.reason, refusal.way_out));
-    }
-    if let Resolved::LogicalVolume(volume) = &resolved {
-        warn_of_incomplete_origin(request, volume)?;
-    }
+    check_source(request, name, &resolved)?;
     Ok(resolved)
+}
+
+fn check_source(request: &SourceRequest<'_>, name: &str, resolved: &Resolved) -> Result<()> {
+    refuse_incomplete(request, &identity::of_resolved(resolved), name)?;
+    match resolved {
+        Resolved::LogicalVolume(volume) => warn_of_incomplete_origin(request, volume),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what is on record as half-written.
+fn refuse_incomplete(request: &SourceRequest<'_>, identity: &str, name: &str) -> Result<()> {
+    let record = request.state.file_of(identity).load()?;
+    match record.and_then(|record| refuse_as_source(&record, name)) {
+        Some(refusal) => Err(Error::refused(name, refusal.reason, refusal.way_out)),
+        None => Ok(()),
+    }
 }
 
 /// A snapshot may have been made before its origin was written, or in the middle: nobody can tell.
@@ -196,7 +244,36 @@ fn warn_of_incomplete_origin(request: &SourceRequest<'_>, volume: &LogicalVolume
 }
 
 fn is_snapshot(path: &str) -> bool {
-    matches!(resolve(path), Ok(Resolved::LogicalVolume(volume)) if volume.thick_snapshot().is_ok())
+    match find(path) {
+        Ok(Found::Thin(volume)) => volume.is_snapshot,
+        Ok(Found::Other(Resolved::LogicalVolume(volume))) => volume.thick_snapshot().is_ok(),
+        _ => false,
+    }
+}
+
+/// From one state to another, by whichever record the kernel keeps. Without NEW it is the origin of OLD.
+fn increment(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> Result<SendSource> {
+    let volume = match find(old)? {
+        Found::Thin(volume) => volume,
+        Found::Other(resolved) => return from_snapshot(request, old, resolved, new),
+    };
+    let origin = volume.origin.as_ref().map(ToString::to_string);
+    let Some(new) = new.map(str::to_owned).or(origin) else {
+        return Err(Error::Lvm {
+            what: old.to_owned(),
+            reason: "it is no snapshot, or its origin is gone: name the new state as well"
+                .to_owned(),
+        });
+    };
+    match find(&new)? {
+        Found::Thin(later) => thin::increment(request, (old, &volume), (&new, &later)),
+        Found::Other(_) => Err(Error::Lvm {
+            what: new,
+            reason: format!(
+                "{old} is a thin volume, so NEW must be one, too, and in the same pool"
+            ),
+        }),
+    }
 }
 
 /// A header that is right but for base and target.
@@ -234,8 +311,8 @@ fn header(
     }
 }
 
-fn full_copy(request: &SourceRequest<'_>, new: &str) -> Result<SendSource> {
-    let resolved = resolve_source(request, new)?;
+fn full_copy(request: &SourceRequest<'_>, new: &str, resolved: Resolved) -> Result<SendSource> {
+    check_source(request, new, &resolved)?;
     let mut target = None;
     if let Resolved::LogicalVolume(volume) = &resolved {
         target = state_of(volume);
@@ -259,6 +336,7 @@ fn full_copy(request: &SourceRequest<'_>, new: &str) -> Result<SendSource> {
         name: new.to_owned(),
         snapshot: snapshot_in(resolved),
         version: None,
+        guard: None,
     })
 }
 
@@ -291,11 +369,18 @@ fn from_store(request: &SourceRequest<'_>, store: &str, new: &str) -> Result<Sen
         name: new.to_owned(),
         snapshot: snapshot_in(resolved),
         version: None,
+        guard: None,
     })
 }
 
-fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> Result<SendSource> {
-    let Resolved::LogicalVolume(base) = resolve_source(request, old)? else {
+fn from_snapshot(
+    request: &SourceRequest<'_>,
+    old: &str,
+    resolved: Resolved,
+    new: Option<&str>,
+) -> Result<SendSource> {
+    check_source(request, old, &resolved)?;
+    let Resolved::LogicalVolume(base) = resolved else {
         return Err(Error::Lvm {
             what: old.to_owned(),
             reason: "it is not a logical volume, so there is no record of what changed since; \
@@ -362,6 +447,7 @@ fn from_snapshot(request: &SourceRequest<'_>, old: &str, new: Option<&str>) -> R
         name: new_name,
         snapshot: snapshot_in(new_volume),
         version: None,
+        guard: None,
     })
 }
 

@@ -198,6 +198,8 @@ fn send(
             new: None,
             data_source: args.data_source.as_deref(),
             base_size: None,
+            thin_metadata: None,
+            volume_size: None,
             compression: Compression::None,
             state: StateDir::choose(None),
             cancel,

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::apply::StateArgs;
 use super::diff_json::write_json;
+use super::thin::ThinArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
@@ -20,22 +21,27 @@ Examples:
   lvmsync diff --from vg/s1 vg/s2             between two snapshots
   lvmsync diff --from vg/s1 vg/data           since a snapshot was made
   lvmsync diff --from vg/s1 vg/s2 --json      for scripts: offsets and lengths in bytes
-  lvmsync diff --from cow:store.img disk.img  from an exception store in a file";
+  lvmsync diff --from cow:store.img disk.img  from an exception store in a file
+  lvmsync diff --thin-metadata meta.img --from thin:1 thin:2
+                                              from a copy of a thin pool's metadata";
 
 /// List the extents that changed between two states of a volume
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct DiffArgs {
-    /// The old state: a snapshot, or cow:STORE for an exception store in a file or device
+    /// The old state: a snapshot; or cow:STORE for an exception store in a file or device; or thin:ID
     #[arg(long, value_name = "OLD")]
     from: String,
 
-    /// The new state: a later snapshot of the same origin, or the origin
+    /// The new state: a later snapshot of the same origin, or the origin; or thin:ID
     new: String,
 
-    /// With cow:STORE, size of the volume when the snapshot was made, if it was extended since
+    /// With cow:STORE or thin:ID, size of the volume when the snapshot was made, if it was extended since
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     base_size: Option<u64>,
+
+    #[command(flatten)]
+    thin: ThinArgs,
 
     /// One JSON object
     #[arg(long, conflicts_with = "map")]
@@ -54,11 +60,13 @@ pub(super) struct DiffArgs {
 
 pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
-    let source = SendSource::open(&SourceRequest {
+    let source = SendSource::list(&SourceRequest {
         from: Some(&args.from),
         new: Some(&args.new),
         data_source: None,
         base_size: args.base_size,
+        thin_metadata: args.thin.thin_metadata.as_deref(),
+        volume_size: args.thin.volume_size,
         compression: Compression::None,
         state: args.state.directory(),
         cancel,

@@ -20,6 +20,7 @@ mod send;
 mod serve;
 mod state;
 mod summary;
+mod thin;
 mod timeout;
 mod verify;
 

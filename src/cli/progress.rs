@@ -69,7 +69,7 @@ impl Terminal {
             last: Mutex::new(Instant::now()),
         });
         let bar = bar.then(|| {
-            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(5));
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
             let template = "{bar:30} {percent:>3}%  {binary_bytes} of {binary_total_bytes}  \
                             {binary_bytes_per_sec}  {eta} left";
             if let Ok(style) = ProgressStyle::with_template(template) {
@@ -130,6 +130,10 @@ impl Speaker {
 impl Monitor for Terminal {
     fn plan(&self, bytes: u64) {
         if let Some(bar) = &self.bar {
+            // Until something is planned there is nothing to draw.
+            if bar.length() == Some(0) && bytes > 0 {
+                bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(5));
+            }
             bar.inc_length(bytes);
         }
         if let Some(json) = &self.json {

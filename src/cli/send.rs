@@ -9,6 +9,7 @@ use clap::Args;
 use super::apply::WriteArgs;
 use super::progress::Speaker;
 use super::summary::Summary;
+use super::thin::ThinArgs;
 use super::timeout::TimeoutArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
@@ -57,11 +58,11 @@ A remote destination needs lvmsync there, too. The far end says done only when e
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct SendArgs {
-    /// The old state: a snapshot of the same origin, or cow:STORE for an exception store in a file
+    /// The old state: a snapshot of the same origin; or cow:STORE for an exception store in a file; or thin:ID
     #[arg(long, value_name = "OLD")]
     from: Option<String>,
 
-    /// The new state: a snapshot, an origin, a block device or a file
+    /// The new state: a snapshot, an origin, a block device or a file; or thin:ID
     new: String,
 
     /// Where to: DEST or [USER@]HOST:DEST, a block device, a logical volume or a file
@@ -69,9 +70,16 @@ pub(super) struct SendArgs {
     #[arg(conflicts_with_all = ["output", "stdout"])]
     destination: Option<String>,
 
-    /// With cow:STORE, size of the volume when the snapshot was made, if it was extended since
+    /// With cow:STORE or thin:ID, size of the volume when the snapshot was made, if it was extended since
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "from")]
     base_size: Option<u64>,
+
+    #[command(flatten)]
+    thin: ThinArgs,
+
+    /// With --thin-metadata, the volume or file that holds the content of NEW
+    #[arg(long, value_name = "VOLUME", requires = "thin_metadata")]
+    data_source: Option<String>,
 
     #[command(flatten)]
     to: ToArgs,
@@ -180,8 +188,10 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
         request: SourceRequest {
             from: args.from.as_deref(),
             new: Some(&args.new),
-            data_source: None,
+            data_source: args.data_source.as_deref(),
             base_size: args.base_size,
+            thin_metadata: args.thin.thin_metadata.as_deref(),
+            volume_size: args.thin.volume_size,
             compression: args.to.compress,
             state: args.write.state.directory(),
             cancel,
@@ -311,8 +321,11 @@ impl Job<'_> {
         file.persist()
     }
 
-    /// The exception store that was given as `cow:STORE`.
+    /// The file that says what changed: `cow:STORE`, or the copy of a pool's metadata.
     fn store_identity(&self) -> Option<VolumeIdentity> {
+        if let Some(metadata) = self.request.thin_metadata {
+            return VolumeIdentity::of_path(metadata).ok();
+        }
         let store = self.request.from?.strip_prefix("cow:")?;
         VolumeIdentity::of_path(store).ok()
     }

@@ -1,24 +1,27 @@
 //! A thin volume that is active while it is read.
 //!
 //! Thin snapshots are made so that they stay inactive, and inactive is what a base snapshot should be: nothing
-//! writes to it then. To be read it is activated read-only (LVM's `read_only_volume_list`, which changes nothing
-//! in its metadata) and deactivated again.
+//! writes to it then. To be read it is activated and its device made read-only, which changes nothing in LVM's
+//! metadata (LVM's own `read_only_volume_list` would make the pool's table read-only, which the kernel refuses), and
+//! deactivated again.
 //!
 //! Guarantees: what was active before stays active; of several runs that read one volume the last one deactivates
 //! it; what killed runs left active is on record, and deactivated by the next run that reads the volume.
 
+use std::fs::File;
 use std::thread;
 use std::time::Duration;
 
 use super::lock::LockFile;
 use super::record::{Held, HeldFile, name_of};
 use super::reservation::Wait;
-use crate::dm::device::DeviceMapper;
+use crate::dm::device::{DeviceMapper, device_path};
 use crate::dm::lvm;
 use crate::dm::name::LvName;
 use crate::dm::wire::Selector;
 use crate::error::{Error, Result};
 use crate::record::store::StateDir;
+use crate::sys::ioctl;
 use crate::volume::host::boot_id;
 
 /// udev looks at a device that has just appeared, and holds it meanwhile.
@@ -65,8 +68,8 @@ impl Activation {
             ..Held::default()
         })?;
         let activation = Self { name, file, lock };
-        if !is_active && let Err(error) = activation.activate() {
-            activation.file.remove()?;
+        if !is_active && let Err(error) = activation.activate(dm) {
+            let _ = activation.end();
             return Err(error);
         }
         Ok(Some(activation))
@@ -91,27 +94,36 @@ impl Activation {
         result
     }
 
-    fn activate(&self) -> Result<()> {
+    fn activate(&self, dm: &DeviceMapper) -> Result<()> {
         let name = self.name.to_string();
-        let config = format!("activation/read_only_volume_list=[\"{name}\"]");
-        let words = ["-ay", "-K", "--config", &config, "--", &name];
-        lvchange(&words, "activate", &name)
+        lvchange(&["-ay", "-K", "--", &name], "activate", &name)?;
+        let dm_name = self.name.dm_name();
+        let info = dm.info(Selector::Name(&dm_name))?;
+        let path = info.map(|info| device_path(info.device, &dm_name));
+        let path =
+            path.ok_or_else(|| failed(&name, "activate", "it has no device all the same"))?;
+        File::open(path)
+            .and_then(ioctl::set_read_only)
+            .map_err(|error| Error::io(format!("cannot make {name} read-only"), error))
+    }
+}
+
+fn failed(name: &str, verb: &str, reason: &str) -> Error {
+    Error::Lvm {
+        what: name.to_owned(),
+        reason: format!("cannot {verb} it: {reason}"),
     }
 }
 
 fn lvchange(words: &[&str], verb: &str, name: &str) -> Result<()> {
-    let failed = |reason: String| Error::Lvm {
-        what: name.to_owned(),
-        reason: format!("cannot {verb} it: {reason}"),
-    };
     let output = lvm::command("lvchange")
         .args(words)
         .output()
-        .map_err(|error| failed(format!("cannot run `lvchange`: {error}")))?;
+        .map_err(|error| failed(name, verb, &format!("cannot run `lvchange`: {error}")))?;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    Err(failed(lines.collect::<Vec<_>>().join("; ")))
+    Err(failed(name, verb, &lines.collect::<Vec<_>>().join("; ")))
 }

@@ -12,6 +12,7 @@ use rustix::ioctl::{Getter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl, op
 
 use crate::extent::Extent;
 
+const BLKROSET: Opcode = opcode::none(0x12, 93);
 const BLKROGET: Opcode = opcode::none(0x12, 94);
 const BLKFLSBUF: Opcode = opcode::none(0x12, 97);
 const BLKGETSIZE64: Opcode = opcode::read::<usize>(0x12, 114);
@@ -38,6 +39,13 @@ pub fn physical_block_bytes(device: impl AsFd) -> io::Result<u32> {
 pub fn is_read_only(device: impl AsFd) -> io::Result<bool> {
     // SAFETY: BLKROGET writes one int.
     Ok(unsafe { ioctl(device, Getter::<BLKROGET, c_int>::new()) }? != 0)
+}
+
+/// Makes the kernel refuse writes, discards and writable mounts of the device until it goes away.
+pub fn set_read_only(device: impl AsFd) -> io::Result<()> {
+    let on: c_int = 1;
+    // SAFETY: BLKROSET reads one int.
+    Ok(unsafe { ioctl(device, Setter::<BLKROSET, c_int>::new(on)) }?)
 }
 
 /// Writes out and drops what the page cache holds of this one device.
@@ -143,6 +151,7 @@ mod tests {
     #[test]
     fn requests_carry_their_numbers() {
         // The numbers of linux/fs.h and linux/dm-ioctl.h, on architectures with the generic encoding.
+        assert_eq!(BLKROSET, 0x125d);
         assert_eq!(BLKROGET, 0x125e);
         assert_eq!(BLKZEROOUT, 0x127f);
         assert_eq!(BLKDISCARD, 0x1277);

@@ -1,0 +1,177 @@
+//! Thin devices in a copy of a pool's metadata: `--thin-metadata FILE --from thin:1 thin:2`, without a kernel.
+//!
+//! Guarantees: as in [`super::thin`]; metadata that an active pool writes to is refused, since what is read of it one
+//! block after another belongs to no moment. The pool does not know how large its devices are: that is told, or
+//! the size of what the data is read from, or else where the last mapping ends.
+
+use std::path::Path;
+
+use super::{SendSource, SourceRequest, header};
+use crate::change_list::ChangeList;
+use crate::changes::thin::{Root, ThinError, ThinMetadata, ThinVolume};
+use crate::delta::header::{Header, Source};
+use crate::delta::samples::Samples;
+use crate::dm::device::{sysfs_holders, sysfs_name_and_uuid};
+use crate::error::{Error, Result};
+use crate::volume::ReadAt;
+use crate::volume::open::Volume;
+
+/// What differs between two devices, or what is mapped in one.
+pub(super) fn open(request: &SourceRequest<'_>, file: &Path) -> Result<SendSource> {
+    let name = file.display().to_string();
+    let (old, new) = (device_id(request.from)?, device_id(request.new)?);
+    let Some(new) = new else {
+        return Err(usage(
+            "with --thin-metadata NEW is a device of the pool: thin:ID",
+        ));
+    };
+    let metadata = Volume::open(file)?;
+    refuse_in_use(&metadata, &name)?;
+    let data = request.data_source.map(Volume::open).transpose()?;
+    let failed = |source: ThinError| match source {
+        ThinError::NoSuchDevice { device } => {
+            Error::Usage(format!("{name} has no device with the id {device}"))
+        }
+        source => Error::ThinMetadata {
+            what: name.clone(),
+            source,
+        },
+    };
+    let listed = list(request, &metadata, old, new, data.as_ref()).map_err(failed)?;
+    if listed.old_was_written {
+        // Both are of one moment, so the list is complete; only the user knows what the other end holds.
+        request.monitor.warn(&format!(
+            "{}: blocks of it were written after it was made; a copy of what it held before that is not the base \
+             of this",
+            request.from.unwrap_or_default()
+        ));
+    }
+    let (data, data_name) = match data {
+        Some(data) => (data, request.data_source.unwrap_or_default().to_owned()),
+        // A list can be had without; whoever wants to send asks for more, see `needs_data`.
+        None => (metadata, name),
+    };
+    let samples = match (old, request.data_source) {
+        (Some(_), Some(_)) => Samples::take(&data, &listed.changes).map_err(|error| {
+            Error::io(format!("cannot read sampled blocks of {data_name}"), error)
+        })?,
+        _ => Samples::default(),
+    };
+    let source = if old.is_some() {
+        Source::Thin
+    } else {
+        Source::Full
+    };
+    let header = Header {
+        base_size: old.map(|_| listed.old_size),
+        granularity: listed.block_bytes,
+        ..header(request, source, listed.new_size, &listed.changes)
+    };
+    Ok(SendSource {
+        header,
+        samples,
+        changes: listed.changes,
+        data,
+        name: data_name,
+        snapshot: None,
+        version: None,
+        guard: None,
+    })
+}
+
+/// Metadata alone has no data to send.
+pub(super) fn needs_data(request: &SourceRequest<'_>) -> Result<()> {
+    if request.thin_metadata.is_some() && request.data_source.is_none() {
+        return Err(usage(
+            "the metadata of a pool says what changed and has no data: name what holds the content of NEW with \
+             --data-source",
+        ));
+    }
+    Ok(())
+}
+
+struct Listed {
+    changes: ChangeList,
+    block_bytes: u64,
+    old_size: u64,
+    new_size: u64,
+    old_was_written: bool,
+}
+
+fn list(
+    request: &SourceRequest<'_>,
+    metadata: &Volume,
+    old: Option<u64>,
+    new: u64,
+    data: Option<&Volume>,
+) -> std::result::Result<Listed, ThinError> {
+    let pool = ThinMetadata::open(metadata, Root::Live)?;
+    let block_bytes = pool.block_bytes();
+    let end_of = |device: u64| {
+        let mut end = 0;
+        pool.mapped(device, |run| end = run.start.saturating_add(run.blocks))?;
+        Ok::<_, ThinError>(end.saturating_mul(block_bytes))
+    };
+    let new_size = match (request.volume_size, data) {
+        (Some(size), _) => size,
+        (None, Some(data)) => data.size_bytes(),
+        (None, None) => match old {
+            Some(old) => end_of(old)?.max(end_of(new)?),
+            None => end_of(new)?,
+        },
+    };
+    let volume = |device, size_bytes| ThinVolume {
+        device,
+        size_bytes,
+        external_origin: false,
+    };
+    let old_size = request.base_size.unwrap_or(new_size);
+    let (changes, old_was_written) = match old {
+        Some(old) => {
+            let found = pool.changes(volume(old, old_size), volume(new, new_size))?;
+            (found.changes, found.summary.old_was_written)
+        }
+        None => (pool.mapped_changes(volume(new, new_size))?, false),
+    };
+    Ok(Listed {
+        changes,
+        block_bytes,
+        old_size,
+        new_size,
+        old_was_written,
+    })
+}
+
+/// `thin:ID`; ids have 24 bits.
+fn device_id(text: Option<&str>) -> Result<Option<u64>> {
+    let Some(text) = text else { return Ok(None) };
+    let id = text.strip_prefix("thin:").and_then(|id| id.parse().ok());
+    match id.filter(|id: &u64| *id < 1 << 24) {
+        Some(id) => Ok(Some(id)),
+        None => Err(usage(&format!(
+            "`{text}`: with --thin-metadata OLD and NEW are devices of the pool, thin:1 for example"
+        ))),
+    }
+}
+
+/// A pool changes its metadata all the time, and no order of reading would see one moment of it.
+fn refuse_in_use(metadata: &Volume, name: &str) -> Result<()> {
+    let Some(device) = metadata.device() else {
+        return Ok(());
+    };
+    let pool = sysfs_holders(device)
+        .into_iter()
+        .find_map(sysfs_name_and_uuid);
+    match pool {
+        Some((pool, _)) => Err(Error::refused(
+            name,
+            format!("it is in use by the active pool {pool}, which changes it while it is read"),
+            "Name the volumes, and lvmsync takes a metadata snapshot: lvmsync diff --from vg/s1 vg/s2",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn usage(text: &str) -> Error {
+    Error::Usage(text.to_owned())
+}
