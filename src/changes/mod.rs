@@ -8,6 +8,7 @@ pub mod cow;
 mod cow_areas;
 pub mod cow_build;
 mod cow_error;
+pub mod thin;
 
 #[cfg(test)]
 mod cow_tests;
