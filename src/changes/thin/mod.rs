@@ -273,6 +273,7 @@ impl<'a> ThinMetadata<'a> {
 
 impl DeviceDetails {
     /// `struct disk_device_details`.
+    #[allow(clippy::cast_possible_truncation, reason = "the two halves are meant")]
     fn of([mapped_blocks, transaction_id, times]: [u64; 3]) -> Self {
         Self {
             mapped_blocks,

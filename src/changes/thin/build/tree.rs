@@ -50,7 +50,12 @@ pub(super) struct Nodes {
 }
 
 fn at(block: u64) -> usize {
-    block as usize
+    usize::try_from(block).unwrap_or(usize::MAX)
+}
+
+/// What a block has room for is no large number.
+fn small(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 impl Nodes {
@@ -318,9 +323,9 @@ impl Nodes {
         let most = self.most(node);
         put(bytes, FLAGS, if node.is_leaf { LEAF } else { INTERNAL });
         put64(bytes, BLOCK, block);
-        put(bytes, ENTRIES, node.keys.len() as u32);
-        put(bytes, MAX_ENTRIES, most as u32);
-        put(bytes, VALUE_BYTES, value_bytes as u32);
+        put(bytes, ENTRIES, small(node.keys.len()));
+        put(bytes, MAX_ENTRIES, small(most));
+        put(bytes, VALUE_BYTES, small(value_bytes));
         for (index, key) in node.keys.iter().enumerate() {
             put64(bytes, HEADER_BYTES + 8 * index, *key);
         }

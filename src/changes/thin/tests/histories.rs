@@ -95,21 +95,29 @@ impl Model {
 
 fn build(pool: &mut PoolBuilder, step: &Step) {
     match *step {
-        Step::Create(id) => drop(pool.create(id)),
-        Step::Snapshot(id, origin) => drop(pool.snapshot(id, origin)),
+        Step::Create(id) => {
+            pool.create(id);
+        }
+        Step::Snapshot(id, origin) => {
+            pool.snapshot(id, origin);
+        }
         Step::Remove(id) => pool.remove(id),
-        Step::Write(id, block, count) => (block..block + count).for_each(|b| pool.write(id, b)),
+        Step::Write(id, block, count) => {
+            (block..block + count).for_each(|b| pool.write(id, b));
+        }
         Step::Discard(id, block, count) => {
             (block..block + count).for_each(|b| pool.discard(id, b));
         }
-        Step::Reserve => drop(pool.reserve()),
+        Step::Reserve => {
+            pool.reserve();
+        }
     }
 }
 
 fn compare(metadata: &ThinMetadata<'_>, model: &Model) {
     let mut devices = BTreeMap::new();
     metadata
-        .devices(|id, details| drop(devices.insert(id, details)))
+        .devices(|id, details| devices.extend([(id, details)]))
         .unwrap();
     assert!(devices.keys().eq(model.devices.keys()));
     assert_eq!(metadata.superblock().time, model.time);
