@@ -299,6 +299,21 @@ pub(super) fn look_up(
     Ok(found)
 }
 
+/// The largest key of a tree; `None` where it is empty.
+pub(super) fn last_key(blocks: &Blocks<'_>, tree: Tree, root: u64) -> Result<Option<u64>> {
+    let mut found = None;
+    descend(blocks, tree, root, |shape, bytes, parent| {
+        let keys = shape.keys(bytes);
+        let index = keys.len().checked_sub(1)?;
+        if !shape.is_leaf {
+            return shape.child(bytes, index, parent);
+        }
+        found = keys.last().map(|key| u64::from_le_bytes(*key));
+        None
+    })?;
+    Ok(found)
+}
+
 /// The value with this index, as numbers; what it does not have is 0.
 pub(super) fn value(tree: Tree, values: &[u8], index: usize) -> Option<[u64; 3]> {
     let words = tree.leaf_value_bytes() as usize / 8;

@@ -129,6 +129,8 @@ fn compare(metadata: &ThinMetadata<'_>, model: &Model) {
         assert_eq!(details.snapshotted_time, device.snapshotted);
         let all: Vec<u64> = device.mappings.keys().copied().collect();
         assert_eq!(blocks_of(metadata, *id).unwrap(), all);
+        let end = all.last().map_or(0, |last| last + 1);
+        assert_eq!(metadata.end_of_mappings(*id).unwrap(), end);
         let mut from = Vec::new();
         metadata
             .mapped_from(*id, 33, |run| {
