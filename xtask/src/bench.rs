@@ -9,6 +9,7 @@ mod local_send;
 mod measure;
 mod store;
 mod thin_diff;
+mod thin_send;
 
 use crate::table::table;
 use crate::{Done, build};
@@ -45,6 +46,8 @@ enum Bench {
     LabSend,
     /// What differs between two thin snapshots
     ThinDiff,
+    /// Send a thin volume of which little is mapped, in the lab
+    ThinSend,
 }
 
 /// What all benchmarks are given.
@@ -117,6 +120,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Done {
             Bench::LocalSend => figures.extend(local_send::run(&setting)?),
             Bench::LabSend => figures.extend(lab_send::run(&setting)?),
             Bench::ThinDiff => figures.extend(thin_diff::run(&setting)?),
+            Bench::ThinSend => figures.extend(thin_send::run(&setting)?),
         }
     }
     report(&figures, &directory.join("results.json"))

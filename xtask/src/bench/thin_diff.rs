@@ -97,7 +97,9 @@ fn ours(setting: &Setting<'_>, image: &Path, how: &str) -> Command {
 fn theirs(image: &Path) -> Command {
     let mut command = Command::new("thin_delta");
     // In a metadata snapshot the tool asks for no space maps.
-    command.args(["-m", "--snap1", "2", "--snap2", "3"]).arg(image);
+    command
+        .args(["-m", "--snap1", "2", "--snap2", "3"])
+        .arg(image);
     command
 }
 
