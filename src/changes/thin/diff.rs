@@ -117,12 +117,16 @@ impl<F: FnMut(Difference)> Pair<'_, F> {
     }
 
     fn enter_old(&mut self) -> Result<()> {
-        self.new.horizon(&mut self.horizon);
+        if self.old.will_read_leaves() {
+            self.new.horizon(&mut self.horizon);
+        }
         self.old.enter(&self.horizon)
     }
 
     fn enter_new(&mut self) -> Result<()> {
-        self.old.horizon(&mut self.horizon);
+        if self.new.will_read_leaves() {
+            self.old.horizon(&mut self.horizon);
+        }
         self.new.enter(&self.horizon)
     }
 }

@@ -145,6 +145,11 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// True if entering what comes next will read leaves, for which a [`Horizon`] is asked.
+    pub(super) fn will_read_leaves(&self) -> bool {
+        matches!(self.head, Head::Subtree(Child { height: 0, block, .. }) if self.batch.slot(block).is_none())
+    }
+
     fn enter_leaf(&mut self, child: Child, horizon: &Horizon) -> Result<()> {
         if self.batch.slot(child.block).is_none() {
             self.read_ahead(child, horizon);

@@ -40,7 +40,8 @@ struct Top {
 }
 
 impl PoolBuilder {
-    /// A pool without devices. Nodes hold `most` entries (from 3 to 254; the kernel's hold 252).
+    /// A pool without devices. Nodes hold `most` entries, rounded down to a multiple of 3; the kernel's
+    /// hold 252.
     pub fn new(block_sectors: u32, most: usize) -> Self {
         let mut nodes = Nodes::new(most);
         let devices = nodes.empty(Tree::Devices);

@@ -36,9 +36,9 @@ fn ask(image: Vec<u8>, root: Root) -> Result<Answers> {
 
 /// Two levels, as few blocks as show everything.
 fn tiny_pool() -> PoolBuilder {
-    let mut pool = PoolBuilder::new(128, 5);
+    let mut pool = PoolBuilder::new(128, 6);
     pool.create(1);
-    (0..6).for_each(|block| pool.write(1, block * 2));
+    (0..8).for_each(|block| pool.write(1, block * 2));
     pool.snapshot(2, 1);
     pool.write(1, 2);
     pool.snapshot(7, 1);
@@ -75,7 +75,7 @@ fn flips_with_right_checksums_are_survived() {
     let blocks = whole.len() / 4096;
     let mut accepted = 0;
     for block in 0..blocks {
-        let used = if block == 0 { 368 } else { 32 + 5 * 32 };
+        let used = if block == 0 { 368 } else { 32 + 6 * 32 };
         for bit in 0..used * 8 {
             let mut image = whole.clone();
             image[block * 4096 + bit / 8] ^= 1 << (bit % 8);
@@ -166,7 +166,7 @@ fn each_field_of_a_node_counts() {
         metadata.known(1).unwrap().1
     };
     // Off the leftmost path, which tells how deep leaves are, but for `first`.
-    let values = 32 + 4 * 8;
+    let values = 32 + 6 * 8;
     let first = field(&whole, root, values);
     let second = field(&whole, root, values + 8);
     let leaf = field(&whole, first, values + 8);
@@ -179,11 +179,11 @@ fn each_field_of_a_node_counts() {
         ("value size", leaf, 24, 16, 4),
         ("value size", root, 24, 4, 4),
         ("room for entries", leaf, 20, 255, 4),
-        ("number of entries", leaf, 16, 5, 4),
+        ("number of entries", leaf, 16, 7, 4),
         ("number of entries", root, 16, 0, 4),
         ("last key", leaf, 16, 4, 4),
         ("next key", leaf, 32 + 8, 0, 8),
-        ("last key", leaf, 32 + 8, 1 << 40, 8),
+        ("last key", leaf, 32 + 16, 1 << 40, 8),
         ("first key", leaf, 32, 1, 8),
         // The node holds itself, or its parent: what is there is not what the bounds say.
         ("last key", first, values, first, 8),
@@ -217,7 +217,7 @@ fn a_tree_without_an_end_is_refused() {
     let root = metadata.known(1).unwrap().1;
     // A node that has itself as its only child: the bounds allow that.
     let alone = patched(&pool.image(), root, 16, 1, 4);
-    let error = ask(patched(&alone, root, 32 + 4 * 8, root, 8), Root::Live).unwrap_err();
+    let error = ask(patched(&alone, root, 32 + 6 * 8, root, 8), Root::Live).unwrap_err();
     assert!(
         matches!(error, ThinError::Node { field: "depth", .. }),
         "{error}"
@@ -235,12 +235,12 @@ fn a_tree_that_comes_back_to_itself_ends() {
         .known(1)
         .unwrap()
         .1;
-    let values = 32 + 4 * 8;
+    let values = 32 + 6 * 8;
     let first = field(&whole, root, values);
     let leaf = field(&whole, first, values);
     // All the children of `first` are one leaf without entries; all the children of the root are `first`.
     whole = patched(&whole, leaf, 16, 0, 4);
-    for index in 0..4 {
+    for index in 0..6 {
         whole = patched(&whole, first, values + 8 * index, leaf, 8);
         whole = patched(&whole, root, values + 8 * index, first, 8);
     }
