@@ -38,6 +38,8 @@ pub struct LvRow {
     pub pool_lv: String,
     /// `skip activation` or empty.
     pub lv_skip_activation: String,
+    /// Tags, separated by commas.
+    pub lv_tags: String,
 }
 
 impl LvRow {
@@ -68,7 +70,7 @@ impl LvRow {
 }
 
 const COLUMNS: &str = "vg_name,lv_name,lv_uuid,lv_size,lv_active,lv_attr,lv_role,segtype,origin,\
-                       pool_lv,lv_skip_activation";
+                       pool_lv,lv_skip_activation,lv_tags";
 
 #[derive(Deserialize)]
 struct Reports {
@@ -97,7 +99,7 @@ pub fn volumes_of(vg: &str) -> Result<Vec<LvRow>> {
         what: format!("volume group {vg}"),
         reason,
     };
-    let output = lvs_command()
+    let output = lvm_command("lvs")
         .args([
             "-a",
             "--reportformat",
@@ -133,7 +135,7 @@ pub fn explain_no_device(name: &LvName) -> Error {
 }
 
 /// The same, from the rows: pure.
-fn no_device_reason(name: &LvName, rows: &[LvRow]) -> String {
+pub(super) fn no_device_reason(name: &LvName, rows: &[LvRow]) -> String {
     let vg = name.vg();
     let Some(row) = rows.iter().find(|row| row.name() == name.lv()) else {
         return format!(
@@ -156,12 +158,14 @@ fn no_device_reason(name: &LvName, rows: &[LvRow]) -> String {
     format!("the logical volume is not active, so it has no device; activate it: {activate}")
 }
 
-fn lvs_command() -> Command {
+/// One of LVM's commands, with an environment that does not depend on whose it is.
+pub(super) fn lvm_command(name: &str) -> Command {
     // The tools live in a directory that an ordinary user's PATH may lack.
-    let program = ["/usr/sbin/lvs", "/sbin/lvs"]
-        .into_iter()
-        .find(|p| Path::new(p).exists());
-    let mut command = Command::new(program.unwrap_or("lvs"));
+    let program = ["/usr/sbin", "/sbin"]
+        .iter()
+        .map(|directory| Path::new(directory).join(name))
+        .find(|path| path.exists());
+    let mut command = Command::new(program.unwrap_or_else(|| name.into()));
     command
         .env("LC_ALL", "C")
         .env("LVM_SUPPRESS_FD_WARNINGS", "1")
