@@ -16,9 +16,13 @@ use crate::engine::deliver::DeltaSink;
 use crate::error::{Error, Result};
 use crate::session::SessionError;
 use crate::session::client::SessionEvents;
-use crate::session::handshake::{FEATURE_ATOMIC, FEATURE_RECORD, FEATURE_UNDO};
+use crate::session::handshake::{
+    FEATURE_ATOMIC, FEATURE_CREATE_VOLUME, FEATURE_RECORD, FEATURE_UNDO,
+};
 use crate::session::line::Line;
-use crate::session::message::{Ack, ApplyOptions, OPERATION_APPLY, Open, SourceIdentity};
+use crate::session::message::{
+    Ack, ApplyOptions, CreateVolume, OPERATION_APPLY, Open, SourceIdentity,
+};
 use crate::session::remote::{OnLine, RemoteEnd, RemoteOptions};
 use crate::source::SendSource;
 use crate::units::Bytes;
@@ -147,6 +151,9 @@ fn required_features(job: &Job<'_>) -> Vec<&'static str> {
     if job.write.atomic {
         features.push(FEATURE_ATOMIC);
     }
+    if job.write.create.is_some() {
+        features.push(FEATURE_CREATE_VOLUME);
+    }
     features
 }
 
@@ -200,6 +207,10 @@ fn apply_options(job: &Job<'_>, source: &SendSource) -> ApplyOptions {
         allow_smaller: job.write.allow_smaller,
         allow_in_use: job.write.allow_in_use,
         create: source.header.is_full_copy(),
+        create_volume: job.write.make(&source.header).map(|make| CreateVolume {
+            kind: make.making.to_string(),
+            size_bytes: make.size_bytes,
+        }),
         dry_run: job.dry_run,
         require_record: job.write.require_record,
         atomic: job.write.atomic,

@@ -45,6 +45,8 @@ The rule that loses nothing: make the new snapshot first, then send, then remove
 
 More examples:
   lvmsync send vg/s1 backup:/dev/vg/data                    first copy over ssh
+  lvmsync send vg/s1 backup:vg/data --create                and make the volume there, thin if there is a pool
+  lvmsync send vg/s1 backup:vg/data --create=thin:pool2
   lvmsync send --from vg/s1 vg/s2 -o monday.delta -z zstd   into a file
   lvmsync send --from vg/s1 vg/s2 --stdout | gpg -e > x.gpg
   lvmsync send --from vg/s1 vg/s2 backup:vg/data --undo /var/undo/monday
@@ -278,6 +280,12 @@ impl Job<'_> {
     fn check_options(&self) -> Result<()> {
         let usage = |text: &str| Err(Error::Usage(text.to_owned()));
         let to_volume = self.destination.is_some();
+        if self.write.create.is_some() && !to_volume {
+            return usage("--create makes a destination volume; there is none here");
+        }
+        if self.write.create.is_some() && self.remote.compat {
+            return usage("the original lvmsync at the far end makes no volumes");
+        }
         if self.write.undo.is_some() && !to_volume {
             return usage("--undo saves what a destination volume held; there is none here");
         }
@@ -413,8 +421,12 @@ impl Job<'_> {
     ) -> Result<()> {
         let mut options = self.write.options(self.to.compress);
         options.create = source.header.is_full_copy();
-        if self.dry_run && Destination::could_make(destination, &options) {
+        options.make = self.write.make(&source.header);
+        if self.dry_run && Destination::could_make(destination, &options)?.is_some() {
             return Ok(());
+        }
+        if self.dry_run {
+            options.make = None;
         }
         let mut sources = vec![source.data.identity()];
         sources.extend(self.store_identity());

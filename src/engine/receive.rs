@@ -411,7 +411,7 @@ fn apply_pieces<R: Read, W: DurableWrite>(
 }
 
 /// Version 3 says nothing of itself.
-fn anonymous_header(size_bytes: u64) -> Header {
+pub(super) fn anonymous_header(size_bytes: u64) -> Header {
     Header {
         volume_size: size_bytes,
         base_size: Some(size_bytes),

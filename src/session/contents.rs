@@ -86,6 +86,8 @@ pub struct ApplyOptions {
     pub allow_in_use: bool,
     /// Make the destination where there is none: a file, for a full copy.
     pub create: bool,
+    /// Make a logical volume where there is none.
+    pub create_volume: Option<CreateVolume>,
     /// Replace an undo file that exists.
     pub overwrite: bool,
     /// Check everything, write nothing.
@@ -96,6 +98,16 @@ pub struct ApplyOptions {
     pub atomic: bool,
     /// Directory, on the server, for that.
     pub spool: Option<String>,
+}
+
+/// The logical volume that is to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CreateVolume {
+    /// `auto`, `thick`, or `thin:POOL`.
+    pub kind: String,
+    /// Size of the volume that is copied; `None`: what comes is no full copy, so that none can be made.
+    pub size_bytes: Option<u64>,
 }
 
 /// What the server found.

@@ -33,8 +33,19 @@ pub struct WriteOptions {
     pub create: bool,
     /// A file is opened only if no part of its path is a symbolic link, so that it is the one of that name.
     pub no_links: bool,
-    /// Whole blocks of this size read as zeroes once discarded: the pool's block size of a thin volume.
-    pub discard_unit: Option<u64>,
+    /// It takes its space from a pool.
+    pub provisioning: Option<Provisioning>,
+}
+
+/// How a pool gives space to a volume. Right only where it was proved, and with the pool's own block size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Provisioning {
+    /// The unit in which space is given and taken back.
+    pub block_bytes: u64,
+    /// A whole block that was discarded is known to read as zeroes.
+    pub discard_zeroes: bool,
+    /// What a first write leaves of its block may hold anything, although it read as zeroes before.
+    pub stale_rest: bool,
 }
 
 /// An open block device or file.
@@ -209,8 +220,8 @@ fn open_writable_block(
         flags |= OFlags::EXCL;
     }
     let mut volume = open_block(path, flags, device)?;
-    if let Some(unit) = options.discard_unit {
-        volume.zero_by_discard(unit);
+    if let Some(provisioning) = options.provisioning {
+        volume.set_provisioning(provisioning);
     }
     Ok(volume)
 }
