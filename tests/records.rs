@@ -476,6 +476,32 @@ fn a_lost_connection_is_made_again() {
 }
 
 #[test]
+fn after_a_lost_connection_a_refusal_is_final_unless_the_destination_is_held() {
+    let dir = Dir::with(4000);
+    let line = format!(
+        "send --from cow:store.img new.img far:{}",
+        dir.path("copy.img").display()
+    );
+    let second = |what: &str| {
+        fs::remove_file(dir.path("calls")).unwrap_or_default();
+        dir.fake_ssh(&format!(
+            "n=$(cat calls 2>/dev/null || echo 0); echo $((n + 1)) > calls\n\
+             case $n in 0) {} | sh -c \"$*\" ;; {what} ;; esac",
+            only(4_000_000)
+        ))
+    };
+    let ssh = second("*) exec sh -c \"$* --read-only\"");
+    dir.fails(&format!("{line} {ssh}"), 5, &["read-only"]);
+    assert_eq!(text(&dir.read("calls")).trim(), "2");
+
+    let ssh = second("1) exec flock copy.img sh -c \"$*\" ;; *) exec sh -c \"$*\"");
+    let said = dir.ok(&format!("{line} {ssh}"));
+    assert!(said.contains("another process has locked it"), "{said}");
+    assert_eq!(text(&dir.read("calls")).trim(), "3");
+    assert!(dir.read("copy.img") == dir.read("new.img"));
+}
+
+#[test]
 fn a_first_copy_has_its_name_only_when_it_is_whole() {
     let dir = Dir::with(2000);
     let far = dir.path("first.img");

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::attempts::{Attempts, Failed, is_lost};
+use super::attempts::{Attempts, Failed, is_held, is_lost};
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
@@ -67,8 +67,7 @@ fn attempt(
     summary: &mut Summary,
     attempts: &mut Attempts,
 ) -> std::result::Result<(), Failed> {
-    let ours = |error| Failed { error, lost: false };
-    let mut end = start(job.remote, &job.speaker, host, &["serve"]).map_err(ours)?;
+    let mut end = start(job.remote, &job.speaker, host, &["serve"]).map_err(Failed::for_good)?;
     let events = Arc::new(Events {
         host: host.to_owned(),
         speaker: job.speaker.clone(),
@@ -79,6 +78,7 @@ fn attempt(
         .connect(&line, &required, events)
         .map_err(|error| Failed {
             lost: error.is_lost(),
+            held: false,
             error,
         })?;
     client.limit_acks(source.header.volume_size);
@@ -92,6 +92,7 @@ fn attempt(
     };
     let explain = |error: SessionError, end: &mut RemoteEnd| Failed {
         lost: is_lost(&error),
+        held: is_held(&error),
         error: end.explain(error),
     };
     let (ready, mut out) = client
@@ -133,7 +134,7 @@ fn attempt(
         Err(error) => match out.abort(&error.to_string()) {
             // The connection broke or the far end failed: that is the reason, ours is what followed.
             Some(reason) => Err(explain(reason, &mut end)),
-            None => Err(ours(error)),
+            None => Err(Failed::for_good(error)),
         },
     }
 }

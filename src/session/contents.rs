@@ -157,6 +157,10 @@ pub struct Failure {
     pub code: u8,
     /// The whole chain of errors; may have several lines.
     pub message: String,
+    /// With the code of a refusal: another process holds the destination at this moment. A client whose own
+    /// connection was just lost may ask again; every other refusal is final.
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// The client stops before the end of its stream.

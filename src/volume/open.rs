@@ -299,7 +299,7 @@ fn lock(file: &File, path: &Path, patience: Duration) -> Result<()> {
                 thread::sleep(Duration::from_millis(50));
             }
             Err(Errno::WOULDBLOCK) => {
-                return Err(Error::refused(
+                return Err(Error::held(
                     path.display().to_string(),
                     "another process has locked it; another lvmsync may be writing to it",
                     "Wait until that one is done, then run this again.",
@@ -318,7 +318,7 @@ fn cannot(verb: &str, path: &Path) -> String {
 
 fn cannot_open(path: &Path, error: io::Error) -> Error {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::BUSY) => Error::refused(
+        Some(Errno::BUSY) => Error::held(
             path.display().to_string(),
             "in use: something has claimed it for itself, perhaps in another container",
             IN_USE_WAY_OUT,
