@@ -672,3 +672,53 @@ fn a_rollback_from_below_is_seen_by_what_the_last_run_wrote() {
     assert!(said.contains("other than lvmsync wrote"), "{said}");
     assert!(dir.read("copy.img") == contents[1]);
 }
+
+#[test]
+fn the_undo_of_a_forced_run_leads_back_to_what_was_really_there() {
+    let (dir, contents) = Dir::chain(3);
+    // With a record: s1 is held, and the delta begins from s2.
+    dir.ok("apply s1.delta copy.img");
+    dir.ok("apply s3.delta copy.img --force --undo forced");
+    assert!(dir.read("copy.img") != contents[3]);
+    assert!(dir.state("copy.img")["holds"].is_null());
+    dir.ok("apply forced copy.img");
+    assert!(dir.read("copy.img") == contents[1]);
+    assert_eq!(dir.state("copy.img")["holds"]["name"], "vg/s1");
+    dir.ok("apply s2.delta copy.img");
+    assert!(dir.read("copy.img") == contents[2]);
+
+    // Without one, and on what matches in no block.
+    for forget in [false, true] {
+        let other = noise(1 << 20, "another volume");
+        fs::write(dir.path("other.img"), &other).unwrap();
+        dir.fails("apply s1.delta other.img", 5, &["not in the state"]);
+        dir.ok("apply s1.delta other.img --force --undo other.undo --overwrite");
+        if forget {
+            dir.ok("state forget other.img");
+        }
+        dir.ok("apply other.undo other.img");
+        assert!(dir.read("other.img") == other);
+        assert!(dir.state("other.img")["holds"].is_null());
+        fs::remove_file(dir.path("other.img")).unwrap();
+    }
+}
+
+#[test]
+fn the_undo_of_a_full_copy_names_the_state_that_was_there_before() {
+    let (dir, contents) = Dir::chain(2);
+    dir.ok("apply s1.delta copy.img");
+    fs::write(dir.path("new.img"), noise(1 << 20, "new")).unwrap();
+    dir.ok("send new.img copy.img --undo back");
+    assert!(dir.read("copy.img") == dir.read("new.img"));
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == contents[1]);
+    assert_eq!(dir.state("copy.img")["holds"]["name"], "vg/s1");
+    dir.ok("apply s2.delta copy.img --require-record");
+    assert!(dir.read("copy.img") == contents[2]);
+    // What somebody else has written since the record was made is not that state.
+    fs::write(dir.path("copy.img"), noise(1 << 20, "somebody else")).unwrap();
+    dir.ok("send new.img copy.img --undo back --overwrite");
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == noise(1 << 20, "somebody else"));
+    assert!(dir.state("copy.img")["holds"].is_null());
+}

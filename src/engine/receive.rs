@@ -11,7 +11,7 @@ use super::apply::{Applied, Applier, Ended};
 use super::begin::{Beginning, Begun, Ready, begin};
 use super::order::Ordered;
 use super::target::{ReceiveOptions, Target, check};
-use super::undo::{DurableWrite, UndoPlace, UndoRecorder, undo_header};
+use super::undo::{DurableWrite, Old, UndoPlace, UndoRecorder, undo_header};
 use crate::delta::FormatError;
 use crate::delta::header::{Header, Planned, Source, State};
 use crate::delta::proto3::{FirstLine, Proto3Reader, read_first_line};
@@ -21,7 +21,7 @@ use crate::delta::stream::StreamId;
 use crate::error::{Error, ExitCode, Result};
 use crate::extent::Kind;
 use crate::monitor::Monitor;
-use crate::record::keeper::Keeper;
+use crate::record::keeper::{Keeper, Kept};
 use crate::record::marks::Places;
 use crate::sys::aligned::AlignedBuffer;
 use crate::units::Bytes;
@@ -254,7 +254,13 @@ impl<'a> Receiving<'a> {
         let header = anonymous_header(size);
         let stream = StreamId::of(&header, &Samples::default());
         let Some(name) = undo.asked() else {
-            keeper.begin_anonymous(&stream, None, size)?;
+            let kept = Kept {
+                undo: None,
+                old_size_bytes: size,
+                holds: keeper.held(None),
+                forced: false,
+            };
+            keeper.begin_anonymous(&stream, kept)?;
             let mut applier = Applier::<File>::new(
                 target.volume,
                 target.name,
@@ -277,7 +283,18 @@ impl<'a> Receiving<'a> {
         let spool = spool.map_err(|error| Error::io("cannot make a temporary file", error))?;
         let ordered = Ordered::spool(reader, what, spool, options.cancel)?;
         check_end(ordered.end())?;
-        let header = undo_header(&header, &keeper.undoes(&stream), size, size);
+        let old = Old {
+            size_bytes: size,
+            holds: keeper.held(None),
+            is_other: false,
+        };
+        let kept = Kept {
+            undo: Some(name.to_owned()),
+            old_size_bytes: size,
+            holds: old.holds.clone(),
+            forced: false,
+        };
+        let header = undo_header(&header, &keeper.undoes(&stream), old, size);
         let recorder = UndoRecorder::new(
             undo.create(name, None)?,
             name,
@@ -285,7 +302,7 @@ impl<'a> Receiving<'a> {
             &Samples::default(),
             options.undo_compression,
         )?;
-        if let Err(error) = keeper.begin_anonymous(&stream, Some(name.to_owned()), size) {
+        if let Err(error) = keeper.begin_anonymous(&stream, kept) {
             recorder.discard();
             return Err(error);
         }

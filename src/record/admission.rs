@@ -90,7 +90,11 @@ pub fn admit(
             "something other than lvmsync wrote to it since its record was made",
         );
     }
-    let undone = header.source == Source::Undo
+    let undoes = |made: &StreamId| header.undo_of.as_deref() == Some(made.as_str());
+    let undoes_last = record.stream.as_ref().is_some_and(undoes);
+    // What the last run overwrote is taken back even where that was, by its name, the same state.
+    let undone = !undoes_last
+        && header.source == Source::Undo
         && header.target.is_some()
         && same_id(record, header.target.as_ref());
     if (is_this || undone) && !policy.force {
@@ -108,8 +112,7 @@ pub fn admit(
             },
         });
     }
-    let undoes = |made: &StreamId| header.undo_of.as_deref() == Some(made.as_str());
-    if record.stream.as_ref().is_some_and(undoes) {
+    if undoes_last {
         return Ok(Admission::Fresh { remark: None });
     }
     match (&header.base, &record.holds) {
