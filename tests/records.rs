@@ -722,3 +722,23 @@ fn the_undo_of_a_full_copy_names_the_state_that_was_there_before() {
     assert!(dir.read("copy.img") == noise(1 << 20, "somebody else"));
     assert!(dir.state("copy.img")["holds"].is_null());
 }
+
+#[test]
+fn what_an_undo_that_was_cut_has_put_back_is_read_back() {
+    let dir = Dir::with(10_000);
+    for options in ["", "--unfinished"] {
+        fs::write(dir.path("copy.img"), dir.read("base.img")).unwrap();
+        cut(&dir, &format!("--undo {}", dir.path("back").display()));
+        let torn = [&dir.read("back.partial")[..], &[0x5a; 3000]].concat();
+        fs::write(dir.path("back.partial"), torn).unwrap();
+        if !options.is_empty() {
+            dir.ok("state forget copy.img --force");
+        }
+        let said = dir.ok(&format!("apply back copy.img --verify {options}"));
+        assert!(said.contains("verified"), "{said}");
+        assert!(dir.read("copy.img") == dir.read("base.img"));
+        // Without a record nobody knows whether it has done its work.
+        assert_eq!(dir.path("back.partial").exists(), !options.is_empty());
+        fs::remove_file(dir.path("back.partial")).unwrap_or_default();
+    }
+}

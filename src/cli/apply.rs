@@ -53,7 +53,7 @@ pub(super) struct ApplyArgs {
     unfinished: bool,
 
     /// After each delta read back what was written, from the disk, and compare it with the delta
-    #[arg(long, conflicts_with_all = ["check", "unfinished"])]
+    #[arg(long, conflicts_with = "check")]
     verify: bool,
 
     /// Print the result as a JSON object on stdout
@@ -148,8 +148,9 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
                 .to_owned(),
         ));
     }
+    let deltas: Vec<String> = deltas.iter().map(|delta| as_it_is_called(delta)).collect();
     if args.verify {
-        super::verify::refuse_unreadable(deltas)?;
+        super::verify::refuse_unreadable(&deltas)?;
     }
     let terminal = args.talk.terminal();
     let options = DestinationOptions {
@@ -162,7 +163,6 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
         ..Summary::default()
     };
     let start = Instant::now();
-    let deltas: Vec<String> = deltas.iter().map(|delta| as_it_is_called(delta)).collect();
     let options = DestinationOptions {
         from: deltas.join(", "),
         ..options
@@ -182,13 +182,15 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
             check(input, &name, number == 0, &target, cancel, &terminal)?;
         } else {
             let received = target.receive(input, &name, cancel, &terminal, &mut |_, _| Ok(()))?;
-            if received.took_back {
-                remove_used(delta, &terminal);
-            }
             add(&mut total, &received);
             if args.verify {
-                super::verify::applied(delta, destination, cancel, &terminal)?;
+                let ends_at = received.ends_at;
+                super::verify::applied(delta, ends_at, destination, cancel, &terminal)?;
                 total.verified = true;
+            }
+            // Where it does not read back it is still needed.
+            if received.took_back {
+                remove_used(delta, &terminal);
             }
         }
     }

@@ -38,6 +38,8 @@ pub struct Received {
     pub header: Option<Header>,
     /// It was an undo that took back a write that was cut.
     pub took_back: bool,
+    /// The delta is an undo that was cut, and counts up to this volume offset.
+    pub ends_at: Option<u64>,
 }
 
 /// Hears up to which volume offset everything is durable.
@@ -82,6 +84,7 @@ pub fn rehearse(
         delta_bytes: reader.position(),
         header,
         took_back: false,
+        ends_at: None,
     })
 }
 
@@ -141,11 +144,11 @@ impl<'a> Receiving<'a> {
                     what: what.to_owned(),
                     source,
                 };
-                let mut took_back = false;
+                let (mut took_back, mut end) = (false, 0);
                 loop {
                     options.cancel.check()?;
                     match reader.next_frame() {
-                        Ok(Some(_)) => {}
+                        Ok(Some(frame)) => end = frame.extent.end(),
                         Ok(None) => break,
                         // It was cut with its run, and has done its work.
                         Err(_) if header.source == Source::Undo => {
@@ -160,6 +163,7 @@ impl<'a> Receiving<'a> {
                     delta_bytes: reader.position(),
                     header: Some(header),
                     took_back,
+                    ends_at: took_back.then_some(end),
                 });
             }
         };
@@ -199,7 +203,10 @@ impl<'a> Receiving<'a> {
             },
             options,
         };
-        let applied = frames.apply(&mut reader, &mut applier);
+        let mut ends_at = None;
+        let applied = frames
+            .apply(&mut reader, &mut applier)
+            .map(|end| ends_at = end);
         let ended = applier.end(applied);
         let conclusion = Conclusion {
             header: Some(&header),
@@ -213,6 +220,7 @@ impl<'a> Receiving<'a> {
             delta_bytes: reader.position(),
             header: Some(header),
             took_back: good_from.is_some(),
+            ends_at,
         })
     }
 
@@ -276,6 +284,7 @@ impl<'a> Receiving<'a> {
                 delta_bytes: reader.position(),
                 header: None,
                 took_back: false,
+                ends_at: None,
             });
         };
 
@@ -326,6 +335,7 @@ impl<'a> Receiving<'a> {
             delta_bytes: applied.data_bytes,
             header: None,
             took_back: false,
+            ends_at: None,
         })
     }
 }
@@ -341,11 +351,12 @@ struct Frames<'a> {
 }
 
 impl Frames<'_> {
+    /// Where it was cut, if it was.
     fn apply<R: Read, W: DurableWrite>(
         &self,
         reader: &mut DeltaReader<R>,
         applier: &mut Applier<'_, W>,
-    ) -> Result<()> {
+    ) -> Result<Option<u64>> {
         let mut buffer = AlignedBuffer::new(0);
         let mut end = 0;
         loop {
@@ -357,14 +368,16 @@ impl Frames<'_> {
                         "{}: put back up to where it was cut: {error}",
                         self.what
                     ));
-                    return Ok(());
+                    return Ok(Some(end));
                 }
                 frame => frame.map_err(|source| Error::Damaged {
                     what: self.what.to_owned(),
                     source,
                 })?,
             };
-            let Some(frame) = frame else { return Ok(()) };
+            let Some(frame) = frame else {
+                return Ok(None);
+            };
             end = frame.extent.end();
             self.options.monitor.advance(frame.extent.length());
             if end <= self.offset {
