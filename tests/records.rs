@@ -742,3 +742,46 @@ fn what_an_undo_that_was_cut_has_put_back_is_read_back() {
         fs::remove_file(dir.path("back.partial")).unwrap_or_default();
     }
 }
+
+#[test]
+fn what_is_half_written_is_forgotten_or_adopted_only_by_force() {
+    let dir = Dir::with(10_000);
+    cut(&dir, &format!("--undo {}", dir.path("back").display()));
+    for verb in ["state adopt copy.img lvm:s1", "state forget copy.img"] {
+        dir.fails(verb, 5, &["incomplete", "back copy.img", "--force"]);
+        assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    }
+    let identity = dir.state("copy.img")["identity"].clone();
+    let identity = identity.as_str().unwrap();
+    dir.fails(&format!("state forget {identity}"), 5, &["incomplete"]);
+    dir.ok("state adopt copy.img lvm:s1 --force");
+    assert_eq!(dir.state("copy.img")["holds"]["id"], "lvm:s1");
+    dir.ok("state forget copy.img");
+    fs::remove_file(dir.path("back.partial")).unwrap();
+
+    // What is gone is half-written no more.
+    cut(&dir, "");
+    fs::remove_file(dir.path("copy.img")).unwrap();
+    dir.ok(&format!("state forget {}", dir.path("copy.img").display()));
+}
+
+#[test]
+fn a_record_is_not_touched_while_a_run_is_under_way() {
+    let dir = Dir::with(2000);
+    let line = "send --from cow:store.img new.img copy.img --bwlimit 1M";
+    let mut child = dir.command(line).spawn().unwrap();
+    while dir.state("copy.img")["status"] != "incomplete" {
+        assert!(child.try_wait().unwrap().is_none());
+    }
+    for verb in ["adopt copy.img lvm:s1 --force", "forget copy.img --force"] {
+        dir.fails(
+            &format!("state {verb}"),
+            5,
+            &["another process has locked it"],
+        );
+    }
+    assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    dir.ok("state forget copy.img --force");
+}

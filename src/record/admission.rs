@@ -284,7 +284,7 @@ fn ways_out(record: &Record, name: &str) -> String {
         Some(undo) => format!("{finish} Or take it back: lvmsync apply {undo} {name}"),
         None => format!(
             "{finish} It kept no undo; a full copy also mends it: lvmsync send NEW {name}. If you know what it \
-             holds: lvmsync state adopt {name} STATE"
+             holds: lvmsync state adopt --force {name} STATE"
         ),
     }
 }
