@@ -10,6 +10,8 @@ use crate::dm::snapshot::{LogicalVolume, Role};
 use crate::engine::compare::Side;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
+use crate::record::half_written;
+use crate::record::store::StateDir;
 use crate::source::{explain, refuse_suspended, snapshot_in, trusted};
 use crate::volume::in_use::{Holder, holders_of};
 use crate::volume::open::Volume;
@@ -50,6 +52,24 @@ impl Comparand {
             name: name.to_owned(),
             snapshot: snapshot_in(resolved),
         })
+    }
+
+    /// Says so if it is on record as half-written. That is no reason not to look at it.
+    pub fn warn_of_half_written(&self, state: &StateDir, monitor: &dyn Monitor) {
+        let remarks = [
+            half_written::remark(state, self.volume.path(), &self.name),
+            self.snapshot.as_ref().map_or(Ok(None), |snapshot| {
+                half_written::origin_of(state, snapshot)
+            }),
+        ];
+        for remark in remarks {
+            match remark {
+                Ok(None) => {}
+                Ok(Some(remark)) => monitor.warn(&remark),
+                // What cannot be read may say just that.
+                Err(error) => monitor.warn(&error.chain()),
+            }
+        }
     }
 
     /// As the engine wants it.

@@ -7,6 +7,7 @@
 //! whichever is older and even if they were written to, so it needs no trust in names or clocks.
 //! The status of a snapshot is looked at before its table is read and again after.
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cancel::Cancel;
@@ -24,9 +25,7 @@ use crate::engine::copy_list::whole_volume;
 use crate::error::{Error, Result};
 use crate::extent::{Change, Extent, Kind};
 use crate::monitor::Monitor;
-use crate::record::admission::refuse_as_source;
-use crate::record::identity;
-use crate::record::keeper::shown_time;
+use crate::record::half_written;
 use crate::record::store::StateDir;
 use crate::volume::ReadAt;
 use crate::volume::file_version::{FileVersion, run_id};
@@ -161,38 +160,13 @@ impl SendSource {
 /// Finds a volume that is to be read, and refuses one that is on record as half-written.
 fn resolve_source(request: &SourceRequest<'_>, name: &str) -> Result<Resolved> {
     let resolved = resolve(name)?;
-    let file = request.state.file_of(&identity::of_resolved(&resolved));
-    if let Some(refusal) = file
-        .load()?
-        .and_then(|record| refuse_as_source(&record, name))
+    half_written::refuse(&request.state, &resolved, name)?;
+    if let Resolved::LogicalVolume(volume) = &resolved
+        && let Some(warning) = half_written::origin_of(&request.state, volume)?
     {
-        return Err(Error::refused(name, refusal.reason, refusal.way_out));
-    }
-    if let Resolved::LogicalVolume(volume) = &resolved {
-        warn_of_incomplete_origin(request, volume)?;
+        request.monitor.warn(&warning);
     }
     Ok(resolved)
-}
-
-/// A snapshot may have been made before its origin was written, or in the middle: nobody can tell.
-fn warn_of_incomplete_origin(request: &SourceRequest<'_>, volume: &LogicalVolume) -> Result<()> {
-    let Ok(snapshot) = volume.thick_snapshot() else {
-        return Ok(());
-    };
-    let file = request
-        .state
-        .file_of(&identity::of_logical_volume(&snapshot.origin.uuid));
-    let record = file.load()?;
-    if let Some(cut) = record.and_then(|record| record.incomplete) {
-        request.monitor.warn(&format!(
-            "{}: its origin {} is on record as incomplete since {}: a snapshot that was made after that holds \
-             neither its old state nor its new one",
-            volume.name,
-            snapshot.origin.name,
-            shown_time(cut.since)
-        ));
-    }
-    Ok(())
 }
 
 fn is_snapshot(path: &str) -> bool {
@@ -274,6 +248,8 @@ fn from_store(request: &SourceRequest<'_>, store: &str, new: &str) -> Result<Sen
              become smaller"
         )));
     }
+    // Half a table would be a short list.
+    half_written::refuse_path(&request.state, Path::new(store), store)?;
     let table = read_table(&Volume::open(store)?, store, base_size)?;
     let changes = with_tail(table.changes, base_size, size);
     let samples = Samples::take(&data, &changes)

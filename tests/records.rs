@@ -374,6 +374,23 @@ fn an_incomplete_destination_is_finished_or_taken_back_and_used_for_nothing_else
     fs::copy(dir.path("new.img"), dir.path("new2.img")).unwrap();
     dir.fails("send --from cow:store.img new2.img copy.img", 5, &ways_out);
 
+    dir.fails("send --from cow:copy.img new.img -o x", 5, &ways_out);
+    dir.fails("diff --from cow:copy.img new.img", 5, &ways_out);
+    // To compare is to find out; who does is told.
+    let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+    let far = format!("far:{} {ssh}", dir.path("copy.img").display());
+    let lines = [
+        "compare -q new.img copy.img".to_owned(),
+        "compare -q copy.img new.img".to_owned(),
+        format!("compare -q new.img {far}"),
+    ];
+    for line in &lines {
+        dir.fails(line, 3, &ways_out[..2]);
+        dir.fails(line, 3, &["neither its old state nor its new one"]);
+    }
+    let output = dir.run("compare -q new.img base.img");
+    assert_eq!(text(&output.stderr), "");
+
     dir.ok("apply back copy.img");
     assert!(dir.read("copy.img") == dir.read("base.img"));
     assert_eq!(dir.state("copy.img")["status"], "complete");

@@ -18,6 +18,7 @@ use crate::engine::compare::{Failed, Side, answer, compare_there};
 use crate::error::Result;
 use crate::gate::{Admitted, Gate};
 use crate::monitor::Monitor;
+use crate::record::store::StateDir;
 use crate::session::compare_client::CompareClient;
 use crate::session::handshake::FEATURE_COMPARE;
 use crate::session::line::{Line, LineWriter};
@@ -93,11 +94,13 @@ pub(super) fn serve<R: Read, W: Write>(
     open: &Open,
     gate: &Gate,
     admitted: &Admitted,
+    state: &StateDir,
     monitor: &dyn Monitor,
     cancel: &Cancel,
 ) -> Result<Done> {
     let volume = Comparand::open(&admitted.destination, monitor)?;
     gate.confirm(admitted, volume.volume())?;
+    volume.warn_of_half_written(state, monitor);
     let kind = if volume.is_file() { "file" } else { "block" };
     let ready = Ready {
         destination: open.destination.clone(),

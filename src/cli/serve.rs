@@ -17,6 +17,7 @@ use crate::gate::policy::{Permits, Policy};
 use crate::gate::{Admitted, Gate};
 use crate::monitor::Monitor;
 use crate::record::keeper::Resume;
+use crate::record::store::StateDir;
 use crate::session::SessionError;
 use crate::session::limits::WithoutProto3;
 use crate::session::line::{Line, LineReader, LineWriter};
@@ -142,7 +143,8 @@ fn serve(
     let monitor = Relay(replies.clone());
     let admitted = gate.admit(open)?;
     if open.operation == OPERATION_COMPARE {
-        return super::compare_far::serve(server, open, gate, &admitted, &monitor, cancel);
+        let state = StateDir::choose(state_dir);
+        return super::compare_far::serve(server, open, gate, &admitted, &state, &monitor, cancel);
     }
     let mut options = DestinationOptions {
         state_dir: state_dir.map(Path::to_owned),
