@@ -327,8 +327,19 @@ impl Keeper {
         }
     }
 
-    /// The destination has another identity now: its record goes along.
+    /// The destination has got its name, and perhaps another identity: its record goes along.
     pub fn moved_to(&mut self, file: RecordFile) -> Result<()> {
+        // The new name itself is no write by others.
+        let now = self.watch.as_ref().and_then(Watch::now);
+        if let Some(record) = self.now.clone()
+            && record.witness != now
+            && touched(record.witness.as_deref(), now.as_deref()) != Touched::Yes
+        {
+            self.put(Record {
+                witness: now,
+                ..record
+            })?;
+        }
         let Some(old) = self.file.take_if(|old| old.path() != file.path()) else {
             return Ok(());
         };
