@@ -38,6 +38,7 @@ pub mod cancel;
 pub mod change_list;
 pub mod changes;
 pub mod cli;
+pub mod commands;
 pub mod comparand;
 pub mod delta;
 pub mod destination;

@@ -802,3 +802,70 @@ fn a_record_is_not_touched_while_a_run_is_under_way() {
     child.wait().unwrap();
     dir.ok("state forget copy.img --force");
 }
+
+/// What a user is told to run is pasted into a shell as it is.
+#[test]
+fn the_command_that_takes_back_what_is_far_away_can_be_pasted() {
+    let dir = Dir::with(10_000);
+    let (copy, undo) = (dir.path("copy.img"), dir.path("mon day's"));
+    let send = |ssh: &str, more: &str| {
+        let line = format!("send --from cow:store.img {more} --retries 0 {ssh} --undo");
+        let mut command = dir.command(&line);
+        command.arg(&undo).output().unwrap()
+    };
+    let to = format!("far:{}", copy.display());
+    let ssh = dir.fake_ssh(&format!("{} | sh -c \"$*\"", only(30_000_000)));
+    let lost = send(&ssh, &format!("new.img {to}"));
+    assert_eq!(lost.status.code(), Some(7));
+    fs::copy(dir.path("new.img"), dir.path("new2.img")).unwrap();
+    let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+    let refused = send(&ssh, &format!("new2.img {to}"));
+    assert_eq!(refused.status.code(), Some(5));
+    for said in [text(&lost.stderr), text(&refused.stderr)] {
+        let command = said.lines().find_map(|line| {
+            let (_, command) = line.split_once("ake it back: ")?;
+            Some(command.to_owned())
+        });
+        let command = command.unwrap_or_else(|| panic!("no command in {said}"));
+        assert!(command.starts_with("./fake-ssh far '"), "{command}");
+        let words = shlex::split(&command).unwrap();
+        assert_eq!(
+            shlex::split(&words[2]).unwrap()[1..],
+            ["apply", undo.to_str().unwrap(), copy.to_str().unwrap()]
+        );
+        let status = Command::new("sh")
+            .args(["-c", &format!("{command} --check")])
+            .current_dir(dir.directory.path())
+            .env("LVMSYNC_STATE_DIR", dir.path("state"))
+            .status()
+            .unwrap();
+        assert!(status.success() || status.code() == Some(6), "{command}");
+    }
+    let mut local = dir.command("send --from cow:store.img new2.img copy.img");
+    let said = text(&local.output().unwrap().stderr);
+    let quoted = format!(
+        "lvmsync apply '{}' copy.img",
+        undo.display().to_string().replace('\'', "'\\''")
+    );
+    assert!(said.contains(&quoted), "{said}");
+}
+
+#[test]
+fn what_is_left_of_a_first_copy_is_told_by_the_name_that_it_will_have() {
+    let dir = Dir::with(2000);
+    let ssh = dir.fake_ssh(&format!("{} | sh -c \"$*\"", only(3_000_000)));
+    let far = dir.path("first.img").display().to_string();
+    dir.fails(&format!("send new.img far:{far} --retries 0 {ssh}"), 7, &[]);
+    for line in [
+        "send first.img.partial -o x",
+        "send --from cow:first.img.partial new.img -o x",
+        "state forget first.img",
+    ] {
+        let said = dir.fails(line, 5, &["incomplete"]);
+        assert!(
+            said.contains("first.img; if that is not wanted"),
+            "{line}: {said}"
+        );
+        assert!(said.contains("first.img.partial"), "{said}");
+    }
+}

@@ -12,6 +12,7 @@ use super::progress::Terminal;
 use super::summary::Summary;
 use super::{TalkArgs, output};
 use crate::cancel::{Cancel, CancelableReader};
+use crate::commands::{Caller, Via};
 use crate::delta::codec::Compression;
 use crate::delta::reader::DeltaReader;
 use crate::delta::stream::StreamId;
@@ -115,6 +116,15 @@ impl StateArgs {
     pub(super) fn directory(&self) -> StateDir {
         StateDir::choose(self.state_dir.as_deref())
     }
+
+    /// Who is told which commands to run.
+    pub(super) fn caller(&self) -> Caller {
+        let state_dir = self.state_dir.as_ref();
+        Caller {
+            via: Via::default(),
+            state_dir: state_dir.map(|directory| directory.display().to_string()),
+        }
+    }
 }
 
 impl WriteArgs {
@@ -132,6 +142,7 @@ impl WriteArgs {
             state_dir: self.state.state_dir.clone(),
             require_record: self.require_record,
             from: String::new(),
+            via: Via::default(),
             atomic: self.atomic,
             spool: self.spool.clone(),
         }

@@ -93,8 +93,8 @@ pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
     let start = Instant::now();
     let destination = parse_endpoint(&args.destination)?;
     let source = Comparand::open(&args.source, &terminal)?;
-    let state = args.state.directory();
-    source.warn_of_half_written(&state, &terminal);
+    let (state, caller) = (args.state.directory(), args.state.caller());
+    source.warn_of_half_written(&state, &caller, &terminal);
     let only = args
         .only
         .as_deref()
@@ -109,7 +109,7 @@ pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
                     args.source, args.destination
                 )));
             }
-            other.warn_of_half_written(&state, &terminal);
+            other.warn_of_half_written(&state, &caller, &terminal);
             let sizes = Sizes {
                 source: source.size_bytes(),
                 destination: other.size_bytes(),

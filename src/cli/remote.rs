@@ -10,6 +10,7 @@ use super::attempts::{Attempts, Failed, is_held, is_lost};
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
+use crate::commands::{Caller, Via, word};
 use crate::delta::codec::Compression;
 use crate::delta::stream::StreamId;
 use crate::engine::deliver::DeltaSink;
@@ -20,6 +21,7 @@ use crate::session::handshake::{FEATURE_ATOMIC, FEATURE_RECORD, FEATURE_UNDO};
 use crate::session::line::Line;
 use crate::session::message::{Ack, ApplyOptions, OPERATION_APPLY, Open, SourceIdentity};
 use crate::session::remote::{OnLine, RemoteEnd, RemoteOptions};
+use crate::session::text::sanitise;
 use crate::source::SendSource;
 use crate::units::Bytes;
 use crate::volume::VolumeIdentity;
@@ -42,11 +44,17 @@ pub(super) fn send(
             Ok(()) => return Ok(()),
             Err(failed) => failed,
         };
-        if job.cancel.is_cancelled() {
-            return Err(Error::Interrupted);
-        }
-        let Some((pause, number)) = attempts.next_pause(&failed) else {
-            return Err(failed.error);
+        let is_cancelled = job.cancel.is_cancelled();
+        let pause = attempts.next_pause(&failed).filter(|_| !is_cancelled);
+        let Some((pause, number)) = pause else {
+            if attempts.connected && (failed.lost || is_cancelled) && !job.dry_run {
+                job.monitor.warn(&ways_out(job, host, path));
+            }
+            return Err(if is_cancelled {
+                Error::Interrupted
+            } else {
+                failed.error
+            });
         };
         job.monitor.warn(&format!(
             "{}; trying again in {} s ({number} of {})",
@@ -55,6 +63,32 @@ pub(super) fn send(
             job.remote.retries
         ));
         job.cancel.sleep(pause);
+    }
+}
+
+/// What the far end cannot say any more.
+fn ways_out(job: &Job<'_>, host: &str, path: &str) -> String {
+    let mut text = format!(
+        "{}:{path} may be partly written: run the same again to finish",
+        sanitise(host)
+    );
+    if let Some(undo) = &job.write.undo {
+        let caller = Caller {
+            via: via(job.remote, host),
+            state_dir: None,
+        };
+        let way_back = caller.command("apply", &[&undo.to_string_lossy(), path]);
+        text.push_str(&format!(", or take it back: {way_back}"));
+    }
+    text
+}
+
+/// How the user runs a command at the far end.
+pub(super) fn via(remote: &RemoteArgs, host: &str) -> Via {
+    let sudo = if remote.sudo { "sudo -n " } else { "" };
+    Via {
+        shell: format!("{} {}", remote.rsh, word(host)),
+        program: format!("{sudo}{}", word(&remote.remote_path)),
     }
 }
 
@@ -89,6 +123,7 @@ fn attempt(
         source: identity(source),
         stream: Some(StreamId::of(&source.header, &source.samples)),
         from: format!("{}:{}", host_name(), source.name),
+        via: via(job.remote, host),
     };
     let explain = |error: SessionError, end: &mut RemoteEnd| Failed {
         lost: is_lost(&error),

@@ -29,6 +29,7 @@ use crate::partial_file::PartialFile;
 use crate::record::keeper::Keeper;
 use crate::record::marks::Places;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
+use crate::session::text::sanitise;
 use crate::source::{SendSource, SourceRequest};
 use crate::units::{Bytes, count, parse_size};
 use crate::volume::VolumeIdentity;
@@ -254,6 +255,7 @@ impl Job<'_> {
                 self.to_local(&source, &path.to_string_lossy(), &mut summary)?;
             }
             Some(Endpoint::Remote { host, path }) => {
+                summary.undo_host = Some(sanitise(host));
                 super::remote::send(self, &source, host, path, &mut summary)?;
             }
         }

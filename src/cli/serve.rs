@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::apply::StateArgs;
+use super::compare_far::Place;
 use super::timeout::TimeoutArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
+use crate::commands::{Caller, Via};
 use crate::delta::codec::Compression;
 use crate::destination::{Destination, DestinationOptions};
 use crate::engine::apply::Applied;
@@ -143,12 +145,19 @@ fn serve(
     let monitor = Relay(replies.clone());
     let admitted = gate.admit(open)?;
     if open.operation == OPERATION_COMPARE {
-        let state = StateDir::choose(state_dir);
-        return super::compare_far::serve(server, open, gate, &admitted, &state, &monitor, cancel);
+        let place = Place {
+            state: StateDir::choose(state_dir),
+            caller: Caller {
+                via: via(open),
+                state_dir: state_dir.map(|directory| directory.display().to_string()),
+            },
+        };
+        return super::compare_far::serve(server, open, gate, &admitted, &place, &monitor, cancel);
     }
     let mut options = DestinationOptions {
         state_dir: state_dir.map(Path::to_owned),
         from: sanitise(&open.from),
+        via: via(open),
         ..destination_options(&open.options, &admitted)
     };
     if open.options.dry_run && Destination::could_make(&admitted.destination, &options) {
@@ -214,6 +223,14 @@ fn serve(
     })
 }
 
+/// How people at the client reach this machine, as the client says: words.
+fn via(open: &Open) -> Via {
+    Via {
+        shell: sanitise(&open.via.shell),
+        program: sanitise(&open.via.program),
+    }
+}
+
 /// The session's end, as this end sees it.
 pub(super) fn lost(error: SessionError) -> Error {
     error.into_error("the sender")
@@ -246,6 +263,7 @@ fn destination_options(options: &ApplyOptions, admitted: &Admitted) -> Destinati
         state_dir: None,
         require_record: options.require_record,
         from: String::new(),
+        via: Via::default(),
         atomic: options.atomic,
         spool: options.spool.clone().map(Into::into),
     }

@@ -7,13 +7,15 @@ use serde::Serialize;
 
 use super::apply::StateArgs;
 use super::{TalkArgs, output};
+use crate::commands::Caller;
 use crate::delta::FormatError;
 use crate::delta::header::State;
 use crate::delta::reader::DeltaReader;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
 use crate::error::{Error, ExitCode, Result};
-use crate::record::admission::refuse_as_source;
+use crate::partial_file::PARTIAL_SUFFIX;
+use crate::record::admission::{Called, refuse_as_source};
 use crate::record::keeper::{now, shown_time};
 use crate::record::store::{RecordFile, StateDir, read};
 use crate::record::witness::{Touched, Watch, touched};
@@ -240,7 +242,7 @@ fn adopt(args: &AdoptArgs) -> Result<ExitCode> {
     let known_as = identity::of_resolved(&resolved);
     let file = args.state.directory().file_of(&known_as);
     if !args.force {
-        refuse_half_written(&file, name)?;
+        refuse_half_written(&file, name, &args.state.caller())?;
     }
     file.save(&Record {
         identity: known_as,
@@ -321,8 +323,12 @@ fn forget(args: &ForgetArgs) -> Result<ExitCode> {
         return Ok(ExitCode::Done);
     }
     // What is gone cannot be used for anything, however it was left.
-    if path.is_some() && !args.force {
-        refuse_half_written(&file, name)?;
+    if let Some(path) = path.filter(|_| !args.force) {
+        // A first copy that was cut is not there under its name.
+        let partial = path.display().to_string();
+        let is_partial = partial.ends_with(PARTIAL_SUFFIX);
+        let name = if is_partial { &partial } else { name };
+        refuse_half_written(&file, name, &args.state.caller())?;
     }
     file.remove()?;
     terminal.summary(&format!("{name}: its record is removed"));
@@ -330,9 +336,11 @@ fn forget(args: &ForgetArgs) -> Result<ExitCode> {
 }
 
 /// Nothing but the record tells that a destination is half-written. One that is damaged tells nothing, and may go.
-fn refuse_half_written(file: &RecordFile, name: &str) -> Result<()> {
+fn refuse_half_written(file: &RecordFile, name: &str, caller: &Caller) -> Result<()> {
     let record = file.load().ok().flatten();
-    let Some(refusal) = record.and_then(|record| refuse_as_source(&record, name)) else {
+    let Some(refusal) =
+        record.and_then(|record| refuse_as_source(&record, Called { name, caller }))
+    else {
         return Ok(());
     };
     let way_out = format!(

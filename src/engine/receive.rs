@@ -501,11 +501,10 @@ impl Conclusion<'_> {
             } => (error, touched, has_undo),
         };
         if touched {
-            let way_out = if has_undo {
-                "run the same again to finish, or apply the undo, which is there with .partial added to its name"
-            } else {
-                "run the same again to finish"
-            };
+            let mut way_out = "run the same again to finish".to_owned();
+            if let Some(way_back) = keeper.way_back().filter(|_| has_undo) {
+                way_out.push_str(&format!(", or take it back: {way_back}"));
+            }
             self.monitor.warn(&format!(
                 "{}: partly written, now neither in the old state nor in the new one: {way_out}",
                 target.name

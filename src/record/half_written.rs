@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use super::admission::{Refusal, refuse_as_source};
+use super::admission::{Called, Refusal, refuse_as_source};
 use super::identity;
 use super::keeper::shown_time;
 use super::store::{StateDir, read};
@@ -19,17 +19,17 @@ use crate::error::{Error, Result};
 pub fn refuse(state: &StateDir, resolved: &Resolved, name: &str) -> Result<()> {
     let mut identities = vec![identity::of_resolved(resolved)];
     identities.extend(identity::with_below(resolved.path()));
-    refuse_any(state, &identities, name)
+    refuse_any(state, &identities, Called::here(name))
 }
 
 /// The same for what is at `path`.
 pub fn refuse_path(state: &StateDir, path: &Path, name: &str) -> Result<()> {
-    refuse_any(state, &identity::with_below(path), name)
+    refuse_any(state, &identity::with_below(path), Called::here(name))
 }
 
-fn refuse_any(state: &StateDir, identities: &[String], name: &str) -> Result<()> {
-    match find(state, identities, name)? {
-        Some(refusal) => Err(Error::refused(name, refusal.reason, refusal.way_out)),
+fn refuse_any(state: &StateDir, identities: &[String], called: Called<'_>) -> Result<()> {
+    match find(state, identities, called)? {
+        Some(refusal) => Err(Error::refused(called.name, refusal.reason, refusal.way_out)),
         None => Ok(()),
     }
 }
@@ -54,17 +54,17 @@ pub fn origin_of(state: &StateDir, volume: &LogicalVolume) -> Result<Option<Stri
 }
 
 /// What is said to who only wants to know what a volume holds.
-pub fn remark(state: &StateDir, path: &Path, name: &str) -> Result<Option<String>> {
-    let found = find(state, &identity::with_below(path), name)?;
+pub fn remark(state: &StateDir, path: &Path, called: Called<'_>) -> Result<Option<String>> {
+    let found = find(state, &identity::with_below(path), called)?;
     Ok(found.map(|refusal| {
         format!(
-            "{name}: {}. What is compared is neither its old state nor its new one. {}",
-            refusal.reason, refusal.way_out
+            "{}: {}. What is compared is neither its old state nor its new one. {}",
+            called.name, refusal.reason, refusal.way_out
         )
     }))
 }
 
-fn find(state: &StateDir, identities: &[String], name: &str) -> Result<Option<Refusal>> {
+fn find(state: &StateDir, identities: &[String], called: Called<'_>) -> Result<Option<Refusal>> {
     let Some(own) = identities.first() else {
         return Ok(None);
     };
@@ -72,8 +72,12 @@ fn find(state: &StateDir, identities: &[String], name: &str) -> Result<Option<Re
         let Some(record) = state.file_of(known_as).load()? else {
             continue;
         };
-        let called = if known_as == own { name } else { &record.name };
-        if let Some(refusal) = refuse_as_source(&record, called) {
+        let name = if known_as == own {
+            called.name
+        } else {
+            &record.name
+        };
+        if let Some(refusal) = refuse_as_source(&record, Called { name, ..called }) {
             return Ok(Some(if known_as == own {
                 refusal
             } else {
@@ -89,7 +93,13 @@ fn find(state: &StateDir, identities: &[String], name: &str) -> Result<Option<Re
         if identities
             .iter()
             .any(|whole| identity::is_part(&record.identity, whole))
-            && let Some(refusal) = refuse_as_source(&record, &record.name)
+            && let Some(refusal) = refuse_as_source(
+                &record,
+                Called {
+                    name: &record.name,
+                    ..called
+                },
+            )
         {
             return Ok(Some(of_part(&record.name, "shares its data with", refusal)));
         }
@@ -127,7 +137,7 @@ mod tests {
         put("disk:serial:b", "/dev/vdb", false);
         let reason = |identities: &[&str]| {
             let identities: Vec<String> = identities.iter().map(|&id| id.to_owned()).collect();
-            find(&state, &identities, "x")
+            find(&state, &identities, Called::here("x"))
                 .unwrap()
                 .map(|refusal| refusal.reason)
         };

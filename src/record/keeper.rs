@@ -6,11 +6,12 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::admission::{Admission, Policy, Refusal, admit, admit_anonymous};
+use super::admission::{Admission, Called, Policy, Refusal, admit, admit_anonymous};
 use super::marks::{self, Mark, Places};
 use super::store::RecordFile;
 use super::witness::{Touched, Watch, touched};
 use super::{ANONYMOUS, Incomplete, Record};
+use crate::commands::Caller;
 use crate::delta::header::{Header, State};
 use crate::delta::stream::StreamId;
 use crate::engine::undo::Undoes;
@@ -24,6 +25,8 @@ pub struct Keeper {
     file: Option<RecordFile>,
     name: String,
     from: String,
+    /// Who is told which commands to run.
+    caller: Caller,
     policy: Policy,
     watch: Option<Watch>,
     /// The destination is a file that was made for this copy, or for one that was cut.
@@ -74,6 +77,7 @@ impl Keeper {
             file: Some(file),
             name: name.to_owned(),
             from: from.to_owned(),
+            caller: Caller::HERE,
             policy,
         })
     }
@@ -84,12 +88,33 @@ impl Keeper {
             file: None,
             name: "the destination".to_owned(),
             from: String::new(),
+            caller: Caller::HERE,
             policy: Policy::default(),
             watch: None,
             is_new_file: false,
             before: record.clone(),
             now: record,
         }
+    }
+
+    /// From now on `caller` is told which commands to run.
+    #[must_use]
+    pub fn told_to(mut self, caller: Caller) -> Self {
+        self.caller = caller;
+        self
+    }
+
+    fn called(&self) -> Called<'_> {
+        Called {
+            name: &self.name,
+            caller: &self.caller,
+        }
+    }
+
+    /// The command that takes back the run that is under way.
+    pub fn way_back(&self) -> Option<String> {
+        let undo = self.record()?.incomplete.as_ref()?.undo.as_deref()?;
+        Some(self.called().take_back(undo))
     }
 
     /// The record as it is now.
@@ -157,13 +182,13 @@ impl Keeper {
 
     /// Decides whether the delta may be applied.
     pub fn admit(&self, header: &Header, stream: &StreamId) -> Result<Admission> {
-        admit(self.record(), header, stream, &self.name, self.policy)
+        admit(self.record(), header, stream, self.called(), self.policy)
             .map_err(|refusal| self.refused(refusal))
     }
 
     /// Decides whether a version 3 stream may be applied.
     pub fn admit_anonymous(&self) -> Result<()> {
-        admit_anonymous(self.record(), &self.name, self.policy)
+        admit_anonymous(self.record(), self.called(), self.policy)
             .map_err(|refusal| self.refused(refusal))
     }
 

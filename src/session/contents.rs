@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::commands::Via;
 use crate::delta::stream::StreamId;
 
 /// Who speaks, which versions of the protocol they know, and which features.
@@ -50,6 +51,9 @@ pub struct Open {
     /// Where the data comes from, for the record. For people.
     #[serde(default)]
     pub from: String,
+    /// How people run commands on the server's machine from where they are, for those that it tells them.
+    #[serde(default)]
+    pub via: Via,
 }
 
 /// What the data is read from, so that a server on the same machine sees that it is not its destination.
