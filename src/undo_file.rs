@@ -39,10 +39,17 @@ impl UndoFiles {
     ) -> Result<Self> {
         let absolute = |path: &Path| {
             let path = std::path::absolute(path);
-            path.map(|path| path.to_string_lossy().into_owned())
+            let path =
+                path.map_err(|error| Error::io("cannot tell the current directory", error))?;
+            // A record holds it as text; a path that is only like it would be another file.
+            path.to_str().map(str::to_owned).ok_or_else(|| {
+                Error::Usage(format!(
+                    "{}: the path of an undo, its directory included, has to be UTF-8",
+                    path.display()
+                ))
+            })
         };
-        let asked = asked.map(absolute).transpose();
-        let asked = asked.map_err(|error| Error::io("cannot tell the current directory", error))?;
+        let asked = asked.map(absolute).transpose()?;
         if let Some(asked) = &asked {
             refuse_other_than_file(Path::new(asked))?;
         }

@@ -869,3 +869,58 @@ fn what_is_left_of_a_first_copy_is_told_by_the_name_that_it_will_have() {
         assert!(said.contains("first.img.partial"), "{said}");
     }
 }
+
+#[test]
+fn a_name_that_is_no_text_is_refused_and_never_another_file() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let (dir, contents) = Dir::chain(1);
+    let name = OsStr::from_bytes(b"na\xffme");
+    let line = |line: &str, directory: &std::path::Path| {
+        let mut command = dir.command(line);
+        command.current_dir(directory).arg(name);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+        assert!(
+            text(&output.stderr).contains("UTF-8"),
+            "{}",
+            text(&output.stderr)
+        );
+    };
+    let here = dir.directory.path();
+    for verb in [
+        "apply s1.delta",
+        "apply s1.delta copy.img --undo",
+        "send copy.img",
+        "send copy.img new.img --undo",
+        "send copy.img far:/new.img -e /nowhere --undo",
+        "send copy.img far:/new.img -e /nowhere --atomic --spool",
+        "send copy.img far:/new.img -e /nowhere --compat --undo",
+        "compare copy.img",
+        "state show",
+    ] {
+        line(verb, here);
+    }
+    // A directory that is no text: what needs no record of the path works there.
+    let directory = here.join(name);
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("copy.img"), &contents[0]).unwrap();
+    fs::write(directory.join("s1.delta"), dir.read("s1.delta")).unwrap();
+    let run = |line: &str| {
+        let mut command = dir.command(line);
+        command
+            .current_dir(&directory)
+            .output()
+            .unwrap()
+            .status
+            .code()
+    };
+    assert_eq!(run("apply s1.delta copy.img --undo back"), Some(2));
+    assert_eq!(run("apply s1.delta copy.img"), Some(0));
+    assert!(fs::read(directory.join("copy.img")).unwrap() == contents[1]);
+    let names: Vec<_> = fs::read_dir(here)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(names.iter().all(|name| !name.to_string_lossy().contains("na\u{fffd}me") || name.to_str().is_none()));
+}

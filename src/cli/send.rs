@@ -270,6 +270,13 @@ impl Job<'_> {
     fn check_options(&self) -> Result<()> {
         let usage = |text: &str| Err(Error::Usage(text.to_owned()));
         let to_volume = self.destination.is_some();
+        // They go on the command line and into the records of another machine as text.
+        let paths = [("--undo", &self.write.undo), ("--spool", &self.write.spool)];
+        for (option, path) in paths {
+            if path.as_ref().is_some_and(|path| path.to_str().is_none()) {
+                return usage(&format!("{option}: the path is not UTF-8"));
+            }
+        }
         if self.write.undo.is_some() && !to_volume {
             return usage("--undo saves what a destination volume held; there is none here");
         }
