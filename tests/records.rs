@@ -924,3 +924,42 @@ fn a_name_that_is_no_text_is_refused_and_never_another_file() {
         .collect();
     assert!(names.iter().all(|name| !name.to_string_lossy().contains("na\u{fffd}me") || name.to_str().is_none()));
 }
+
+#[test]
+fn a_copy_on_one_machine_that_was_killed_goes_on() {
+    let dir = Dir::with(24_000);
+    let undo = format!("--undo {}", dir.path("back").display());
+    for undo in ["", &undo] {
+        fs::write(dir.path("copy.img"), dir.read("base.img")).unwrap();
+        let line = format!("send --from cow:store.img new.img copy.img {undo}");
+        let mut child = dir
+            .command(&format!("{line} --bwlimit 40M"))
+            .spawn()
+            .unwrap();
+        let durable = loop {
+            assert!(child.try_wait().unwrap().is_none(), "it was too fast");
+            let at = dir.state("copy.img")["incomplete"]["durable_offset"].as_u64();
+            if let Some(at) = at.filter(|at| *at > 0) {
+                break at;
+            }
+        };
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(
+            durable <= 80 << 20,
+            "the first watermark comes after 64 MiB: {durable}"
+        );
+        let output = dir.run(&format!("{line} -v --json"));
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert!(said.contains("goes on at byte"), "{said}");
+        let sent: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let left = (24_000 * CHUNK) as u64 - durable;
+        assert!(sent["bytes_sent"].as_u64().unwrap() <= left);
+        assert!(dir.read("copy.img") == dir.read("new.img"));
+        if !undo.is_empty() {
+            dir.ok("apply back copy.img");
+            assert!(dir.read("copy.img") == dir.read("base.img"));
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
@@ -17,6 +18,7 @@ use crate::delta::stream::StreamId;
 use crate::destination::Destination;
 use crate::engine::apply::{Applied, Applier};
 use crate::engine::begin::{Beginning, Begun, Ready, begin};
+use crate::engine::behind::{Behind, Closes};
 use crate::engine::deliver::{DeltaSink, Paced, Proto3Sink, TargetSink};
 use crate::engine::pump::{PumpOptions, pump};
 use crate::engine::receive::Conclusion;
@@ -477,17 +479,10 @@ impl Job<'_> {
         ready: Ready<'_>,
         keeper: &mut Keeper,
     ) -> Result<Applied> {
-        let mut nothing = |_: u64, _: &Applied, _: &Places| Ok(());
-        let mut saved = |end: u64| keeper.saved(end);
-        let mut applier = Applier::new(
-            target.volume,
-            target.name,
-            ready.undo,
-            self.cancel,
-            &mut nothing,
-        )
-        .tell_saved(&mut saved)
-        .sync_once();
+        let kept = Mutex::new(&mut *keeper);
+        let kept = || kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let durable =
+            |end: u64, _: &Applied, places: &Places| kept().durable(end, places, target.volume);
         // Frames stay in memory: to compress them would be work for nothing.
         let options = PumpOptions {
             name: &source.name,
@@ -495,8 +490,6 @@ impl Job<'_> {
             cancel: self.cancel,
             monitor: self.monitor,
         };
-        let throttle = Throttle::new(self.to.bwlimit, self.cancel);
-        let mut sink = TargetSink::new(&mut applier, throttle);
         let rest;
         let changes = if ready.offset == 0 {
             &source.changes
@@ -504,10 +497,33 @@ impl Job<'_> {
             rest = source.changes.from_offset(ready.offset);
             &rest
         };
-        let result = pump(&source.data, changes, &mut sink, &options)
-            .map_err(|error| source.explain(error))
-            .and_then(|()| source.check_unchanged());
-        let ended = applier.end(result);
+        let behind = Behind::new(target.volume, target.name);
+        let (mut at_the_end, mut on_the_way) = (durable, durable);
+        let ended = std::thread::scope(|scope| {
+            let _closes = Closes(&behind);
+            let spawned = std::thread::Builder::new()
+                .name("sync".to_owned())
+                .spawn_scoped(scope, || behind.serve(&mut on_the_way));
+            let mut saved = |end: u64| kept().saved(end);
+            let mut applier = Applier::new(
+                target.volume,
+                target.name,
+                ready.undo,
+                self.cancel,
+                &mut at_the_end,
+            )
+            .tell_saved(&mut saved);
+            // Without a thread syncs are made here.
+            if spawned.is_ok() {
+                applier = applier.sync_behind(&behind);
+            }
+            let throttle = Throttle::new(self.to.bwlimit, self.cancel);
+            let mut sink = TargetSink::new(&mut applier, throttle);
+            let result = pump(&source.data, changes, &mut sink, &options)
+                .map_err(|error| source.explain(error))
+                .and_then(|()| source.check_unchanged());
+            applier.end(result)
+        });
         let conclusion = Conclusion {
             header: Some(&source.header),
             target,

@@ -1,10 +1,10 @@
 //! Puts frames onto a volume.
 //!
 //! Guarantees: with an undo, the old content of a region is durable before the region is overwritten; data
-//! is made durable every [`SYNC_EVERY_BYTES`] and the caller told up to where, unless it has no use for
-//! that; [`Applier::finish`] returns only after a last sync. Order is the caller's: frames are applied as they come.
+//! is made durable every [`SYNC_EVERY_BYTES`] and the caller told up to where; [`Applier::finish`] returns only after a last sync. Order is the caller's: frames are applied as they come.
 
 use super::FrameSink;
+use super::behind::Behind;
 use super::undo::{DurableWrite, UndoRecorder};
 use crate::cancel::Cancel;
 use crate::delta::codec::Codec;
@@ -66,7 +66,8 @@ pub struct Applier<'a, W: DurableWrite> {
     held: Vec<(Extent, Option<Vec<u8>>)>,
     held_bytes: u64,
     unsynced_bytes: u64,
-    sync_every_bytes: u64,
+    /// Syncs on the way are this one's.
+    behind: Option<&'a Behind<'a>>,
     applied: Applied,
     /// Volume offset of the end of what was written last.
     written_to: u64,
@@ -98,7 +99,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             held: Vec::new(),
             held_bytes: 0,
             unsynced_bytes: 0,
-            sync_every_bytes: SYNC_EVERY_BYTES,
+            behind: None,
             applied: Applied::default(),
             written_to: 0,
             places: Places::default(),
@@ -117,11 +118,11 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         self
     }
 
-    /// Syncs only at the end. For a run that nobody resumes: each sync on the way would stop the reading
-    /// until the disk is done, and nobody is told.
+    /// Lets `behind` make durable what was written on the way, and tell of it, so that neither reading nor writing stops
+    /// until the disk is done. The last sync is still made here.
     #[must_use]
-    pub fn sync_once(mut self) -> Self {
-        self.sync_every_bytes = u64::MAX;
+    pub fn sync_behind(mut self, behind: &'a Behind<'a>) -> Self {
+        self.behind = Some(behind);
         self
     }
 
@@ -160,6 +161,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     /// write.
     pub fn finish(&mut self) -> Result<Applied> {
         self.release_held()?;
+        self.end_behind()?;
         self.sync()?;
         if let Some(undo) = self.undo.take() {
             undo.finish()?;
@@ -176,6 +178,8 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             Err(error) => error,
         };
         let touched = self.touched;
+        // The error that ended the run is the one to report, unless it was this one.
+        let _ = self.end_behind();
         if self.target.sync().is_ok() && touched && !self.sync_failed {
             // The error that ended the run is the one to report.
             let _ = (self.on_durable)(self.written_to, &self.applied, &self.places);
@@ -264,11 +268,27 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         self.places.note(extent);
         // Zeroes cost the disk little, however many there are.
         self.unsynced_bytes += data.map_or(4096, |data| data.len() as u64);
-        if self.unsynced_bytes >= self.sync_every_bytes {
-            self.sync()?;
-            (self.on_durable)(extent.end(), &self.applied, &self.places)?;
+        if self.unsynced_bytes < SYNC_EVERY_BYTES {
+            return Ok(());
         }
-        Ok(())
+        if let Some(behind) = self.behind {
+            self.unsynced_bytes = 0;
+            let asked = behind.ask(extent.end(), &self.applied, &self.places);
+            self.sync_failed |= asked.is_err();
+            return asked;
+        }
+        self.sync()?;
+        (self.on_durable)(extent.end(), &self.applied, &self.places)
+    }
+
+    /// From now on syncs are made here alone.
+    fn end_behind(&mut self) -> Result<()> {
+        let Some(behind) = self.behind.take() else {
+            return Ok(());
+        };
+        let closed = behind.close();
+        self.sync_failed |= closed.is_err();
+        closed
     }
 
     fn sync(&mut self) -> Result<()> {
