@@ -3,6 +3,8 @@
 //! Guarantees: with an undo, the old content of a region is durable before the region is overwritten; data
 //! is made durable every [`SYNC_EVERY_BYTES`] and the caller told up to where; [`Applier::finish`] returns only after a last sync. Order is the caller's: frames are applied as they come.
 
+use std::time::{Duration, Instant};
+
 use super::FrameSink;
 use super::behind::Behind;
 use super::undo::{DurableWrite, UndoRecorder};
@@ -15,6 +17,9 @@ use crate::volume::WriteAt;
 
 /// Volume data between two syncs.
 pub const SYNC_EVERY_BYTES: u64 = 64 << 20;
+/// And at least so much time between two that are made behind the back of who writes: what takes less is not worth a
+/// sync of volume and record.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// With an undo: volume data that is held until its old content is saved. Each time costs a sync of the
 /// undo file.
 const HOLD_BYTES: u64 = 16 << 20;
@@ -68,6 +73,8 @@ pub struct Applier<'a, W: DurableWrite> {
     unsynced_bytes: u64,
     /// Syncs on the way are this one's.
     behind: Option<&'a Behind<'a>>,
+    /// When it was asked last.
+    asked: Instant,
     applied: Applied,
     /// Volume offset of the end of what was written last.
     written_to: u64,
@@ -100,6 +107,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             held_bytes: 0,
             unsynced_bytes: 0,
             behind: None,
+            asked: Instant::now(),
             applied: Applied::default(),
             written_to: 0,
             places: Places::default(),
@@ -272,6 +280,10 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             return Ok(());
         }
         if let Some(behind) = self.behind {
+            if self.asked.elapsed() < ASK_EVERY {
+                return Ok(());
+            }
+            self.asked = Instant::now();
             self.unsynced_bytes = 0;
             let asked = behind.ask(extent.end(), &self.applied, &self.places);
             self.sync_failed |= asked.is_err();
