@@ -12,6 +12,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::cancel::Cancel;
+use crate::commands::{Caller, Via};
 use crate::delta::codec::Compression;
 use crate::delta::header::Header;
 use crate::delta::samples::Samples;
@@ -71,10 +72,23 @@ pub struct DestinationOptions {
     pub require_record: bool,
     /// Where the data comes from, for the record.
     pub from: String,
+    /// How who asks for this reaches this machine.
+    pub via: Via,
     /// Keep the whole delta beside, checked and durable, before the first write.
     pub atomic: bool,
     /// The directory for that, if not the one of the records.
     pub spool: Option<PathBuf>,
+}
+
+impl DestinationOptions {
+    /// Who is told which commands to run.
+    pub fn caller(&self) -> Caller {
+        let state_dir = self.state_dir.as_ref();
+        Caller {
+            via: self.via.clone(),
+            state_dir: state_dir.map(|directory| directory.display().to_string()),
+        }
+    }
 }
 
 /// An open destination.
@@ -173,6 +187,7 @@ impl Destination {
                 options.undo.as_deref(),
                 options.overwrite,
                 [sources, &[volume.volume.identity()]].concat(),
+                options.caller(),
             )?,
             is_file: matches!(volume.volume.identity(), VolumeIdentity::File { .. }),
             volume,
@@ -458,7 +473,8 @@ fn open_keeper(
     };
     let watch =
         Watch::of(volume).map_err(|error| Error::io(format!("cannot look at {name}"), error))?;
-    Keeper::open(file, name, &options.from, policy, Some(watch), volume)
+    let keeper = Keeper::open(file, name, &options.from, policy, Some(watch), volume)?;
+    Ok(keeper.told_to(options.caller()))
 }
 
 /// A full copy may make a file under this name. What stands for a volume that is not there is no such name: for

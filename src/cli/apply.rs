@@ -12,6 +12,7 @@ use super::progress::Terminal;
 use super::summary::Summary;
 use super::{TalkArgs, output};
 use crate::cancel::{Cancel, CancelableReader};
+use crate::commands::{Caller, Via};
 use crate::delta::codec::Compression;
 use crate::delta::header::Header;
 use crate::delta::reader::DeltaReader;
@@ -56,7 +57,7 @@ pub(super) struct ApplyArgs {
     unfinished: bool,
 
     /// After each delta read back what was written, from the disk, and compare it with the delta
-    #[arg(long, conflicts_with_all = ["check", "unfinished"])]
+    #[arg(long, conflicts_with = "check")]
     verify: bool,
 
     /// Print the result as a JSON object on stdout
@@ -128,6 +129,15 @@ impl StateArgs {
     pub(super) fn directory(&self) -> StateDir {
         StateDir::choose(self.state_dir.as_deref())
     }
+
+    /// Who is told which commands to run.
+    pub(super) fn caller(&self) -> Caller {
+        let state_dir = self.state_dir.as_ref();
+        Caller {
+            via: Via::default(),
+            state_dir: state_dir.map(|directory| directory.display().to_string()),
+        }
+    }
 }
 
 impl WriteArgs {
@@ -154,6 +164,7 @@ impl WriteArgs {
             state_dir: self.state.state_dir.clone(),
             require_record: self.require_record,
             from: String::new(),
+            via: Via::default(),
             atomic: self.atomic,
             spool: self.spool.clone(),
         }
@@ -170,8 +181,9 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
                 .to_owned(),
         ));
     }
+    let deltas: Vec<String> = deltas.iter().map(|delta| as_it_is_called(delta)).collect();
     if args.verify {
-        super::verify::refuse_unreadable(deltas)?;
+        super::verify::refuse_unreadable(&deltas)?;
     }
     let terminal = args.talk.terminal();
     let options = DestinationOptions {
@@ -184,7 +196,6 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
         ..Summary::default()
     };
     let start = Instant::now();
-    let deltas: Vec<String> = deltas.iter().map(|delta| as_it_is_called(delta)).collect();
     let options = DestinationOptions {
         from: deltas.join(", "),
         ..options
@@ -232,13 +243,15 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
             check(input, &name, number == 0, &target, cancel, &terminal)?;
         } else {
             let received = target.receive(input, &name, cancel, &terminal, &mut |_, _| Ok(()))?;
-            if received.took_back {
-                remove_used(delta, &terminal);
-            }
             add(&mut total, &received);
             if args.verify {
-                super::verify::applied(delta, destination, cancel, &terminal)?;
+                let ends_at = received.ends_at;
+                super::verify::applied(delta, ends_at, destination, cancel, &terminal)?;
                 total.verified = true;
+            }
+            // Where it does not read back it is still needed.
+            if received.took_back {
+                remove_used(delta, &terminal);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
@@ -18,6 +19,7 @@ use crate::delta::stream::StreamId;
 use crate::destination::Destination;
 use crate::engine::apply::{Applied, Applier};
 use crate::engine::begin::{Beginning, Begun, Ready, begin};
+use crate::engine::behind::{Behind, Closes};
 use crate::engine::deliver::{DeltaSink, Paced, Proto3Sink, TargetSink};
 use crate::engine::pump::{PumpOptions, pump};
 use crate::engine::receive::Conclusion;
@@ -30,6 +32,7 @@ use crate::partial_file::PartialFile;
 use crate::record::keeper::Keeper;
 use crate::record::marks::Places;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
+use crate::session::text::sanitise;
 use crate::source::{SendSource, SourceRequest};
 use crate::units::{Bytes, count, parse_size};
 use crate::volume::VolumeIdentity;
@@ -266,6 +269,7 @@ impl Job<'_> {
                 self.to_local(&source, &path.to_string_lossy(), &mut summary)?;
             }
             Some(Endpoint::Remote { host, path }) => {
+                summary.undo_host = Some(sanitise(host));
                 super::remote::send(self, &source, host, path, &mut summary)?;
             }
         }
@@ -285,6 +289,13 @@ impl Job<'_> {
         }
         if self.write.create.is_some() && self.remote.compat {
             return usage("the original lvmsync at the far end makes no volumes");
+        }
+        // They go on the command line and into the records of another machine as text.
+        let paths = [("--undo", &self.write.undo), ("--spool", &self.write.spool)];
+        for (option, path) in paths {
+            if path.as_ref().is_some_and(|path| path.to_str().is_none()) {
+                return usage(&format!("{option}: the path is not UTF-8"));
+            }
         }
         if self.write.undo.is_some() && !to_volume {
             return usage("--undo saves what a destination volume held; there is none here");
@@ -493,17 +504,10 @@ impl Job<'_> {
         ready: Ready<'_>,
         keeper: &mut Keeper,
     ) -> Result<Applied> {
-        let mut nothing = |_: u64, _: &Applied, _: &Places| Ok(());
-        let mut saved = |end: u64| keeper.saved(end);
-        let mut applier = Applier::new(
-            target.volume,
-            target.name,
-            ready.undo,
-            self.cancel,
-            &mut nothing,
-        )
-        .tell_saved(&mut saved)
-        .sync_once();
+        let kept = Mutex::new(&mut *keeper);
+        let kept = || kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let durable =
+            |end: u64, _: &Applied, places: &Places| kept().durable(end, places, target.volume);
         // Frames stay in memory: to compress them would be work for nothing.
         let options = PumpOptions {
             name: &source.name,
@@ -511,8 +515,6 @@ impl Job<'_> {
             cancel: self.cancel,
             monitor: self.monitor,
         };
-        let throttle = Throttle::new(self.to.bwlimit, self.cancel);
-        let mut sink = TargetSink::new(&mut applier, throttle);
         let rest;
         let changes = if ready.offset == 0 {
             &source.changes
@@ -520,10 +522,33 @@ impl Job<'_> {
             rest = source.changes.from_offset(ready.offset);
             &rest
         };
-        let result = pump(&source.data, changes, &mut sink, &options)
-            .map_err(|error| source.explain(error))
-            .and_then(|()| source.check_unchanged());
-        let ended = applier.end(result);
+        let behind = Behind::new(target.volume, target.name);
+        let (mut at_the_end, mut on_the_way) = (durable, durable);
+        let ended = std::thread::scope(|scope| {
+            let _closes = Closes(&behind);
+            let spawned = std::thread::Builder::new()
+                .name("sync".to_owned())
+                .spawn_scoped(scope, || behind.serve(&mut on_the_way));
+            let mut saved = |end: u64| kept().saved(end);
+            let mut applier = Applier::new(
+                target.volume,
+                target.name,
+                ready.undo,
+                self.cancel,
+                &mut at_the_end,
+            )
+            .tell_saved(&mut saved);
+            // Without a thread syncs are made here.
+            if spawned.is_ok() {
+                applier = applier.sync_behind(&behind);
+            }
+            let throttle = Throttle::new(self.to.bwlimit, self.cancel);
+            let mut sink = TargetSink::new(&mut applier, throttle);
+            let result = pump(&source.data, changes, &mut sink, &options)
+                .map_err(|error| source.explain(error))
+                .and_then(|()| source.check_unchanged());
+            applier.end(result)
+        });
         let conclusion = Conclusion {
             header: Some(&source.header),
             target,

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::apply::StateArgs;
+use super::compare_far::Place;
 use super::timeout::TimeoutArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
+use crate::commands::{Caller, Via};
 use crate::delta::codec::Compression;
 use crate::destination::{Destination, DestinationOptions, Make};
 use crate::engine::apply::Applied;
@@ -17,6 +19,7 @@ use crate::gate::policy::{Permits, Policy};
 use crate::gate::{Admitted, Gate};
 use crate::monitor::Monitor;
 use crate::record::keeper::Resume;
+use crate::record::store::StateDir;
 use crate::session::SessionError;
 use crate::session::limits::WithoutProto3;
 use crate::session::line::{Line, LineReader, LineWriter};
@@ -145,11 +148,19 @@ fn serve(
     let monitor = Relay(replies.clone());
     let admitted = gate.admit(open)?;
     if open.operation == OPERATION_COMPARE {
-        return super::compare_far::serve(server, open, gate, &admitted, &monitor, cancel);
+        let place = Place {
+            state: StateDir::choose(state_dir),
+            caller: Caller {
+                via: via(open),
+                state_dir: state_dir.map(|directory| directory.display().to_string()),
+            },
+        };
+        return super::compare_far::serve(server, open, gate, &admitted, &place, &monitor, cancel);
     }
     let mut options = DestinationOptions {
         state_dir: state_dir.map(Path::to_owned),
         from: sanitise(&open.from),
+        via: via(open),
         ..destination_options(&open.options, &admitted)?
     };
     if open.options.dry_run
@@ -218,6 +229,14 @@ fn serve(
     })
 }
 
+/// How people at the client reach this machine, as the client says: words.
+fn via(open: &Open) -> Via {
+    Via {
+        shell: sanitise(&open.via.shell),
+        program: sanitise(&open.via.program),
+    }
+}
+
 /// The session's end, as this end sees it.
 pub(super) fn lost(error: SessionError) -> Error {
     error.into_error("the sender")
@@ -260,6 +279,7 @@ fn destination_options(options: &ApplyOptions, admitted: &Admitted) -> Result<De
         state_dir: None,
         require_record: options.require_record,
         from: String::new(),
+        via: Via::default(),
         atomic: options.atomic,
         spool: options.spool.clone().map(Into::into),
     })

@@ -5,7 +5,7 @@
 
 use super::facts::{HeldFacts, Partial, Place, Presence, RecordFacts, Records, Undo, Unusable};
 use super::{Check, word};
-use crate::record::admission::refuse_as_source;
+use crate::record::admission::{Called, refuse_as_source};
 use crate::record::{Record, RecordError};
 use crate::units::count;
 
@@ -163,7 +163,7 @@ fn of_usable(facts: &RecordFacts, record: &Record, option: &str) -> Option<Check
         }
         Presence::Here | Presence::Unknown => {}
     }
-    let refusal = refuse_as_source(record, name)?;
+    let refusal = refuse_as_source(record, Called::here(name))?;
     if facts.busy {
         let found = format!("{name}: a write to it is under way");
         return Some(Check::note(RECORD, found));

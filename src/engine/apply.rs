@@ -1,11 +1,14 @@
 //! Puts frames onto a volume.
 //!
 //! Guarantees: with an undo, the old content of a region is durable before the region is overwritten; data
-//! is made durable every [`SYNC_EVERY_BYTES`] and the caller told up to where, unless it has no use for
-//! that; [`Applier::finish`] returns only after a last sync. Order is the caller's: frames are applied as they come,
-//! but zeroes that follow each other become one range, for a pool takes back whole blocks alone.
+//! is made durable every [`SYNC_EVERY_BYTES`] and the caller told up to where; [`Applier::finish`] returns only
+//! after a last sync. Order is the caller's: frames are applied as they come, but zeroes that follow each other
+//! become one range, for a pool takes back whole blocks alone.
+
+use std::time::{Duration, Instant};
 
 use super::FrameSink;
+use super::behind::Behind;
 use super::undo::{DurableWrite, UndoRecorder};
 use crate::cancel::Cancel;
 use crate::delta::codec::Codec;
@@ -16,6 +19,9 @@ use crate::volume::WriteAt;
 
 /// Volume data between two syncs.
 pub const SYNC_EVERY_BYTES: u64 = 64 << 20;
+/// And at least so much time between two that are made behind the back of who writes: what takes less is not worth a
+/// sync of volume and record.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// With an undo: volume data that is held until its old content is saved. Each time costs a sync of the
 /// undo file.
 const HOLD_BYTES: u64 = 16 << 20;
@@ -71,7 +77,10 @@ pub struct Applier<'a, W: DurableWrite> {
     /// Zeroes to be written, whose end may be yet to come. Their old content is saved.
     zeroes: Option<Extent>,
     unsynced_bytes: u64,
-    sync_every_bytes: u64,
+    /// Syncs on the way are this one's.
+    behind: Option<&'a Behind<'a>>,
+    /// When it was asked last.
+    asked: Instant,
     applied: Applied,
     /// Volume offset of the end of what was written last.
     written_to: u64,
@@ -104,7 +113,8 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             held_bytes: 0,
             zeroes: None,
             unsynced_bytes: 0,
-            sync_every_bytes: SYNC_EVERY_BYTES,
+            behind: None,
+            asked: Instant::now(),
             applied: Applied::default(),
             written_to: 0,
             places: Places::default(),
@@ -123,11 +133,11 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         self
     }
 
-    /// Syncs only at the end. For a run that nobody resumes: each sync on the way would stop the reading
-    /// until the disk is done, and nobody is told.
+    /// Lets `behind` make durable what was written on the way, and tell of it, so that neither reading nor writing stops
+    /// until the disk is done. The last sync is still made here.
     #[must_use]
-    pub fn sync_once(mut self) -> Self {
-        self.sync_every_bytes = u64::MAX;
+    pub fn sync_behind(mut self, behind: &'a Behind<'a>) -> Self {
+        self.behind = Some(behind);
         self
     }
 
@@ -167,6 +177,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     pub fn finish(&mut self) -> Result<Applied> {
         self.release_held()?;
         self.put_zeroes()?;
+        self.end_behind()?;
         self.sync()?;
         if let Some(undo) = self.undo.take() {
             undo.finish()?;
@@ -183,6 +194,8 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             Err(error) => error,
         };
         let touched = self.touched;
+        // The error that ended the run is the one to report, unless it was this one.
+        let _ = self.end_behind();
         if self.target.sync().is_ok() && touched && !self.sync_failed {
             // The error that ended the run is the one to report.
             let _ = (self.on_durable)(self.written_to, &self.applied, &self.places);
@@ -310,11 +323,31 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         self.written_to = extent.end();
         self.places.note(extent);
         self.unsynced_bytes += cost_bytes;
-        if self.unsynced_bytes >= self.sync_every_bytes {
-            self.sync()?;
-            (self.on_durable)(extent.end(), &self.applied, &self.places)?;
+        if self.unsynced_bytes < SYNC_EVERY_BYTES {
+            return Ok(());
         }
-        Ok(())
+        if let Some(behind) = self.behind {
+            if self.asked.elapsed() < ASK_EVERY {
+                return Ok(());
+            }
+            self.asked = Instant::now();
+            self.unsynced_bytes = 0;
+            let asked = behind.ask(extent.end(), &self.applied, &self.places);
+            self.sync_failed |= asked.is_err();
+            return asked;
+        }
+        self.sync()?;
+        (self.on_durable)(extent.end(), &self.applied, &self.places)
+    }
+
+    /// From now on syncs are made here alone.
+    fn end_behind(&mut self) -> Result<()> {
+        let Some(behind) = self.behind.take() else {
+            return Ok(());
+        };
+        let closed = behind.close();
+        self.sync_failed |= closed.is_err();
+        closed
     }
 
     fn sync(&mut self) -> Result<()> {

@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod begin;
+pub mod behind;
 pub mod compare;
 pub mod copy_list;
 pub mod deliver;

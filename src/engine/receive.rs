@@ -11,7 +11,7 @@ use super::apply::{Applied, Applier, Ended};
 use super::begin::{Beginning, Begun, Ready, begin};
 use super::order::Ordered;
 use super::target::{ReceiveOptions, Target, check};
-use super::undo::{DurableWrite, UndoPlace, UndoRecorder, undo_header};
+use super::undo::{DurableWrite, Old, UndoPlace, UndoRecorder, undo_header};
 use crate::delta::FormatError;
 use crate::delta::header::{Header, Planned, Source, State};
 use crate::delta::proto3::{FirstLine, Proto3Reader, read_first_line};
@@ -21,7 +21,7 @@ use crate::delta::stream::StreamId;
 use crate::error::{Error, ExitCode, Result};
 use crate::extent::Kind;
 use crate::monitor::Monitor;
-use crate::record::keeper::Keeper;
+use crate::record::keeper::{Keeper, Kept};
 use crate::record::marks::Places;
 use crate::sys::aligned::AlignedBuffer;
 use crate::units::Bytes;
@@ -38,6 +38,8 @@ pub struct Received {
     pub header: Option<Header>,
     /// It was an undo that took back a write that was cut.
     pub took_back: bool,
+    /// The delta is an undo that was cut, and counts up to this volume offset.
+    pub ends_at: Option<u64>,
 }
 
 /// Hears up to which volume offset everything is durable.
@@ -82,6 +84,7 @@ pub fn rehearse(
         delta_bytes: reader.position(),
         header,
         took_back: false,
+        ends_at: None,
     })
 }
 
@@ -141,11 +144,11 @@ impl<'a> Receiving<'a> {
                     what: what.to_owned(),
                     source,
                 };
-                let mut took_back = false;
+                let (mut took_back, mut end) = (false, 0);
                 loop {
                     options.cancel.check()?;
                     match reader.next_frame() {
-                        Ok(Some(_)) => {}
+                        Ok(Some(frame)) => end = frame.extent.end(),
                         Ok(None) => break,
                         // It was cut with its run, and has done its work.
                         Err(_) if header.source == Source::Undo => {
@@ -160,6 +163,7 @@ impl<'a> Receiving<'a> {
                     delta_bytes: reader.position(),
                     header: Some(header),
                     took_back,
+                    ends_at: took_back.then_some(end),
                 });
             }
         };
@@ -199,7 +203,10 @@ impl<'a> Receiving<'a> {
             },
             options,
         };
-        let applied = frames.apply(&mut reader, &mut applier);
+        let mut ends_at = None;
+        let applied = frames
+            .apply(&mut reader, &mut applier)
+            .map(|end| ends_at = end);
         let ended = applier.end(applied);
         let conclusion = Conclusion {
             header: Some(&header),
@@ -213,6 +220,7 @@ impl<'a> Receiving<'a> {
             delta_bytes: reader.position(),
             header: Some(header),
             took_back: good_from.is_some(),
+            ends_at,
         })
     }
 
@@ -254,7 +262,13 @@ impl<'a> Receiving<'a> {
         let header = anonymous_header(size);
         let stream = StreamId::of(&header, &Samples::default());
         let Some(name) = undo.asked() else {
-            keeper.begin_anonymous(&stream, None, size)?;
+            let kept = Kept {
+                undo: None,
+                old_size_bytes: size,
+                holds: keeper.held(None),
+                forced: false,
+            };
+            keeper.begin_anonymous(&stream, kept)?;
             let mut applier = Applier::<File>::new(
                 target.volume,
                 target.name,
@@ -270,6 +284,7 @@ impl<'a> Receiving<'a> {
                 delta_bytes: reader.position(),
                 header: None,
                 took_back: false,
+                ends_at: None,
             });
         };
 
@@ -277,7 +292,18 @@ impl<'a> Receiving<'a> {
         let spool = spool.map_err(|error| Error::io("cannot make a temporary file", error))?;
         let ordered = Ordered::spool(reader, what, spool, options.cancel)?;
         check_end(ordered.end())?;
-        let header = undo_header(&header, &keeper.undoes(&stream), size, size);
+        let old = Old {
+            size_bytes: size,
+            holds: keeper.held(None),
+            is_other: false,
+        };
+        let kept = Kept {
+            undo: Some(name.to_owned()),
+            old_size_bytes: size,
+            holds: old.holds.clone(),
+            forced: false,
+        };
+        let header = undo_header(&header, &keeper.undoes(&stream), old, size);
         let recorder = UndoRecorder::new(
             undo.create(name, None)?,
             name,
@@ -285,7 +311,7 @@ impl<'a> Receiving<'a> {
             &Samples::default(),
             options.undo_compression,
         )?;
-        if let Err(error) = keeper.begin_anonymous(&stream, Some(name.to_owned()), size) {
+        if let Err(error) = keeper.begin_anonymous(&stream, kept) {
             recorder.discard();
             return Err(error);
         }
@@ -309,6 +335,7 @@ impl<'a> Receiving<'a> {
             delta_bytes: applied.data_bytes,
             header: None,
             took_back: false,
+            ends_at: None,
         })
     }
 }
@@ -324,11 +351,12 @@ struct Frames<'a> {
 }
 
 impl Frames<'_> {
+    /// Where it was cut, if it was.
     fn apply<R: Read, W: DurableWrite>(
         &self,
         reader: &mut DeltaReader<R>,
         applier: &mut Applier<'_, W>,
-    ) -> Result<()> {
+    ) -> Result<Option<u64>> {
         let mut buffer = AlignedBuffer::new(0);
         let mut end = 0;
         loop {
@@ -340,14 +368,16 @@ impl Frames<'_> {
                         "{}: put back up to where it was cut: {error}",
                         self.what
                     ));
-                    return Ok(());
+                    return Ok(Some(end));
                 }
                 frame => frame.map_err(|source| Error::Damaged {
                     what: self.what.to_owned(),
                     source,
                 })?,
             };
-            let Some(frame) = frame else { return Ok(()) };
+            let Some(frame) = frame else {
+                return Ok(None);
+            };
             end = frame.extent.end();
             self.options.monitor.advance(frame.extent.length());
             if end <= self.offset {
@@ -471,11 +501,10 @@ impl Conclusion<'_> {
             } => (error, touched, has_undo),
         };
         if touched {
-            let way_out = if has_undo {
-                "run the same again to finish, or apply the undo, which is there with .partial added to its name"
-            } else {
-                "run the same again to finish"
-            };
+            let mut way_out = "run the same again to finish".to_owned();
+            if let Some(way_back) = keeper.way_back().filter(|_| has_undo) {
+                way_out.push_str(&format!(", or take it back: {way_back}"));
+            }
             self.monitor.warn(&format!(
                 "{}: partly written, now neither in the old state nor in the new one: {way_out}",
                 target.name

@@ -3,10 +3,14 @@
 //! Pure. Guarantees: a delta whose base is not the recorded state is refused with both named; a destination
 //! that is incomplete takes only what completes it, undoes it, or replaces everything.
 
+use std::path::Path;
+
 use super::witness::Touched;
 use super::{ANONYMOUS, Incomplete, Record, shown};
+use crate::commands::{Caller, word};
 use crate::delta::header::{Header, Source};
 use crate::delta::stream::StreamId;
+use crate::partial_file::PARTIAL_SUFFIX;
 
 /// What may be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +53,33 @@ pub struct Refusal {
     pub way_out: String,
 }
 
+/// How a destination is called, and by whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Called<'a> {
+    /// As the user named it.
+    pub name: &'a str,
+    /// Who is told what to do with it.
+    pub caller: &'a Caller,
+}
+
+impl<'a> Called<'a> {
+    /// By somebody at this machine.
+    pub fn here(name: &'a str) -> Self {
+        static HERE: Caller = Caller::HERE;
+        let caller = &HERE;
+        Self { name, caller }
+    }
+
+    /// The command that puts back what the undo `undo` has saved.
+    pub fn take_back(self, undo: &str) -> String {
+        self.caller.command("apply", &[undo, self.name])
+    }
+
+    fn command(self, verb: &str, behind: &[&str]) -> String {
+        self.caller.command(verb, &[&[self.name], behind].concat())
+    }
+}
+
 /// What the caller allows, and what is known beside the record.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Policy {
@@ -60,12 +91,12 @@ pub struct Policy {
     pub require_record: bool,
 }
 
-/// Decides. `record` is the record of the destination, which is called `name`.
+/// Decides. `record` is the record of the destination.
 pub fn admit(
     record: Option<&Record>,
     header: &Header,
     stream: &StreamId,
-    name: &str,
+    called: Called<'_>,
     policy: Policy,
 ) -> Result<Admission, Refusal> {
     let Some(record) = record else {
@@ -76,7 +107,7 @@ pub fn admit(
         );
     };
     if record.incomplete.is_some() {
-        return to_incomplete(record, header, stream, name, policy);
+        return to_incomplete(record, header, stream, called, policy);
     }
     let is_this = record.stream.as_ref() == Some(stream) && !record.forced;
     let is_there = is_this && policy.touched == Touched::No;
@@ -90,7 +121,11 @@ pub fn admit(
             "something other than lvmsync wrote to it since its record was made",
         );
     }
-    let undone = header.source == Source::Undo
+    let undoes = |made: &StreamId| header.undo_of.as_deref() == Some(made.as_str());
+    let undoes_last = record.stream.as_ref().is_some_and(undoes);
+    // What the last run overwrote is taken back even where that was, by its name, the same state.
+    let undone = !undoes_last
+        && header.source == Source::Undo
         && header.target.is_some()
         && same_id(record, header.target.as_ref());
     if (is_this || undone) && !policy.force {
@@ -108,8 +143,7 @@ pub fn admit(
             },
         });
     }
-    let undoes = |made: &StreamId| header.undo_of.as_deref() == Some(made.as_str());
-    if record.stream.as_ref().is_some_and(undoes) {
+    if undoes_last {
         return Ok(Admission::Fresh { remark: None });
     }
     match (&header.base, &record.holds) {
@@ -124,7 +158,9 @@ pub fn admit(
             forced_or(policy, reason, || {
                 format!(
                     "Apply the deltas that are missing in between, or send a full copy: lvmsync send NEW DEST. \
-                     If the record is wrong: lvmsync state adopt {name} STATE, or lvmsync state forget {name}."
+                     If the record is wrong: {}, or {}",
+                    called.command("state adopt", &["STATE"]),
+                    called.command("state forget", &[])
                 )
             })
         }
@@ -138,13 +174,20 @@ pub fn admit(
 }
 
 /// A version 3 stream, which says nothing of itself, may not be put on what is incomplete.
-pub fn admit_anonymous(record: Option<&Record>, name: &str, policy: Policy) -> Result<(), Refusal> {
+pub fn admit_anonymous(
+    record: Option<&Record>,
+    called: Called<'_>,
+    policy: Policy,
+) -> Result<(), Refusal> {
     let is_anonymous = |cut: &Incomplete| cut.source == ANONYMOUS;
     match record {
         // Nothing else can finish what such a stream began.
         Some(record) if record.incomplete.as_ref().is_some_and(is_anonymous) => Ok(()),
         Some(record) if record.incomplete.is_some() => {
-            forced_or(policy, incomplete_reason(record), || ways_out(record, name)).map(|_| ())
+            forced_or(policy, incomplete_reason(record), || {
+                ways_out(record, called)
+            })
+            .map(|_| ())
         }
         _ if policy.require_record && !policy.force => Err(Refusal {
             reason: "a PROTO[3] stream names no base, and --require-record asks for one".to_owned(),
@@ -155,10 +198,10 @@ pub fn admit_anonymous(record: Option<&Record>, name: &str, policy: Policy) -> R
 }
 
 /// What stands in the way of using a volume with this record as a source or as a base.
-pub fn refuse_as_source(record: &Record, name: &str) -> Option<Refusal> {
+pub fn refuse_as_source(record: &Record, called: Called<'_>) -> Option<Refusal> {
     record.incomplete.as_ref().map(|_| Refusal {
         reason: incomplete_reason(record),
-        way_out: ways_out(record, name),
+        way_out: ways_out(record, called),
     })
 }
 
@@ -166,7 +209,7 @@ fn to_incomplete(
     record: &Record,
     header: &Header,
     stream: &StreamId,
-    name: &str,
+    called: Called<'_>,
     policy: Policy,
 ) -> Result<Admission, Refusal> {
     let Some(cut) = &record.incomplete else {
@@ -183,7 +226,7 @@ fn to_incomplete(
             return Err(Refusal {
                 reason: "this undo holds what another destination held, where the same delta was cut elsewhere"
                     .to_owned(),
-                way_out: ways_out(record, name),
+                way_out: ways_out(record, called),
             });
         }
         return Ok(Admission::UndoUnfinished);
@@ -209,7 +252,9 @@ fn to_incomplete(
             ),
         });
     }
-    forced_or(policy, incomplete_reason(record), || ways_out(record, name))
+    forced_or(policy, incomplete_reason(record), || {
+        ways_out(record, called)
+    })
 }
 
 fn unknown(header: &Header, policy: Policy, why: &str) -> Result<Admission, Refusal> {
@@ -271,19 +316,38 @@ fn incomplete_reason(record: &Record) -> String {
     )
 }
 
-fn ways_out(record: &Record, name: &str) -> String {
+fn ways_out(record: &Record, called: Called<'_>) -> String {
     let undo = record
         .incomplete
         .as_ref()
         .and_then(|cut| cut.undo.as_deref());
     let finish = "Finish it: run the command that was cut again, it goes on where it was.";
+    if let Some(whole) = first_copy_in(record, called.name) {
+        return format!(
+            "{finish} It is the beginning of a first copy that will be called {whole}; if that is not wanted any more, \
+             remove it: rm {}",
+            word(called.name)
+        );
+    }
     match undo {
-        Some(undo) => format!("{finish} Or take it back: lvmsync apply {undo} {name}"),
+        Some(undo) => format!("{finish} Or take it back: {}", called.take_back(undo)),
         None => format!(
-            "{finish} It kept no undo; a full copy also mends it: lvmsync send NEW {name}. If you know what it \
-             holds: lvmsync state adopt {name} STATE"
+            "{finish} It kept no undo; a full copy also mends it: lvmsync send NEW DEST. If you know what it holds: \
+             {}",
+            called.command("state adopt --force", &["STATE"])
         ),
     }
+}
+
+/// The name that a first copy gets which is called `NAME.partial` until it is whole.
+fn first_copy_in<'a>(record: &Record, name: &'a str) -> Option<&'a str> {
+    let whole = name.strip_suffix(PARTIAL_SUFFIX)?;
+    let last = |name: &str| Path::new(name).file_name().map(ToOwned::to_owned);
+    let is_first = record
+        .incomplete
+        .as_ref()
+        .is_some_and(|cut| cut.source == Source::Full.word() && cut.old_size_bytes == 0);
+    (is_first && last(whole) == last(&record.name)).then_some(whole)
 }
 
 #[cfg(test)]
@@ -332,7 +396,13 @@ mod tests {
         record: Option<&Record>,
         (header, stream): &(Header, StreamId),
     ) -> Result<Admission, Refusal> {
-        admit(record, header, stream, "vg/copy", Policy::default())
+        admit(
+            record,
+            header,
+            stream,
+            Called::here("vg/copy"),
+            Policy::default(),
+        )
     }
 
     #[test]
@@ -353,7 +423,7 @@ mod tests {
             ..Policy::default()
         };
         assert!(matches!(
-            admit(Some(&record), &header, &stream, "x", force),
+            admit(Some(&record), &header, &stream, Called::here("x"), force),
             Ok(Admission::Forced { .. })
         ));
     }
@@ -372,12 +442,21 @@ mod tests {
             require_record: true,
             ..Policy::default()
         };
-        assert!(admit(None, &header, &stream, "x", strict).is_err());
-        assert!(admit(Some(&holding("s1")), &header, &stream, "x", strict).is_ok());
+        assert!(admit(None, &header, &stream, Called::here("x"), strict).is_err());
+        assert!(
+            admit(
+                Some(&holding("s1")),
+                &header,
+                &stream,
+                Called::here("x"),
+                strict
+            )
+            .is_ok()
+        );
         let mut full = header;
         (full.source, full.base) = (Source::Full, None);
         assert_eq!(
-            admit(None, &full, &stream, "x", strict),
+            admit(None, &full, &stream, Called::here("x"), strict),
             Ok(Admission::Fresh { remark: None })
         );
     }
@@ -410,9 +489,9 @@ mod tests {
             decide(Some(&record), &full),
             Ok(Admission::Fresh { .. })
         ));
-        assert!(admit_anonymous(Some(&record), "x", Policy::default()).is_err());
-        assert!(refuse_as_source(&record, "x").is_some());
-        assert!(refuse_as_source(&holding("s1"), "x").is_none());
+        assert!(admit_anonymous(Some(&record), Called::here("x"), Policy::default()).is_err());
+        assert!(refuse_as_source(&record, Called::here("x")).is_some());
+        assert!(refuse_as_source(&holding("s1"), Called::here("x")).is_none());
     }
 
     #[test]
@@ -425,7 +504,7 @@ mod tests {
                 touched,
                 ..Policy::default()
             };
-            admit(Some(&record), &header, &stream, "x", policy).unwrap()
+            admit(Some(&record), &header, &stream, Called::here("x"), policy).unwrap()
         };
         assert!(matches!(with(Touched::No), Admission::Already { .. }));
         assert!(matches!(with(Touched::Unknown), Admission::Again { .. }));

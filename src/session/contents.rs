@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::commands::Via;
 use crate::delta::stream::StreamId;
 
 /// Who speaks, which versions of the protocol they know, and which features.
@@ -50,6 +51,9 @@ pub struct Open {
     /// Where the data comes from, for the record. For people.
     #[serde(default)]
     pub from: String,
+    /// How people run commands on the server's machine from where they are, for those that it tells them.
+    #[serde(default)]
+    pub via: Via,
 }
 
 /// What the data is read from, so that a server on the same machine sees that it is not its destination.
@@ -169,6 +173,10 @@ pub struct Failure {
     pub code: u8,
     /// The whole chain of errors; may have several lines.
     pub message: String,
+    /// With the code of a refusal: another process holds the destination at this moment. A client whose own
+    /// connection was just lost may ask again; every other refusal is final.
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// The client stops before the end of its stream.

@@ -24,6 +24,9 @@ use crate::extent::Extent;
 use crate::sys::device::DeviceNumber;
 use crate::sys::ioctl;
 
+/// udev locks a device for the moment in which it probes it.
+const UDEV_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How to open a volume for writing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WriteOptions {
@@ -94,6 +97,21 @@ impl Volume {
             path: path.into(),
             inner,
         })
+    }
+
+    /// Takes the lock that every writer takes, and nothing else: whoever holds what this returns knows that no run
+    /// writes to what is at `path`.
+    pub fn lock_alone(path: impl AsRef<Path>) -> Result<File> {
+        let path = path.as_ref();
+        let patience = match kind_at(path)? {
+            Kind::File => Duration::ZERO,
+            Kind::Block(_) => UDEV_PATIENCE,
+        };
+        // Over NFS only what is open for writing can be locked; a read-only volume is locked like any other.
+        let file = sys_open(path, OFlags::RDWR).or_else(|_| sys_open(path, OFlags::RDONLY));
+        let file = file.map_err(|error| cannot_open(path, error))?;
+        lock(&file, path, patience)?;
+        Ok(file)
     }
 
     /// The path that it was opened by.
@@ -265,8 +283,7 @@ fn open_block(path: &Path, flags: OFlags, device: DeviceNumber) -> Result<BlockV
         if ioctl::is_read_only(&file).map_err(look)? {
             return Err(read_only(path));
         }
-        // udev locks a device for the moment in which it probes it.
-        lock(&file, path, Duration::from_secs(2))?;
+        lock(&file, path, UDEV_PATIENCE)?;
     }
     BlockVolume::new(file, device, direct).map_err(look)
 }
@@ -310,7 +327,7 @@ fn lock(file: &File, path: &Path, patience: Duration) -> Result<()> {
                 thread::sleep(Duration::from_millis(50));
             }
             Err(Errno::WOULDBLOCK) => {
-                return Err(Error::refused(
+                return Err(Error::held(
                     path.display().to_string(),
                     "another process has locked it; another lvmsync may be writing to it",
                     "Wait until that one is done, then run this again.",
@@ -329,7 +346,7 @@ fn cannot(verb: &str, path: &Path) -> String {
 
 fn cannot_open(path: &Path, error: io::Error) -> Error {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::BUSY) => Error::refused(
+        Some(Errno::BUSY) => Error::held(
             path.display().to_string(),
             "in use: something has claimed it for itself, perhaps in another container",
             IN_USE_WAY_OUT,
