@@ -82,7 +82,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Diff(diff::DiffArgs),
-    Send(send::SendArgs),
+    Send(Box<send::SendArgs>),
     Apply(apply::ApplyArgs),
     Compare(compare::CompareArgs),
     Inspect(inspect::InspectArgs),

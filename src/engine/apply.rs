@@ -77,6 +77,7 @@ pub struct Applier<'a, W: DurableWrite> {
     /// Zeroes to be written, whose end may be yet to come. Their old content is saved.
     zeroes: Option<Extent>,
     unsynced_bytes: u64,
+    sync_every_bytes: u64,
     /// Syncs on the way are this one's.
     behind: Option<&'a Behind<'a>>,
     /// When it was asked last.
@@ -113,6 +114,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             held_bytes: 0,
             zeroes: None,
             unsynced_bytes: 0,
+            sync_every_bytes: SYNC_EVERY_BYTES,
             behind: None,
             asked: Instant::now(),
             applied: Applied::default(),
@@ -323,7 +325,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         self.written_to = extent.end();
         self.places.note(extent);
         self.unsynced_bytes += cost_bytes;
-        if self.unsynced_bytes < SYNC_EVERY_BYTES {
+        if self.unsynced_bytes < self.sync_every_bytes {
             return Ok(());
         }
         if let Some(behind) = self.behind {

@@ -87,7 +87,7 @@ impl Guard {
         loop {
             match self.answer().map_err(gone)? {
                 Answer::Note { text } => monitor.remark(&text),
-                Answer::Failed { code, text } => return Err(error_of(code, text)),
+                Answer::Failed { code, text } => return Err(error_of(code, &text)),
                 answer => return Ok(answer),
             }
         }
