@@ -226,25 +226,28 @@ fn a_tree_without_an_end_is_refused() {
 
 /// Empty leaves are the one kind of node of which a tree could hold as many as it likes.
 #[test]
-fn a_tree_that_comes_back_to_itself_ends() {
-    let pool = small_pool();
+fn a_tree_has_no_more_nodes_than_there_are_blocks() {
+    let mut pool = PoolBuilder::new(128, 252);
+    pool.create(1);
+    pool.write_new(1, 0..300);
     let mut whole = pool.image();
     let image = MemoryVolume::new(whole.clone());
-    let root = ThinMetadata::open(&image, Root::Live)
-        .unwrap()
-        .known(1)
-        .unwrap()
-        .1;
-    let values = 32 + 6 * 8;
-    let first = field(&whole, root, values);
-    let leaf = field(&whole, first, values);
-    // All the children of `first` are one leaf without entries; all the children of the root are `first`.
+    let metadata = ThinMetadata::open(&image, Root::Live).unwrap();
+    let root = metadata.known(1).unwrap().1;
+    // The root has 252 children, which are all the same leaf.
+    let values = 32 + 252 * 8;
+    let leaf = field(&whole, root, values);
     whole = patched(&whole, leaf, 16, 0, 4);
-    for index in 0..6 {
-        whole = patched(&whole, first, values + 8 * index, leaf, 8);
-        whole = patched(&whole, root, values + 8 * index, first, 8);
+    whole = patched(&whole, root, 16, 252, 4);
+    for index in 0..252 {
+        let at = index as usize * 8;
+        whole = patched(&whole, root, 32 + at, index, 8);
+        whole = patched(&whole, root, values + at, leaf, 8);
     }
-    assert!(ask(whole, Root::Live).is_err());
+    let image = MemoryVolume::new(whole);
+    let metadata = ThinMetadata::open(&image, Root::Live).unwrap();
+    let error = metadata.mapped(1, |_| ()).unwrap_err();
+    assert!(matches!(error, ThinError::TooManyNodes { .. }), "{error}");
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn compare(metadata: &ThinMetadata<'_>, model: &Model) {
         let mut from = Vec::new();
         metadata
             .mapped_from(*id, 33, |run| {
-                from.extend(run.start..run.start + run.blocks)
+                from.extend(run.start..run.start + run.blocks);
             })
             .unwrap();
         assert!(from.iter().eq(all.iter().filter(|block| **block >= 33)));
