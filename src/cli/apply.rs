@@ -13,6 +13,7 @@ use super::summary::Summary;
 use super::{TalkArgs, output};
 use crate::cancel::{Cancel, CancelableReader};
 use crate::commands::{Caller, Via};
+use crate::delta::FormatError;
 use crate::delta::codec::Compression;
 use crate::delta::header::Header;
 use crate::delta::reader::DeltaReader;
@@ -390,28 +391,27 @@ fn first_header(
         return Ok((None, None));
     };
     let is_file = first != "-" && std::fs::metadata(first).is_ok_and(|found| found.is_file());
-    if is_file {
-        let reader = File::open(first)
-            .ok()
-            .and_then(|file| DeltaReader::new(file).ok());
-        return Ok((reader.map(|reader| reader.header().clone()), None));
-    }
-    if !needed {
+    if !is_file && !needed {
         return Ok((None, None));
     }
     let mut seen = Seen {
         input: open_input(first, cancel)?,
         bytes: Vec::new(),
     };
-    // What cannot be read is reported by who reads it to the end.
-    let header = DeltaReader::new(&mut seen)
-        .ok()
-        .map(|reader| reader.header().clone());
+    let header = match DeltaReader::new(&mut seen) {
+        Ok(reader) => Some(reader.header().clone()),
+        // Nothing can be made for what does not say how large it is.
+        Err(FormatError::UnsupportedVersion { .. }) => None,
+        Err(source) if needed => {
+            let what = shown_name(first);
+            return Err(Error::Damaged { what, source });
+        }
+        // Whoever reads it to the end reports it.
+        Err(_) => None,
+    };
     let Seen { input, bytes } = seen;
-    Ok((
-        header,
-        Some(Box::new(std::io::Cursor::new(bytes).chain(input))),
-    ))
+    let rest = (!is_file).then(|| Box::new(std::io::Cursor::new(bytes).chain(input)) as Input);
+    Ok((header, rest))
 }
 
 /// Keeps what was read. Header and samples have limits, so that is not much.

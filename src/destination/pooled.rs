@@ -115,6 +115,9 @@ impl WriteAt for Pooled {
 
     /// A pool that cannot write its maps any more fails this, and then what was written is lost.
     fn sync(&self) -> io::Result<()> {
-        self.volume.sync().map_err(|error| self.explain(error))
+        self.volume
+            .sync()
+            .and_then(|()| self.check_discards())
+            .map_err(|error| self.explain(error))
     }
 }

@@ -19,7 +19,7 @@ use super::file::write_zeroes;
 use super::host::VolumeIdentity;
 use super::open::Provisioning;
 use super::{ReadAt, WriteAt};
-use crate::blocks::is_zero;
+use crate::blocks::{cut, is_zero};
 use crate::extent::Extent;
 use crate::sys::aligned::{ALIGNMENT, AlignedBuffer};
 use crate::sys::device::DeviceNumber;
@@ -171,37 +171,64 @@ impl BlockVolume {
     /// Zeroes, where a pool gives the space: whole blocks are given back, and of the rest only what is not zero is
     /// written.
     fn zero_provisioned(&self, extent: Extent, provisioning: Provisioning) -> io::Result<()> {
-        let (head, middle, tail) = split(extent, provisioning.block_bytes);
+        let block_bytes = provisioning.block_bytes;
+        let (head, middle, tail) = split(extent, block_bytes);
         let Some(middle) = middle.filter(|_| provisioning.discard_zeroes) else {
-            return self.zero_where_needed(extent);
+            return self.zero_where_needed(extent, block_bytes);
         };
-        let discarded = in_pieces(middle, provisioning.block_bytes, |piece| {
+        let discarded = in_pieces(middle, block_bytes, |piece| {
             ioctl::discard(&self.file, piece)
         });
         match discarded {
             Ok(()) => {}
-            Err(error) if is_unsupported(&error) => return self.zero_where_needed(extent),
+            Err(error) if is_unsupported(&error) => {
+                return self.zero_where_needed(extent, block_bytes);
+            }
             Err(error) => return Err(error),
         }
+        if !self.is_discarded(middle, block_bytes)? {
+            self.zero_where_needed(middle, block_bytes)?;
+        }
         for edge in [head, tail].into_iter().flatten() {
-            self.zero_where_needed(edge)?;
+            self.zero_where_needed(edge, block_bytes)?;
         }
         Ok(())
     }
 
-    /// Looks first: what is zero already may be unmapped, and a write would take a block for it.
-    fn zero_where_needed(&self, extent: Extent) -> io::Result<()> {
-        let mut position = extent.offset();
-        while let Some(piece) = Extent::from_range(
-            position,
-            extent
-                .end()
-                .min((position / LOOK_BYTES + 1).saturating_mul(LOOK_BYTES)),
-        ) {
-            if !self.reads_zero(piece)? {
-                self.zero_written(piece)?;
+    /// Whether whole blocks that were discarded with success need no look at all of them.
+    ///
+    /// The kernel (`bio_discard_limit`, and what came before it) cuts a discard where it thinks the first block begins,
+    /// and rounds as if every block size were a power of two. Where it is not, a block may be cut in two parts, neither
+    /// of which dm-thin discards, and the answer is success all the same.
+    fn is_discarded(&self, extent: Extent, block_bytes: u64) -> io::Result<bool> {
+        if !block_bytes.is_power_of_two() {
+            return Ok(false);
+        }
+        // Costs no I/O where it is as it should be.
+        let first = Extent::from_range(extent.offset(), extent.offset() + block_bytes);
+        let last = Extent::from_range(extent.end() - block_bytes, extent.end());
+        for block in [first, last].into_iter().flatten() {
+            if !self.reads_zero(block)? {
+                return Ok(false);
             }
-            position = piece.end();
+        }
+        Ok(true)
+    }
+
+    /// Looks first: what is zero already may be unmapped, and a write would take a block for it.
+    fn zero_where_needed(&self, extent: Extent, block_bytes: u64) -> io::Result<()> {
+        let many = (LOOK_BYTES / block_bytes)
+            .max(1)
+            .saturating_mul(block_bytes);
+        for piece in cut(extent, many) {
+            if self.reads_zero(piece)? {
+                continue;
+            }
+            for block in cut(piece, block_bytes) {
+                if !self.reads_zero(block)? {
+                    self.zero_written(block)?;
+                }
+            }
         }
         Ok(())
     }
