@@ -16,6 +16,7 @@ mod output;
 mod progress;
 mod remote;
 mod send;
+mod send_here;
 mod serve;
 mod state;
 mod summary;
