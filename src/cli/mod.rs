@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod remote;
 mod send;
+mod send_here;
 mod serve;
 mod state;
 mod summary;

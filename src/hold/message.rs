@@ -76,9 +76,7 @@ pub fn error_of(code: u8, text: &str) -> Error {
             Error::refused(what, reason, way_out)
         }
         _ => {
-            let (what, reason) = text
-                .split_once(": ")
-                .unwrap_or(("the guard process", text));
+            let (what, reason) = text.split_once(": ").unwrap_or(("the guard process", text));
             Error::Lvm {
                 what: what.to_owned(),
                 reason: reason.to_owned(),
