@@ -207,7 +207,10 @@ fn where_a_discard_is_no_zero_zeroes_are_written() {
             // Unmapped blocks of a volume with an external origin are read from there.
             pool(guest, "p", "64M", "-c 64k");
             guest.volume("vg", "origin", "20M");
-            let old = Random::new(9).bytes(20 * MIB);
+            let mut old = Random::new(9).bytes(20 * MIB);
+            // The ends of the first range that becomes zero are zero there, too: a look at them alone proves nothing.
+            old[256 * KIB..MIB].fill(0);
+            old[4 * MIB..6 * MIB].fill(0);
             write("/dev/vg/origin", &old, 0);
             guest.sh("lvchange -an vg/origin; lvchange -qq -pr vg/origin 2>&1; lvcreate -qq -s --thinpool vg/p -n ext vg/origin 2>&1; lvchange -ay -K vg/ext 2>&1");
             assert_same("/dev/vg/ext", &old, "the control");
@@ -382,8 +385,7 @@ fn a_volume_that_was_made_goes_again_if_nothing_came_of_it() {
             guest.sh("lvcreate -qq --yes -Wn --addtag lvmsync_new -L 20M -n k vg 2>&1");
             tool.run("apply cut.delta vg/k --create --undo /nowhere/undo")
                 .ends(1, &[]);
-            assert!(!exists("k"));
-            guest.sh("lvcreate -qq --yes -Wn --addtag lvmsync_new -L 20M -n k vg 2>&1");
+            assert_eq!(tags("k"), "lvmsync_new", "what another run made stays");
             tool.run("apply first.delta vg/k --create").ok();
             assert_eq!(tags("k"), "");
             assert_same("/dev/vg/k", &padded, "left by a killed run");

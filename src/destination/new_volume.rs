@@ -1,6 +1,7 @@
 //! A logical volume that is made for a full copy where there is none.
 //!
-//! Guarantees: what was made goes again unless something of it is on record; what was there before never goes.
+//! Guarantees: what this run made goes again unless something of it is on record; what was there before never goes, not
+//! even what seems to be left by another run.
 
 use std::path::Path;
 
@@ -17,11 +18,13 @@ pub struct Make {
     pub size_bytes: Option<u64>,
 }
 
-/// A volume that goes again when this is dropped, unless it is kept.
+/// A volume that goes again when this is dropped, if this run made it and it is not kept.
 #[derive(Debug)]
 pub(super) struct NewVolume {
     name: LvName,
     uuid: Option<String>,
+    /// This run made it.
+    is_ours: bool,
 }
 
 /// The logical volume that `name` would be: `vg/lv`, or a path below `/dev`.
@@ -59,6 +62,7 @@ impl NewVolume {
         Ok(Self {
             name: plan.name.clone(),
             uuid: None,
+            is_ours: true,
         })
     }
 
@@ -67,6 +71,7 @@ impl NewVolume {
         Self {
             name,
             uuid: Some(uuid),
+            is_ours: false,
         }
     }
 
@@ -76,15 +81,17 @@ impl NewVolume {
     }
 
     /// It stays.
-    pub(super) fn keep(self) -> Result<()> {
-        let name = self.name.clone();
-        std::mem::forget(self);
-        making::keep(&name)
+    pub(super) fn keep(mut self) -> Result<()> {
+        self.is_ours = false;
+        making::keep(&self.name)
     }
 }
 
 impl Drop for NewVolume {
     fn drop(&mut self) {
+        if !self.is_ours {
+            return;
+        }
         if let Err(error) = making::remove(&self.name, self.uuid.as_deref()) {
             tracing::warn!(
                 "{}: it was made for nothing and stays: {}",
