@@ -14,6 +14,7 @@ struct Watched {
     blocks: AtomicU64,
     reads: AtomicU64,
     bad: BTreeSet<u64>,
+    gap: u64,
 }
 
 impl Watched {
@@ -23,6 +24,7 @@ impl Watched {
             blocks: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             bad: BTreeSet::new(),
+            gap: 16 << 10,
         }
     }
 
@@ -38,6 +40,10 @@ impl Watched {
 impl ReadAt for Watched {
     fn size_bytes(&self) -> u64 {
         self.image.size_bytes()
+    }
+
+    fn gap_worth_reading(&self) -> u64 {
+        self.gap
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
@@ -153,9 +159,14 @@ fn subtrees_that_have_moved_are_still_left_out() {
         (begin..begin + 150).for_each(|block| pool.write(1, block));
         (begin + 9000..begin + 10_000).for_each(|block| pool.discard(1, block));
     }
+    // Leaves of new keys alone, in front of a shared leaf: the other walk has come to that one already.
+    for next in [5040, 65_040, 125_040] {
+        (next - 9..next).for_each(|block| pool.write(1, block));
+    }
     let [old, new] = [2, 1].map(|id| pool.mapping_nodes(id));
     let differ = old.symmetric_difference(&new).count() as u64;
-    let watched = Watched::new(pool.image());
+    let mut watched = Watched::new(pool.image());
+    watched.gap = 0;
     let metadata = ThinMetadata::open(&watched, Root::Live).unwrap();
     let [old, new] = [2, 1].map(|id| metadata.known(id).unwrap().1);
     for roots in [[old, new], [new, old]] {
@@ -163,7 +174,8 @@ fn subtrees_that_have_moved_are_still_left_out() {
         diff::diff(&metadata.blocks, roots, |_| ()).unwrap();
         let (read, reads) = watched.counts();
         println!("{differ} nodes differ, {read} read in {reads} reads");
-        assert!(read <= differ * 3 / 2 + CONSTANT, "{read} {differ}");
+        // And the leftmost path of each tree.
+        assert!(read <= differ + 12, "{read} {differ}");
     }
 }
 
