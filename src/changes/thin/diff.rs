@@ -9,11 +9,8 @@
 //! To stand in front of the same subtree at the same time, the walk that is behind goes on first, and of two
 //! that are level, the one in front of the higher subtree.
 //!
-//! Why a mapping to the same data block at another time counts as a difference, unlike in thin_delta: that
-//! data belongs to both devices is known to the kernel by time alone (it writes in place what is not older
-//! than the last snapshot of a device). Block *and* time are the name of one write. The kernel never maps one
-//! block at two times while two devices hold it; where something else did, nothing proves that the
-//! block's content is what it was.
+//! Only the data block of a mapping is compared, not its time, as thin_delta does: both trees are of one moment, and at
+//! one moment a block has one content. The kernel never maps one block at two times while two devices hold it.
 
 use super::blocks::Blocks;
 use super::error::{Result, Tree};
@@ -37,6 +34,11 @@ pub enum Now {
     Mapped,
     /// Not mapped, while it is in the old device.
     Unmapped,
+}
+
+/// The data block of a mapping.
+pub(super) fn data_block_of(value: u64) -> u64 {
+    value >> TIME_BITS
 }
 
 /// The time of a mapping.
@@ -173,7 +175,7 @@ impl<F: FnMut(Difference)> Found<F> {
                 self.joiner.push(Now::Unmapped, old_key);
             } else {
                 at_new += 1;
-                if old_value != u64::from_le_bytes(*new_value) {
+                if data_block_of(old_value) != data_block_of(u64::from_le_bytes(*new_value)) {
                     self.joiner.push(Now::Mapped, new_key);
                 }
             }

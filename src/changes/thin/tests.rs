@@ -8,6 +8,7 @@ mod reads;
 use std::collections::BTreeMap;
 
 use super::build::PoolBuilder;
+use super::diff::data_block_of;
 use super::*;
 use crate::volume::memory::MemoryVolume;
 
@@ -49,9 +50,10 @@ fn differences(
 /// The model of a difference.
 fn model_of(old: &Mappings, new: &Mappings) -> BTreeMap<u64, Now> {
     let gone = old.keys().filter(|block| !new.contains_key(block));
-    let changed = new
-        .iter()
-        .filter(|(block, value)| old.get(block) != Some(value));
+    let changed = new.iter().filter(|(block, value)| {
+        let before = old.get(block).copied().map(data_block_of);
+        before != Some(data_block_of(**value))
+    });
     gone.map(|block| (*block, Now::Unmapped))
         .chain(changed.map(|(block, _)| (*block, Now::Mapped)))
         .collect()

@@ -198,9 +198,9 @@ proptest! {
     }
 }
 
-/// The kernel never does this: it is for what thin_restore or a broken tool may have written.
+/// The kernel never does this; thin_restore does whatever it is told.
 #[test]
-fn one_data_block_at_two_times_is_a_difference() {
+fn one_data_block_has_one_content_whatever_its_times() {
     let mut pool = PoolBuilder::new(128, 252);
     for (id, time) in [(1, 0), (2, 1)] {
         pool.create(id);
@@ -210,7 +210,7 @@ fn one_data_block_at_two_times_is_a_difference() {
     let image = MemoryVolume::new(pool.image());
     let metadata = ThinMetadata::open(&image, Root::Live).unwrap();
     let (found, _) = differences(&metadata, 1, 2).unwrap();
-    assert_eq!(found, BTreeMap::from([(5, Now::Mapped)]));
+    assert_eq!(found, BTreeMap::new());
 }
 
 #[test]
