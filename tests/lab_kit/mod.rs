@@ -90,7 +90,7 @@ impl Tool {
     /// Gives `volume` another content, of which nothing is on record.
     pub(crate) fn reset(&self, volume: &str, content: &[u8]) {
         write(volume, content, 0);
-        self.run(&format!("state forget {volume}")).ok();
+        self.run(&format!("state forget --force {volume}")).ok();
     }
 
     /// A path in the directory.
