@@ -53,6 +53,7 @@ fn volumes_in_use_are_seen() {
         "volumes_in_use_are_seen",
         Setup::new().disk("256M").disk("64M"),
         |guest| {
+            guest.must_be_guest("it needs disks with names of its own");
             guest.volume_group("vg", 0);
             for lv in ["data", "swap", "held", "free"] {
                 guest.volume("vg", lv, "16M");

@@ -5,14 +5,15 @@
 //! configuration of their own, so that a volume group of this machine with the same name is neither found nor touched.
 
 use crate::error::{Error, Result, While};
-use crate::inside::Guest;
+use crate::inside::{Guest, NeedsGuest};
 use crate::job::Job;
 use crate::setup::Setup;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Runs `body`; detaches the loop devices afterwards, also if it panics.
-pub(crate) fn run(name: &str, setup: &Setup, body: impl FnOnce(&Guest)) -> Result<()> {
+pub(crate) fn run(name: &str, setup: &Setup, body: impl FnOnce(&Guest)) -> Result<Ran> {
     possible()?;
     let job = Job::create(name, setup)?;
     let scratch = job.path("scratch");
@@ -30,12 +31,27 @@ pub(crate) fn run(name: &str, setup: &Setup, body: impl FnOnce(&Guest)) -> Resul
         scratch,
         shared: job.directory().to_owned(),
         env,
+        is_guest: false,
     };
-    body(&guest);
+    let ended = catch_unwind(AssertUnwindSafe(|| body(&guest)));
     // The groups before the disks that they are on; a body that panics drops them in this order, too.
     drop(groups);
     drop(loops);
-    Ok(())
+    match ended {
+        Ok(()) => Ok(Ran::Whole),
+        Err(reason) => match reason.downcast::<NeedsGuest>() {
+            Ok(needs) => Ok(Ran::UpTo(needs.0)),
+            Err(reason) => resume_unwind(reason),
+        },
+    }
+}
+
+/// How far a body got.
+pub(crate) enum Ran {
+    /// To its end.
+    Whole,
+    /// To where it wanted what only a guest can give.
+    UpTo(&'static str),
 }
 
 /// The volume groups that a test has made, by the configuration that shows no others. Removes them when dropped.

@@ -13,7 +13,12 @@ pub struct Guest {
     pub(crate) shared: PathBuf,
     /// For the commands of [`Guest::sh`]; a test process has threads, so its own environment stays as it is.
     pub(crate) env: Vec<(String, String)>,
+    /// It is a guest, and not somebody's machine.
+    pub(crate) is_guest: bool,
 }
+
+/// What ends a body that wants what only a guest can give, and why; [`crate::test`] then skips the test.
+pub(crate) struct NeedsGuest(pub(crate) &'static str);
 
 impl Guest {
     /// Disk number `n`, from 0, as asked for in the setup: `/dev/ubdb`, or a loop device in direct mode.
@@ -77,9 +82,18 @@ impl Guest {
         PathBuf::from(format!("/dev/{group}/{name}"))
     }
 
+    /// In direct mode the test ends here, and is skipped for this reason.
+    pub fn must_be_guest(&self, why: &'static str) {
+        if !self.is_guest {
+            std::panic::resume_unwind(Box::new(NeedsGuest(why)));
+        }
+    }
+
     /// Another host: a network namespace with a sshd. `ssh NAME` and `ssh -F /run/lab/ssh/config NAME` reach it as
-    /// root. It has the same kernel and disks, so give it a volume group of its own. Not in direct mode.
+    /// root. It has the same kernel and disks, so give it a volume group of its own. In direct mode there
+    /// are none: the test ends there, and is skipped.
     pub fn host(&self, name: &str) -> Peer<'_> {
+        self.must_be_guest("it needs another host");
         let address = self.sh(&format!("lab-host add {name}")).trim().to_owned();
         Peer {
             guest: self,

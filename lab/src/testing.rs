@@ -104,7 +104,13 @@ impl<'a> Script<'a> {
                         body(guest);
                     }
                 });
-                ran.unwrap_or_else(|e| panic!("{e}"));
+                match ran.unwrap_or_else(|e| panic!("{e}")) {
+                    direct::Ran::Whole => {}
+                    direct::Ran::UpTo(why) => skipped(
+                        self.name,
+                        &format!("{why}, which LVMSYNC_LAB=direct has not"),
+                    ),
+                }
             }
             Where::Host => self.on_host(|driver| driver.run("body")),
         }
@@ -212,6 +218,7 @@ impl Guest {
             scratch,
             shared: PathBuf::from(variable("LAB_JOB")?),
             env: Vec::new(),
+            is_guest: true,
         })
     }
 }
