@@ -222,6 +222,10 @@ fn spellings(glob: &str) -> Result<Vec<String>> {
     if parts().any(|part| part.is_empty() || part == "." || part == "..") {
         return usage("no canonical path has `//`, `.` or `..` in it, or `/` at its end");
     }
+    // A class that a `/` divides: one reader counts it as the end of a part, another as a character.
+    if parts().any(|part| Pattern::new(part).is_err()) {
+        return usage("a part of it between two `/` is no pattern by itself");
+    }
     // Volumes are known as /dev/vg/lv: one that is written in full means that one.
     let volume = path
         .strip_prefix("/dev/mapper/")

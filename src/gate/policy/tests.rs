@@ -219,6 +219,14 @@ fn a_refusal_tells_only_the_name() {
     assert_eq!(text, "/etc/shadow: this destination is not allowed here");
 }
 
+#[test]
+fn a_class_across_parts_is_no_glob() {
+    for glob in ["/a/[!/]", "/a/[b/c]x", "/[/]", "vg/[!/]"] {
+        let made = Policy::new(&[glob.to_owned()], false, None, Permits::default());
+        assert!(made.is_err(), "{glob}");
+    }
+}
+
 proptest! {
     #[test]
     fn what_is_allowed_has_as_many_parts_as_its_glob(
