@@ -474,6 +474,7 @@ fn begin_new(
         new.keep()?;
         return Ok(None);
     }
+    let new = new.unused();
     let size_bytes = options.make.as_ref().and_then(|make| make.size_bytes);
     let beyond = size_bytes.and_then(|size| Extent::from_range(size, volume.volume.size_bytes()));
     if let Some(beyond) = beyond {

@@ -22,6 +22,8 @@ pub struct Make {
 pub(super) struct NewVolume {
     name: LvName,
     uuid: Option<String>,
+    /// What a run that was killed had made may be written already, until it is known that nothing is on record of it.
+    may_go: bool,
 }
 
 /// The logical volume that `name` would be: `vg/lv`, or a path below `/dev`.
@@ -59,15 +61,23 @@ impl NewVolume {
         Ok(Self {
             name: plan.name.clone(),
             uuid: None,
+            may_go: true,
         })
     }
 
-    /// What a run left that was killed after it had made it.
+    /// What a run left that was killed after it had made it. It does not go before [`Self::unused`].
     pub(super) fn left_behind(name: LvName, uuid: String) -> Self {
         Self {
             name,
             uuid: Some(uuid),
+            may_go: false,
         }
+    }
+
+    /// Nothing is on record of it.
+    pub(super) fn unused(mut self) -> Self {
+        self.may_go = true;
+        self
     }
 
     /// From now on its name alone does not decide.
@@ -85,6 +95,9 @@ impl NewVolume {
 
 impl Drop for NewVolume {
     fn drop(&mut self) {
+        if !self.may_go {
+            return;
+        }
         if let Err(error) = making::remove(&self.name, self.uuid.as_deref()) {
             tracing::warn!(
                 "{}: it was made for nothing and stays: {}",
