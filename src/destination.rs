@@ -28,7 +28,8 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::monitor::{Monitor, Silent};
 use crate::partial_file::{partial_name, sync_directory_of};
-use crate::record::admission::Policy;
+use crate::record::admission::{Called, Policy};
+use crate::record::half_written;
 use crate::record::identity;
 use crate::record::keeper::Keeper;
 use crate::record::store::StateDir;
@@ -366,9 +367,24 @@ impl Destination {
 
     /// The content is durable; the name is made so.
     fn give_name(&mut self, name: &Path) -> Result<()> {
-        std::fs::rename(partial_name(name), name)
-            .and_then(|()| sync_directory_of(name))
-            .map_err(|error| Error::io(format!("cannot finish {}", name.display()), error))?;
+        let partial = partial_name(name);
+        match rename_new(&partial, name).and_then(|()| sync_directory_of(name)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let reason = format!(
+                    "something got this name while the copy was made; the copy is whole, and called {}",
+                    partial.display()
+                );
+                let way_out = "Give one of them another name.";
+                return Err(Error::refused(name.display().to_string(), reason, way_out));
+            }
+            Err(error) => {
+                return Err(Error::io(
+                    format!("cannot finish {}", name.display()),
+                    error,
+                ));
+            }
+        }
         let state_dir = StateDir::choose(self.options.state_dir.as_deref());
         self.keeper
             .moved_to(state_dir.file_of(&identity::of_path(name)))
@@ -394,6 +410,16 @@ impl Destination {
     /// What it is, for people.
     pub fn kind(&self) -> &'static str {
         if self.is_file { FILE } else { BLOCK_DEVICE }
+    }
+}
+
+/// Where the filesystem can, whatever has the new name already stays.
+fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => std::fs::rename(from, to),
+        renamed => Ok(renamed?),
     }
 }
 
@@ -465,7 +491,8 @@ fn open_keeper(
     volume: &Volume,
     options: &DestinationOptions,
 ) -> Result<Keeper> {
-    let file = StateDir::choose(options.state_dir.as_deref()).file_of(known_as);
+    let state = StateDir::choose(options.state_dir.as_deref());
+    let file = state.file_of(known_as);
     let policy = Policy {
         force: options.force,
         require_record: options.require_record,
@@ -474,7 +501,13 @@ fn open_keeper(
     let watch =
         Watch::of(volume).map_err(|error| Error::io(format!("cannot look at {name}"), error))?;
     let keeper = Keeper::open(file, name, &options.from, policy, Some(watch), volume)?;
-    Ok(keeper.told_to(options.caller()))
+    let caller = options.caller();
+    let called = Called {
+        name,
+        caller: &caller,
+    };
+    let elsewhere = half_written::elsewhere(&state, volume.path(), called)?;
+    Ok(keeper.beside(elsewhere).told_to(caller))
 }
 
 /// A full copy may make a file under this name. What stands for a volume that is not there is no such name: for

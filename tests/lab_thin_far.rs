@@ -381,6 +381,16 @@ fn a_volume_that_was_made_goes_again_if_nothing_came_of_it() {
             tool.run("apply first.delta vg/v --create=thick").ok();
             assert_same("/dev/vg/v", &padded, "finished");
 
+            // Killed when it was written and had its tag still: whatever refuses the next run, it stays.
+            guest.sh("lvchange -qq --addtag lvmsync_new vg/v && lvchange -qq -pr vg/v");
+            tool.run("apply first.delta vg/v --create=thick")
+                .ends(5, &["read-only"]);
+            assert!(exists("v"), "it is on record");
+            guest.sh("lvchange -qq -prw vg/v");
+            tool.run("apply first.delta vg/v --create=thick").ok();
+            assert_eq!(tags("v"), "");
+            assert_same("/dev/vg/v", &padded, "still there");
+
             // Killed between lvcreate and the record: the next run takes it for its own.
             guest.sh("lvcreate -qq --yes -Wn --addtag lvmsync_new -L 20M -n k vg 2>&1");
             tool.run("apply cut.delta vg/k --create --undo /nowhere/undo")

@@ -963,3 +963,248 @@ fn a_copy_on_one_machine_that_was_killed_goes_on() {
         }
     }
 }
+
+const MIB: usize = 1 << 20;
+
+/// A delta from `base` (none: a full copy) to state `number` whose frames of 1 MiB are `frames` of `target`.
+fn large_delta(
+    base: Option<&[u8]>,
+    number: usize,
+    target: &[u8],
+    frames: std::ops::Range<usize>,
+) -> Vec<u8> {
+    let extent = |frame: usize| Extent::new((frame * MIB) as u64, MIB as u64).unwrap();
+    let kind = Kind::Data;
+    let changes: ChangeList = frames
+        .clone()
+        .map(|frame| Change {
+            extent: extent(frame),
+            kind,
+        })
+        .collect();
+    let header = Header {
+        volume_size: target.len() as u64,
+        base_size: base.map(|base| base.len() as u64),
+        base: base.and_then(|_| state(number - 1)),
+        target: state(number),
+        source: if base.is_some() {
+            Source::Cow
+        } else {
+            Source::Full
+        },
+        granularity: CHUNK as u64,
+        created: 1_700_000_000,
+        codec: "none".to_owned(),
+        program: "test".to_owned(),
+        planned: Planned::default(),
+        list: Some(changes.digest()),
+        run: None,
+        undo_of: None,
+        undo_for: None,
+        from_offset: 0,
+        required_features: vec![],
+        features: vec![],
+    };
+    let samples = base.map_or_else(Samples::default, |base| {
+        Samples::take(&MemoryVolume::new(base.to_vec()), &changes).unwrap()
+    });
+    let mut writer = DeltaWriter::new(Vec::new(), &header, &samples).unwrap();
+    for frame in frames {
+        let data = &target[frame * MIB..][..MIB];
+        writer.data(extent(frame), Codec::None, data).unwrap();
+    }
+    writer.finish().unwrap().1
+}
+
+/// `copy.img` of 24 MiB in state s0; `s1.delta`, which changes its first 22 MiB, and `cut.delta`, its first 20.
+fn large_chain() -> (Dir, Vec<u8>, Vec<u8>) {
+    let dir = Dir {
+        directory: tempfile::tempdir().unwrap(),
+    };
+    let base = noise(24 * MIB, "s0");
+    let mut target = noise(24 * MIB, "s1");
+    target[22 * MIB..].copy_from_slice(&base[22 * MIB..]);
+    let delta = large_delta(Some(&base), 1, &target, 0..22);
+    fs::write(dir.path("cut.delta"), &delta[..20 * MIB]).unwrap();
+    fs::write(dir.path("s1.delta"), delta).unwrap();
+    fs::write(dir.path("copy.img"), &base).unwrap();
+    (dir, base, target)
+}
+
+#[test]
+fn an_undo_that_was_cut_stays_where_it_was_given_for_another_destination() {
+    let (dir, base, _) = large_chain();
+    for options in ["", "--force"] {
+        let other = format!("other{options}.img");
+        fs::write(dir.path(&other), &base).unwrap();
+        dir.ok(&format!("state adopt {other} lvm:s0"));
+        dir.fails("apply cut.delta copy.img --undo back", 6, &[]);
+        let whole = dir.read("back.partial");
+        dir.run(&format!("apply back {other} {options}"));
+        assert!(dir.path("back.partial").exists(), "{options}");
+        assert!(dir.read("back.partial") == whole);
+        assert!(dir.read(&other) == base);
+        dir.ok("apply back copy.img");
+        assert!(dir.read("copy.img") == base);
+        assert!(!dir.path("back.partial").exists());
+    }
+    // The same delta was cut there, too: its undo is another one.
+    fs::write(dir.path("third.img"), &base).unwrap();
+    dir.fails("apply cut.delta copy.img --undo back", 6, &[]);
+    let less = &dir.read("s1.delta")[..10 * MIB];
+    fs::write(dir.path("cut.sooner"), less).unwrap();
+    dir.fails("apply cut.sooner third.img", 6, &[]);
+    dir.fails("apply back third.img", 5, &["another destination"]);
+    dir.ok("apply back third.img --force");
+    assert!(dir.path("back.partial").exists());
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == base);
+}
+
+#[test]
+fn what_was_emptied_for_another_copy_is_not_gone_on_with() {
+    let dir = Dir {
+        directory: tempfile::tempdir().unwrap(),
+    };
+    let contents = |seed| {
+        let mut bytes = noise(3 * MIB, seed);
+        // As where a volume begins: what is looked at of a block is zero.
+        for frame in bytes.chunks_mut(MIB) {
+            frame[..CHUNK].fill(0);
+        }
+        bytes
+    };
+    let (one, two) = (contents("one"), contents("two"));
+    let (first, second) = (
+        large_delta(None, 1, &one, 0..3),
+        large_delta(None, 2, &two, 0..3),
+    );
+    fs::write(dir.path("one.cut"), &first[..5 * MIB / 2]).unwrap();
+    fs::write(dir.path("one.delta"), &first).unwrap();
+    fs::write(dir.path("two.cut"), &second[..MIB / 2]).unwrap();
+    dir.fails("apply one.cut new.img", 6, &[]);
+    dir.fails("apply two.cut new.img", 6, &[]);
+    dir.ok("apply one.delta new.img");
+    assert!(dir.read("new.img") == one);
+}
+
+#[test]
+fn a_file_that_another_run_made_longer_for_nothing_is_shortened_by_the_undo() {
+    let (dir, base, _) = large_chain();
+    let longer = noise(32 * MIB, "s1");
+    let delta = large_delta(Some(&base), 1, &longer, 0..22);
+    fs::write(dir.path("longer.cut"), &delta[..20 * MIB]).unwrap();
+    dir.fails("apply longer.cut copy.img --undo back", 6, &[]);
+    let full = large_delta(None, 2, &noise(40 * MIB, "s2"), 0..2);
+    fs::write(dir.path("full.cut"), &full[..MIB / 2]).unwrap();
+    dir.fails("apply full.cut copy.img", 6, &[]);
+    dir.ok("apply back copy.img");
+    assert_eq!(dir.read("copy.img").len(), base.len());
+    assert!(dir.read("copy.img") == base);
+}
+
+#[test]
+fn the_undo_of_what_only_made_a_file_longer_stays_when_the_run_fails_again() {
+    let (dir, base, _) = large_chain();
+    let longer = [base.clone(), noise(24 * MIB, "appended")].concat();
+    let delta = large_delta(Some(&base), 1, &longer, 24..48);
+    fs::write(dir.path("cut.delta"), &delta[..20 * MIB]).unwrap();
+    fs::write(dir.path("cut.sooner"), &delta[..MIB / 2]).unwrap();
+    let cut = |name: &str| dir.fails(&format!("apply {name} copy.img --undo back"), 6, &[]);
+    cut("cut.delta");
+    assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    cut("cut.sooner");
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == base);
+}
+
+#[test]
+fn an_undo_without_its_end_is_none_for_what_is_on_record_as_whole() {
+    let (dir, base, target) = large_chain();
+    dir.ok("apply s1.delta copy.img --undo back");
+    let undo = dir.read("back");
+    fs::write(dir.path("torn"), &undo[..10 * MIB]).unwrap();
+    dir.fails("apply --unfinished torn copy.img", 5, &["on record"]);
+    assert!(dir.read("copy.img") == target);
+    assert_eq!(dir.state("copy.img")["holds"]["id"], "lvm:s1");
+    dir.ok("apply --unfinished torn copy.img --force");
+    assert!(dir.read("copy.img") != base);
+    assert!(dir.state("copy.img")["holds"].is_null());
+}
+
+#[test]
+fn an_undo_that_failed_on_its_way_is_found_again_beside_an_older_one_of_that_name() {
+    let (dir, base, _) = large_chain();
+    fs::write(dir.path("back"), noise(5000, "the undo of an older run")).unwrap();
+    dir.fails("apply cut.delta copy.img --undo back --overwrite", 6, &[]);
+    let whole = dir.read("back.partial");
+    let mut damaged = whole.clone();
+    damaged[8 * MIB] ^= 1;
+    fs::write(dir.path("back.partial"), damaged).unwrap();
+    dir.fails("apply back copy.img", 6, &[]);
+    assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    fs::write(dir.path("back.partial"), whole).unwrap();
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == base);
+}
+
+#[test]
+fn what_is_said_of_a_destination_is_said_with_atomic_as_well() {
+    let dir = Dir::with(64);
+    let said = dir.ok("send --from cow:store.img new.img copy.img --atomic");
+    assert!(said.contains("rests on the sampled blocks alone"), "{said}");
+    let mut other = dir.read("base.img");
+    other.iter_mut().for_each(|byte| *byte ^= 0x11);
+    fs::write(dir.path("other.img"), other).unwrap();
+    dir.ok("state adopt other.img lvm:x");
+    let said = dir.ok("send --from cow:store.img new.img other.img --atomic --force");
+    assert!(said.contains("other.img"), "{said}");
+}
+
+#[test]
+fn a_file_that_got_the_name_of_a_first_copy_meanwhile_stays() {
+    let (dir, base, _) = large_chain();
+    let mut child = dir
+        .command("send copy.img new.img --bwlimit 12M")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while !dir.path("new.img.partial").exists() && child.try_wait().unwrap().is_none() {}
+    fs::write(dir.path("new.img"), "somebody else's").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(said.contains("new.img.partial"), "{said}");
+    assert!(dir.read("new.img") == b"somebody else's");
+    assert!(dir.read("new.img.partial") == base);
+}
+
+#[test]
+fn what_is_half_written_under_another_name_takes_no_increment() {
+    use lvmsync::record::{Incomplete, Record, store::StateDir};
+    let (dir, contents) = Dir::chain(2);
+    dir.ok("state adopt copy.img lvm:s0");
+    let file = dir.state("copy.img")["identity"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    // As a loop device on it leaves it.
+    let identity = format!("{file}:offset=0");
+    let record = Record {
+        identity: identity.clone(),
+        name: "/dev/loop7".to_owned(),
+        incomplete: Some(Incomplete::default()),
+        ..Record::default()
+    };
+    let state = StateDir::choose(Some(&dir.path("state")));
+    state.file_of(&identity).save(&record).unwrap();
+    let words = ["shares its data with /dev/loop7", "incomplete"];
+    dir.fails("apply s1.delta copy.img", 5, &words);
+    dir.fails("apply s1.delta copy.img --check", 5, &words);
+    assert!(dir.read("copy.img") == contents[0]);
+    dir.ok("apply s1.delta copy.img --force");
+    assert!(dir.read("copy.img") == contents[1]);
+    fs::write(dir.path("full.img"), &contents[2]).unwrap();
+    dir.ok("send full.img copy.img");
+    assert!(dir.read("copy.img") == contents[2]);
+}

@@ -20,7 +20,7 @@ use crate::engine::pump::{PumpOptions, pump};
 use crate::engine::target::{Target, check};
 use crate::engine::throttle::Throttle;
 use crate::error::{Error, Result};
-use crate::monitor::Silent;
+use crate::monitor::{Silent, Words};
 use crate::record::keeper::Keeper;
 use crate::record::marks::Places;
 use crate::source::SendSource;
@@ -95,7 +95,8 @@ impl Job<'_> {
         destination.rehearse(&file, name, self.cancel, &Silent)?;
         file.rewind().map_err(failed)?;
         let mut nothing = |_: u64, _: &Applied| Ok(());
-        let received = destination.receive_now(file, name, self.cancel, &Silent, &mut nothing)?;
+        let words = Words(self.monitor);
+        let received = destination.receive_now(file, name, self.cancel, &words, &mut nothing)?;
         Ok(received.applied)
     }
 
@@ -155,7 +156,7 @@ impl Job<'_> {
         let conclusion = Conclusion {
             header: Some(&source.header),
             target,
-            old_size_bytes: ready.old_size_bytes,
+            size_before: ready.size_before,
             monitor: self.monitor,
         };
         conclusion.conclude(ended, ready.result, keeper)

@@ -66,7 +66,7 @@ impl NewVolume {
         })
     }
 
-    /// What a run left that was killed after it had made it.
+    /// What a run left that was killed after it had made it. It may be written already, so it is never removed.
     pub(super) fn left_behind(name: LvName, uuid: String) -> Self {
         Self {
             name,

@@ -41,8 +41,8 @@ pub struct Ready<'a> {
     pub offset: u64,
     /// The undo that is being kept.
     pub undo: Option<UndoRecorder<Box<dyn DurableWrite + 'a>>>,
-    /// Size of the destination before the delta was first begun.
-    pub old_size_bytes: u64,
+    /// Size of the destination when this run began.
+    pub size_before: u64,
     /// An undo that was cut is good if it saved at least up to here.
     pub good_from: Option<u64>,
     /// The state that the destination holds when all is done; `None` where it has no identity.
@@ -100,6 +100,20 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         ));
     }
     refuse_hopeless_undo(beginning, keeper, &admission)?;
+    let is_new = matches!(
+        admission,
+        Admission::Fresh { .. } | Admission::Forced { .. }
+    );
+    // Of what its run has overwritten after it was cut, or after it was copied, it knows nothing.
+    let is_too_short = options.unfinished && is_new && keeper.is_whole();
+    if is_too_short && !options.force {
+        return Err(Error::refused(
+            target.name,
+            "on record as whole, and an undo that was cut leads back only from where its run was cut",
+            "If the undo is whole, apply it without --unfinished. If the record is wrong: lvmsync state forget DEST. \
+             --force puts back what there is, and the result is neither state.",
+        ));
+    }
     let matched = check(header, samples, target, options)?;
     let forced = matches!(admission, Admission::Forced { .. });
     let old_size_bytes = match keeper
@@ -145,11 +159,14 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         holds,
         forced: is_other,
     };
+    let mut size_before = target.volume.size_bytes();
     let begun = keeper.begin(header, &stream, kept).and_then(|()| {
         // What a copy that is not this one has left there.
         if keeper.is_new_file() && !resumes && target.volume.size_bytes() > 0 {
+            keeper.was_emptied();
             let emptied = target.volume.set_size(0);
             emptied.map_err(|error| Error::io(format!("cannot empty {}", target.name), error))?;
+            size_before = 0;
         }
         grow(header, target)
     });
@@ -165,7 +182,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     Ok(Begun::Ready(Box::new(Ready {
         offset,
         undo,
-        old_size_bytes,
+        size_before,
         good_from: keeper
             .record()
             .and_then(|record| record.incomplete.as_ref()?.good_from)
@@ -173,7 +190,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         result: header
             .target
             .clone()
-            .filter(|_| !is_other && !keeper.is_forced() && !is_longer_file),
+            .filter(|_| !is_other && !keeper.is_forced() && !is_longer_file && !is_too_short),
     })))
 }
 
@@ -319,6 +336,8 @@ fn open_undo<'u>(
     let samples = samples.below(header.volume_size);
     // Durable: from the moment in which the destination is on record as incomplete, the undo can be applied.
     let undo = UndoRecorder::new(out, &name, &header, &samples, options.undo_compression)?;
+    // A file that the run before has only made longer is made shorter by it.
+    let undo = if resumes { undo.staying() } else { undo };
     Ok((Some(undo), Some(name)))
 }
 

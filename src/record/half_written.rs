@@ -70,11 +70,26 @@ pub fn remark(state: &StateDir, path: &Path, called: Called<'_>) -> Result<Optio
     }))
 }
 
+/// What stands in the way of writing to a volume, under whatever name that is on record; its own record is not looked at.
+pub fn elsewhere(state: &StateDir, path: &Path, called: Called<'_>) -> Result<Option<Refusal>> {
+    find_from(state, &identity::with_below(path), 1, called)
+}
+
 fn find(state: &StateDir, identities: &[String], called: Called<'_>) -> Result<Option<Refusal>> {
+    find_from(state, identities, 0, called)
+}
+
+/// The first of `identities` is that of the volume; the first `known` are not looked for.
+fn find_from(
+    state: &StateDir,
+    identities: &[String],
+    known: usize,
+    called: Called<'_>,
+) -> Result<Option<Refusal>> {
     let Some(own) = identities.first() else {
         return Ok(None);
     };
-    for known_as in identities {
+    for known_as in identities.iter().skip(known) {
         let Some(record) = state.file_of(known_as).load()? else {
             continue;
         };
@@ -99,6 +114,7 @@ fn find(state: &StateDir, identities: &[String], called: Called<'_>) -> Result<O
         if identities
             .iter()
             .any(|whole| identity::is_part(&record.identity, whole))
+            && !identity::is_beside(&record.identity, identities)
             && let Some(refusal) = refuse_as_source(
                 &record,
                 Called {
@@ -162,6 +178,14 @@ mod tests {
                 .unwrap()
                 .starts_with("on record as incomplete")
         );
+        // Another partition of the same disk, below a volume on it or not, is none of its data; a piece of its own is.
+        let beside = |start: u64| format!("disk:serial:a:start={start}");
+        let (own, mine) = (beside(20_480), beside(2048));
+        assert_eq!(reason(&["lvm:x", &own, "disk:serial:a"]), None);
+        assert_eq!(reason(&[&own, "disk:serial:a"]), None);
+        assert!(reason(&["lvm:x", &own, "disk:serial:a", &mine]).is_some());
+        put(&format!("{own}:start=8"), "/dev/mapper/nested", true);
+        assert!(reason(&["lvm:x", &own, "disk:serial:a"]).is_some());
         for other in [
             "disk:serial:b",
             "disk:serial:aa",

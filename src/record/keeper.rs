@@ -2,7 +2,7 @@
 //!
 //! Guarantees: [`Keeper::begin`] returns only when *incomplete* is durable, so no write comes before it;
 //! [`Keeper::complete`] is to be called after the last sync, so *complete* is never there too early; a run
-//! that wrote nothing puts the record back as it was.
+//! that wrote nothing puts the record back as it was, but for a watermark whose data it had emptied.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -29,6 +29,8 @@ pub struct Keeper {
     caller: Caller,
     policy: Policy,
     watch: Option<Watch>,
+    /// What it consists of, or a piece of it, is on record as half-written.
+    elsewhere: Option<Refusal>,
     /// The destination is a file that was made for this copy, or for one that was cut.
     is_new_file: bool,
     /// As it was when the run began.
@@ -71,6 +73,7 @@ impl Keeper {
         let policy = Policy { touched, ..policy };
         Ok(Self {
             watch,
+            elsewhere: None,
             is_new_file: false,
             now: current,
             before,
@@ -91,6 +94,7 @@ impl Keeper {
             caller: Caller::HERE,
             policy: Policy::default(),
             watch: None,
+            elsewhere: None,
             is_new_file: false,
             before: record.clone(),
             now: record,
@@ -102,6 +106,24 @@ impl Keeper {
     pub fn told_to(mut self, caller: Caller) -> Self {
         self.caller = caller;
         self
+    }
+
+    /// Something that shares its data may be half-written: then only what goes on here, or replaces everything, is put on
+    /// it.
+    #[must_use]
+    pub fn beside(mut self, elsewhere: Option<Refusal>) -> Self {
+        self.elsewhere = elsewhere;
+        self
+    }
+
+    fn refuse_beside(&self) -> Result<()> {
+        let is_cut = |record: &Record| record.incomplete.is_some();
+        match &self.elsewhere {
+            Some(refusal) if !self.policy.force && !self.record().is_some_and(is_cut) => {
+                Err(self.refused(refusal.clone()))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn called(&self) -> Called<'_> {
@@ -137,12 +159,23 @@ impl Keeper {
             .cloned()
     }
 
+    /// What makes the destination this destination; `None` where no record is kept.
+    pub fn identity(&self) -> Option<&str> {
+        self.file.as_ref().map(RecordFile::identity)
+    }
+
     /// What an undo of `stream` that is kept now takes back.
     pub fn undoes(&self, stream: &StreamId) -> Undoes {
         Undoes {
             stream: stream.clone(),
-            destination: self.file.as_ref().map(|file| file.identity().to_owned()),
+            destination: self.identity().map(str::to_owned),
         }
+    }
+
+    /// On record as whole, and nobody is known to have written to it since.
+    pub fn is_whole(&self) -> bool {
+        let is_complete = |record: &Record| record.incomplete.is_none();
+        self.record().is_some_and(is_complete) && self.policy.touched != Touched::Yes
     }
 
     /// It was incomplete when this run began.
@@ -160,6 +193,15 @@ impl Keeper {
     /// See [`Self::set_new_file`].
     pub fn is_new_file(&self) -> bool {
         self.is_new_file
+    }
+
+    /// What was in it is there no more: even if nothing comes of this run, there is nothing to go on from.
+    pub fn was_emptied(&mut self) {
+        let before = self.before.as_mut();
+        if let Some(cut) = before.and_then(|record| record.incomplete.as_mut()) {
+            cut.durable_offset = 0;
+            cut.marks.clear();
+        }
     }
 
     /// Where a run of `stream` would go on: from the offset of what was cut; at the end if all is there.
@@ -182,12 +224,16 @@ impl Keeper {
 
     /// Decides whether the delta may be applied.
     pub fn admit(&self, header: &Header, stream: &StreamId) -> Result<Admission> {
+        if !header.is_full_copy() {
+            self.refuse_beside()?;
+        }
         admit(self.record(), header, stream, self.called(), self.policy)
             .map_err(|refusal| self.refused(refusal))
     }
 
     /// Decides whether a version 3 stream may be applied.
     pub fn admit_anonymous(&self) -> Result<()> {
+        self.refuse_beside()?;
         admit_anonymous(self.record(), self.called(), self.policy)
             .map_err(|refusal| self.refused(refusal))
     }
