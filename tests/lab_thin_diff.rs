@@ -205,7 +205,14 @@ impl Pool<'_> {
     /// Brings the copy to `new` and compares it.
     fn send(&mut self, new: &str, size: u64, random: &mut Random, counts: &mut Counts) {
         let from = self.held.take().map(|old| format!("--from vg/{old}"));
-        counts.add(if from.is_some() { "increments" } else { "full copies" }, 1);
+        counts.add(
+            if from.is_some() {
+                "increments"
+            } else {
+                "full copies"
+            },
+            1,
+        );
         let from = from.unwrap_or_default();
         let copy = self.copy;
         if random.below(2) == 0 {
@@ -366,5 +373,8 @@ fn offline(guest: &Guest, tool: &Tool, pool: &Pool<'_>) {
         }
     }
     guest.sh(&format!("lvchange -qq -an vg/{}_tmeta 2>&1", pool.name));
-    guest.announce(&format!("offline: {} pairs, from file and device", lists.len()));
+    guest.announce(&format!(
+        "offline: {} pairs, from file and device",
+        lists.len()
+    ));
 }

@@ -151,7 +151,10 @@ pub fn sweep(dm: &DeviceMapper, state: &StateDir) {
 /// Whether device-mapper's UUID is that of the logical volume: `LVM-`, the group's, the volume's.
 fn is_uuid_of(device: &str, volume: &str) -> bool {
     let plain = volume.replace('-', "");
-    plain.len() == 32 && device.len() == 68 && device.starts_with("LVM-") && device.ends_with(&plain)
+    plain.len() == 32
+        && device.len() == 68
+        && device.starts_with("LVM-")
+        && device.ends_with(&plain)
 }
 
 fn failed(name: &str, verb: &str, reason: &str) -> Error {

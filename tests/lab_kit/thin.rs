@@ -149,10 +149,7 @@ pub(crate) fn held_in(state: &std::path::Path) -> Vec<String> {
 pub(crate) fn status(guest: &Guest, pool: &str) -> Vec<String> {
     let name = pool.replace('/', "-");
     let text = guest.sh(&format!("dmsetup status {name}-tpool"));
-    text.split_whitespace()
-        .skip(3)
-        .map(str::to_owned)
-        .collect()
+    text.split_whitespace().skip(3).map(str::to_owned).collect()
 }
 
 /// The block of the metadata snapshot of an active pool, as text; `-` where there is none.
