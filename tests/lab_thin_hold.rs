@@ -185,85 +185,97 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 fn is_reserved(guest: &Guest) -> bool {
-    Path::new("/sys/block").exists() && held_root(guest, POOL) != "-"
+    held_root(guest, POOL) != "-"
 }
 
 #[test]
-fn killed_runs_and_guards_leave_nothing_that_the_next_run_does_not_mend() {
-    let limit = Duration::from_secs(if long() { 2400 } else { 240 });
-    let name = "killed_runs_and_guards_leave_nothing_that_the_next_run_does_not_mend";
-    lab::test(
-        name,
-        setup().disk("160M").disk("20M").time_limit(limit),
-        |guest| {
-            make(guest);
-            let bench = Bench::new(guest);
-            let mut random = Random::new(seed(guest));
-            let before = Instant::now();
-            bench.slow_metadata(20);
-            bench.next_run_is_right("on slow metadata");
-            let whole = before.elapsed().as_millis() as u64;
-            let times = if long() { 50 } else { 6 };
-            let right = bench.tool.run(DIFF).ok().stdout;
-            for what in ["run", "guard", "both"] {
-                let (mut left, mut active, mut by_hand, mut done) = (0, 0, 0, 0);
-                for number in 0..times {
-                    let mut child = bench.start();
-                    // Half at any moment, half while the snapshot is held or just asked for.
-                    if number % 2 == 0 {
-                        std::thread::sleep(Duration::from_millis(random.below(whole)));
-                    } else {
-                        wait_until("active", || {
-                            is_active("vg/s2") || child.try_wait().unwrap().is_some()
-                        });
-                        std::thread::sleep(Duration::from_millis(random.below(whole / 2)));
-                    }
-                    let guards = processes("internal-guard");
-                    if what != "run" {
-                        for guard in guards {
-                            let _ = kill_process(guard, Signal::KILL);
-                        }
-                    }
-                    if what != "guard" {
-                        let _ = kill_process(pid(&child), Signal::KILL);
-                    }
-                    let run = Run::of(child);
-                    let when = format!("{what}, number {number}: {:?} {}", run.code, run.stderr);
-                    settle();
-                    if run.code == Some(0) {
-                        assert_eq!(run.stdout, right, "{when}");
-                        done += 1;
-                    }
-                    if what == "run" {
-                        // The guard has seen to it: no next run is needed.
-                        bench.nothing_left(&when);
-                    }
-                    left += u64::from(is_reserved(guest));
-                    active += u64::from(is_active("vg/s2"));
-                    let next = bench.tool.run(DIFF);
-                    let next_list = next.stdout.clone();
-                    if next.code == Some(5) {
-                        // Killed between the question and the record of the answer: that cannot be proved.
-                        assert!(what != "run", "{when}");
-                        let next = next.ends(5, &["was killed while it asked for it", RELEASE]);
-                        assert!(next.stderr.contains("metadata snapshot is held"));
-                        guest.sh(RELEASE);
-                        by_hand += 1;
-                        bench.next_run_is_right(&when);
-                    } else {
-                        next.ok();
-                        assert_eq!(next_list, right, "{when}");
-                        bench.nothing_left(&when);
-                    }
-                }
-                guest.announce(&format!(
-                "SIGKILL of {what}: {times} times; reserved after it: {left}, active: {active}, mended by hand: \
-                 {by_hand}, done before: {done}"
-            ));
-                assert!(by_hand * 5 <= times, "{by_hand} of {times} needed a hand");
-            }
-        },
+fn a_killed_run_leaves_nothing() {
+    killed("a_killed_run_leaves_nothing", "run");
+}
+
+#[test]
+fn what_a_killed_guard_leaves_the_next_run_mends() {
+    killed("what_a_killed_guard_leaves_the_next_run_mends", "guard");
+}
+
+#[test]
+fn what_a_run_killed_with_its_guard_leaves_the_next_run_mends() {
+    killed(
+        "what_a_run_killed_with_its_guard_leaves_the_next_run_mends",
+        "both",
     );
+}
+
+/// How often what happened.
+#[derive(Debug, Default)]
+struct Kills {
+    reserved_after_it: u64,
+    active_after_it: u64,
+    mended_by_hand: u64,
+    done_before: u64,
+}
+
+fn killed(name: &str, what: &str) {
+    let limit = Duration::from_secs(if long() { 1200 } else { 240 });
+    let setup = setup().disk("160M").disk("20M").time_limit(limit);
+    lab::test(name, setup, |guest| {
+        make(guest);
+        let bench = Bench::new(guest);
+        let mut random = Random::new(seed(guest));
+        bench.slow_metadata(20);
+        let before = Instant::now();
+        let right = bench.tool.run(DIFF).ok().stdout;
+        let whole = before.elapsed().as_millis() as u64;
+        let times = if long() { 50 } else { 6 };
+        let mut kills = Kills::default();
+        for number in 0..times {
+            let mut child = bench.start();
+            // Half at any moment, half while the snapshot is held or about to be asked for.
+            if number % 2 == 1 {
+                wait_until("active", || {
+                    is_active("vg/s2") || child.try_wait().unwrap().is_some()
+                });
+                std::thread::sleep(Duration::from_millis(random.below(whole / 3)));
+            } else {
+                std::thread::sleep(Duration::from_millis(random.below(whole)));
+            }
+            if what != "run" {
+                for guard in processes("internal-guard") {
+                    let _ = kill_process(guard, Signal::KILL);
+                }
+            }
+            if what != "guard" {
+                let _ = kill_process(pid(&child), Signal::KILL);
+            }
+            let run = Run::of(child);
+            let when = format!("number {number}: {:?} {}", run.code, run.stderr);
+            settle();
+            if run.code == Some(0) {
+                assert_eq!(run.stdout, right, "{when}");
+                kills.done_before += 1;
+            }
+            if what == "run" {
+                // The guard has seen to it: no next run is needed.
+                bench.nothing_left(&when);
+            }
+            kills.reserved_after_it += u64::from(is_reserved(guest));
+            kills.active_after_it += u64::from(is_active("vg/s2"));
+            let next = bench.tool.run(DIFF);
+            if next.code == Some(5) {
+                // Killed between the question and the record of the answer: that cannot be proved.
+                assert!(what != "run", "{when}");
+                next.ends(5, &["was killed while it asked for it", RELEASE]);
+                guest.sh(RELEASE);
+                kills.mended_by_hand += 1;
+                bench.next_run_is_right(&when);
+            } else {
+                assert_eq!(next.ok().stdout, right, "{when}");
+                bench.nothing_left(&when);
+            }
+        }
+        guest.announce(&format!("SIGKILL of {what}, {times} times: {kills:?}"));
+        assert!(kills.mended_by_hand * 5 <= times, "{kills:?}");
+    });
 }
 
 #[test]
