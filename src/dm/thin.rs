@@ -165,6 +165,7 @@ mod tests {
         let on = LvRow {
             lv_role: "public,snapshot,thinsnapshot".into(),
             lv_attr: "Vwi-a-tz--".into(),
+            lv_skip_activation: String::new(),
             origin: "ext".into(),
             ..row()
         };
