@@ -4,12 +4,16 @@
 //! said, since blocks that are written meanwhile may count as different; reads come from the volume and not
 //! from a copy in memory, as far as the system lets them.
 
+use crate::commands::Caller;
 use crate::dm::resolve::Resolved;
 use crate::dm::resolve::resolve;
 use crate::dm::snapshot::{LogicalVolume, Role};
 use crate::engine::compare::Side;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
+use crate::record::admission::Called;
+use crate::record::half_written;
+use crate::record::store::StateDir;
 use crate::source::{explain, refuse_suspended, snapshot_in, trusted};
 use crate::volume::in_use::{Holder, holders_of};
 use crate::volume::open::Volume;
@@ -50,6 +54,26 @@ impl Comparand {
             name: name.to_owned(),
             snapshot: snapshot_in(resolved),
         })
+    }
+
+    /// Says so if it is on record as half-written. That is no reason not to look at it.
+    pub fn warn_of_half_written(&self, state: &StateDir, caller: &Caller, monitor: &dyn Monitor) {
+        let name = &self.name;
+        let called = Called { name, caller };
+        let remarks = [
+            half_written::remark(state, self.volume.path(), called),
+            self.snapshot.as_ref().map_or(Ok(None), |snapshot| {
+                half_written::origin_of(state, snapshot)
+            }),
+        ];
+        for remark in remarks {
+            match remark {
+                Ok(None) => {}
+                Ok(Some(remark)) => monitor.warn(&remark),
+                // What cannot be read may say just that.
+                Err(error) => monitor.warn(&error.chain()),
+            }
+        }
     }
 
     /// As the engine wants it.

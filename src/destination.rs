@@ -2,22 +2,30 @@
 //!
 //! Guarantees: the source itself and whatever shares its data is never opened; a volume that is mounted or
 //! otherwise held is opened only with the override that says so; all this before anything is written. A file
-//! that is made for a full copy has its name only when it is whole; until then it is called `NAME.partial`.
+//! that is made for a full copy has its name only when it is whole; until then it is called `NAME.partial`. A logical
+//! volume that is made for one goes again if nothing was written to it.
+
+mod new_volume;
+mod pooled;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::cancel::Cancel;
+use crate::commands::{Caller, Via};
 use crate::delta::codec::Compression;
 use crate::delta::header::Header;
 use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
+use crate::dm::making;
+use crate::dm::pool::Pool;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
 use crate::engine::receive::{OnDurable, Received, Receiving, rehearse};
 use crate::engine::spool::spool;
 use crate::engine::target::{ReceiveOptions, Target, check};
 use crate::error::{Error, Result};
+use crate::extent::Extent;
 use crate::monitor::{Monitor, Silent};
 use crate::partial_file::{partial_name, sync_directory_of};
 use crate::record::admission::Policy;
@@ -27,9 +35,13 @@ use crate::record::store::StateDir;
 use crate::record::witness::Watch;
 use crate::undo_file::{UndoFiles, spool_beside};
 use crate::volume::ReadAt;
+use crate::volume::WriteAt;
 use crate::volume::host::VolumeIdentity;
 use crate::volume::in_use::{holders_of, overlap};
 use crate::volume::open::{Volume, WriteOptions};
+pub use new_volume::Make;
+use new_volume::NewVolume;
+use pooled::Pooled;
 
 /// How a destination is to be treated.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +58,8 @@ pub struct DestinationOptions {
     pub allow_in_use: bool,
     /// Make an empty file where there is none: for a full copy.
     pub create: bool,
+    /// Make a logical volume where there is none.
+    pub make: Option<Make>,
     /// Open nothing through a symbolic link: the name was looked at before.
     pub no_links: bool,
     /// The delta is an undo whose run was cut.
@@ -58,15 +72,30 @@ pub struct DestinationOptions {
     pub require_record: bool,
     /// Where the data comes from, for the record.
     pub from: String,
+    /// How who asks for this reaches this machine.
+    pub via: Via,
     /// Keep the whole delta beside, checked and durable, before the first write.
     pub atomic: bool,
     /// The directory for that, if not the one of the records.
     pub spool: Option<PathBuf>,
 }
 
+impl DestinationOptions {
+    /// Who is told which commands to run.
+    pub fn caller(&self) -> Caller {
+        let state_dir = self.state_dir.as_ref();
+        Caller {
+            via: self.via.clone(),
+            state_dir: state_dir.map(|directory| directory.display().to_string()),
+        }
+    }
+}
+
 /// An open destination.
 pub struct Destination {
-    volume: Volume,
+    volume: Pooled,
+    /// It was made for this copy, and nothing is on record of it. Dropped after `volume`: an open one cannot go.
+    new_volume: Option<NewVolume>,
     name: String,
     is_file: bool,
     /// The name that the file gets when it is whole, if it was made for a full copy.
@@ -83,13 +112,24 @@ impl Destination {
         sources: &[VolumeIdentity],
         options: &DestinationOptions,
     ) -> Result<Self> {
-        let (path, made, known_as) = match resolve(name) {
+        // Before `volume`, which has to be closed when this one goes.
+        let mut new_volume = None;
+        let mut pool = None;
+        let found = resolve_or_make(name, options, &mut new_volume);
+        let (path, made, known_as) = match found {
             Ok(resolved) => {
                 refuse_unwritable(&resolved, name)?;
+                if let Resolved::LogicalVolume(volume) = &resolved {
+                    pool = Pool::of(volume)?;
+                }
                 let known_as = identity::of_resolved(&resolved);
                 (resolved.path().to_owned(), None, Some(known_as))
             }
-            Err(error) if !options.create || !is_free_file_name(Path::new(name)) => {
+            Err(error)
+                if !options.create
+                    || !is_free_file_name(Path::new(name))
+                    || matches!(error, Error::Usage(_) | Error::Refused { .. }) =>
+            {
                 return Err(error);
             }
             Err(_) => {
@@ -110,11 +150,14 @@ impl Destination {
             refuse_overlap(sources, identity, name)?;
             refuse_held(identity, name, options)?;
         }
+        if let Some(pool) = &pool {
+            pooled::refuse_trouble(pool, name)?;
+        }
         let write_options = WriteOptions {
             allow_in_use: options.allow_in_use,
             create: made.is_some(),
             no_links: options.no_links,
-            ..WriteOptions::default()
+            provisioning: pool.as_ref().map(pooled::provisioning),
         };
         let volume = Volume::open_writable(&path, &write_options)?;
         if made.is_some() {
@@ -135,14 +178,20 @@ impl Destination {
             }
             keeper.set_new_file();
         }
+        let volume = Pooled { volume, pool };
+        if let Some(new) = new_volume.take() {
+            new_volume = begin_new(new, &volume, &keeper, name, options)?;
+        }
         Ok(Self {
             undo: UndoFiles::new(
                 options.undo.as_deref(),
                 options.overwrite,
-                [sources, &[volume.identity()]].concat(),
+                [sources, &[volume.volume.identity()]].concat(),
+                options.caller(),
             )?,
-            is_file: matches!(volume.identity(), VolumeIdentity::File { .. }),
+            is_file: matches!(volume.volume.identity(), VolumeIdentity::File { .. }),
             volume,
+            new_volume,
             name: name.to_owned(),
             made,
             keeper,
@@ -150,19 +199,28 @@ impl Destination {
         })
     }
 
-    /// True where there is nothing yet and a full copy would make a file.
-    pub fn could_make(name: &str, options: &DestinationOptions) -> bool {
-        options.create && resolve(name).is_err() && is_free_file_name(Path::new(name))
+    /// What would be made where there is nothing yet: a file, or a block device.
+    pub fn could_make(name: &str, options: &DestinationOptions) -> Result<Option<&'static str>> {
+        if resolve(name).is_ok() {
+            return Ok(None);
+        }
+        let is_free = options.create && is_free_file_name(Path::new(name));
+        if let Some(make) = &options.make
+            && new_volume::plan(name, make, is_free)?.is_some()
+        {
+            return Ok(Some(BLOCK_DEVICE));
+        }
+        Ok(is_free.then_some(FILE))
     }
 
     /// What is open.
     pub fn volume(&self) -> &Volume {
-        &self.volume
+        &self.volume.volume
     }
 
     /// Its size in bytes.
     pub fn size_bytes(&self) -> u64 {
-        self.volume.size_bytes()
+        self.volume.volume.size_bytes()
     }
 
     /// As the engine wants it.
@@ -171,6 +229,7 @@ impl Destination {
             volume: &self.volume,
             name: &self.name,
             is_file: self.is_file,
+            room_bytes: self.volume.room_bytes(),
         }
     }
 
@@ -280,6 +339,7 @@ impl Destination {
             volume: &self.volume,
             name: &self.name,
             is_file: self.is_file,
+            room_bytes: self.volume.room_bytes(),
         };
         let options = self.receive_options(cancel, monitor);
         let result = work(&target, &self.undo, &options, &mut self.keeper);
@@ -292,6 +352,14 @@ impl Destination {
                 }
             }
             (_, None) => {}
+        }
+        // Of what stays there is a record now: the tag has done its work. If it cannot be taken off, the next run
+        // with --create tries again.
+        if self.keeper.record().is_some()
+            && let Some(new) = self.new_volume.take()
+            && let Err(error) = new.keep()
+        {
+            monitor.warn(&error.chain());
         }
         result
     }
@@ -325,8 +393,70 @@ impl Destination {
 
     /// What it is, for people.
     pub fn kind(&self) -> &'static str {
-        if self.is_file { "file" } else { "block device" }
+        if self.is_file { FILE } else { BLOCK_DEVICE }
     }
+}
+
+const FILE: &str = "file";
+const BLOCK_DEVICE: &str = "block device";
+
+/// Finds the destination; where there is none, and that is wished for, makes a logical volume, which then is
+/// `new_volume`. So is one that a run made that was killed before anything was on record.
+fn resolve_or_make(
+    name: &str,
+    options: &DestinationOptions,
+    new_volume: &mut Option<NewVolume>,
+) -> Result<Resolved> {
+    let found = resolve(name);
+    let Some(make) = &options.make else {
+        return found;
+    };
+    match found {
+        Ok(Resolved::LogicalVolume(volume)) => {
+            if making::is_new(&volume.name, &volume.uuid)? {
+                let (name, uuid) = (volume.name.clone(), volume.uuid.clone());
+                *new_volume = Some(NewVolume::left_behind(name, uuid));
+            }
+            Ok(Resolved::LogicalVolume(volume))
+        }
+        Ok(resolved) => Ok(resolved),
+        Err(error) => {
+            let is_free = options.create && is_free_file_name(Path::new(name));
+            let planned = new_volume::plan(name, make, is_free)?;
+            let (Some(plan), Some(size_bytes)) = (planned, make.size_bytes) else {
+                return Err(error);
+            };
+            let new = new_volume.insert(NewVolume::make(&plan, size_bytes)?);
+            let resolved = resolve(&format!("/dev/mapper/{}", plan.name.dm_name()))?;
+            if let Resolved::LogicalVolume(volume) = &resolved {
+                new.known_as(&volume.uuid);
+            }
+            Ok(resolved)
+        }
+    }
+}
+
+/// A new volume of which something is on record already is none any more. In one that is, what LVM gave beyond the
+/// copy holds whatever was on the disk before.
+fn begin_new(
+    new: NewVolume,
+    volume: &Pooled,
+    keeper: &Keeper,
+    name: &str,
+    options: &DestinationOptions,
+) -> Result<Option<NewVolume>> {
+    if keeper.record().is_some() {
+        new.keep()?;
+        return Ok(None);
+    }
+    let size_bytes = options.make.as_ref().and_then(|make| make.size_bytes);
+    let beyond = size_bytes.and_then(|size| Extent::from_range(size, volume.volume.size_bytes()));
+    if let Some(beyond) = beyond {
+        volume
+            .zero_at(beyond)
+            .map_err(|error| Error::io(format!("cannot zero {beyond} of {name}"), error))?;
+    }
+    Ok(Some(new))
 }
 
 fn open_keeper(
@@ -343,7 +473,8 @@ fn open_keeper(
     };
     let watch =
         Watch::of(volume).map_err(|error| Error::io(format!("cannot look at {name}"), error))?;
-    Keeper::open(file, name, &options.from, policy, Some(watch), volume)
+    let keeper = Keeper::open(file, name, &options.from, policy, Some(watch), volume)?;
+    Ok(keeper.told_to(options.caller()))
 }
 
 /// A full copy may make a file under this name. What stands for a volume that is not there is no such name: for

@@ -104,6 +104,17 @@ pub enum Error {
         way_out: String,
     },
 
+    /// The same because another process holds it at this moment: refused, too, but it may be free in a moment.
+    #[error("{what}: {reason}{}", way_out_line(.way_out))]
+    Held {
+        /// What is held.
+        what: String,
+        /// By whom, as far as that can be seen.
+        reason: String,
+        /// What to do about it.
+        way_out: String,
+    },
+
     /// A delta that is damaged, truncated or not a delta.
     #[error("{what}: not a whole, sound delta")]
     Damaged {
@@ -204,6 +215,19 @@ impl Error {
         }
     }
 
+    /// A refusal that lasts as long as another process holds what is protected.
+    pub fn held(
+        what: impl Into<String>,
+        reason: impl Into<String>,
+        way_out: impl Into<String>,
+    ) -> Self {
+        Error::Held {
+            what: what.into(),
+            reason: reason.into(),
+            way_out: way_out.into(),
+        }
+    }
+
     /// True when the way to the remote end was lost, so that trying again may succeed.
     pub fn is_lost(&self) -> bool {
         matches!(self, Error::Lost { .. })
@@ -216,7 +240,7 @@ impl Error {
             Error::TrackingLost { .. } => ExitCode::TrackingLost,
             Error::Store { source, .. } => source.exit_code(),
             Error::ThinMetadata { source, .. } => source.exit_code(),
-            Error::Refused { .. } => ExitCode::Refused,
+            Error::Refused { .. } | Error::Held { .. } => ExitCode::Refused,
             Error::Damaged { source, .. } => source.exit_code(),
             Error::Differ { .. } => ExitCode::Differ,
             Error::Remote { .. } | Error::Lost { .. } => ExitCode::Remote,

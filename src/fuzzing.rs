@@ -4,9 +4,11 @@
 
 mod delta;
 mod receive;
+mod thin;
 
 pub use delta::{fuzz_delta, fuzz_header, fuzz_proto3, fuzz_record};
 pub use receive::{fuzz_receive, fuzz_state_record};
+pub use thin::fuzz_thin;
 
 use crate::cancel::Cancel;
 use crate::changes::cow::read_exceptions;

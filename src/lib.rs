@@ -39,6 +39,7 @@ pub mod cancel;
 pub mod change_list;
 pub mod changes;
 pub mod cli;
+pub mod commands;
 pub mod comparand;
 pub mod delta;
 pub mod destination;

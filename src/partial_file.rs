@@ -151,7 +151,7 @@ impl Drop for PartialFile {
 }
 
 fn being_written(partial: &Path) -> Error {
-    Error::refused(
+    Error::held(
         partial.display().to_string(),
         "another run is writing this file",
         "",

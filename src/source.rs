@@ -30,9 +30,7 @@ use crate::error::{Error, Result};
 use crate::extent::{Change, Extent, Kind};
 use crate::hold::client::Guard;
 use crate::monitor::Monitor;
-use crate::record::admission::refuse_as_source;
-use crate::record::identity;
-use crate::record::keeper::shown_time;
+use crate::record::half_written;
 use crate::record::store::StateDir;
 use crate::volume::ReadAt;
 use crate::volume::file_version::{FileVersion, run_id};
@@ -205,40 +203,13 @@ fn resolve_source(request: &SourceRequest<'_>, name: &str) -> Result<Resolved> {
     Ok(resolved)
 }
 
+/// Refuses what is on record as half-written, and warns of a snapshot whose origin is.
 fn check_source(request: &SourceRequest<'_>, name: &str, resolved: &Resolved) -> Result<()> {
-    refuse_incomplete(request, &identity::of_resolved(resolved), name)?;
-    match resolved {
-        Resolved::LogicalVolume(volume) => warn_of_incomplete_origin(request, volume),
-        _ => Ok(()),
-    }
-}
-
-/// Refuses what is on record as half-written.
-fn refuse_incomplete(request: &SourceRequest<'_>, identity: &str, name: &str) -> Result<()> {
-    let record = request.state.file_of(identity).load()?;
-    match record.and_then(|record| refuse_as_source(&record, name)) {
-        Some(refusal) => Err(Error::refused(name, refusal.reason, refusal.way_out)),
-        None => Ok(()),
-    }
-}
-
-/// A snapshot may have been made before its origin was written, or in the middle: nobody can tell.
-fn warn_of_incomplete_origin(request: &SourceRequest<'_>, volume: &LogicalVolume) -> Result<()> {
-    let Ok(snapshot) = volume.thick_snapshot() else {
-        return Ok(());
-    };
-    let file = request
-        .state
-        .file_of(&identity::of_logical_volume(&snapshot.origin.uuid));
-    let record = file.load()?;
-    if let Some(cut) = record.and_then(|record| record.incomplete) {
-        request.monitor.warn(&format!(
-            "{}: its origin {} is on record as incomplete since {}: a snapshot that was made after that holds \
-             neither its old state nor its new one",
-            volume.name,
-            snapshot.origin.name,
-            shown_time(cut.since)
-        ));
+    half_written::refuse(&request.state, resolved, name)?;
+    if let Resolved::LogicalVolume(volume) = resolved
+        && let Some(warning) = half_written::origin_of(&request.state, volume)?
+    {
+        request.monitor.warn(&warning);
     }
     Ok(())
 }
@@ -352,6 +323,8 @@ fn from_store(request: &SourceRequest<'_>, store: &str, new: &str) -> Result<Sen
              become smaller"
         )));
     }
+    // Half a table would be a short list.
+    half_written::refuse_path(&request.state, Path::new(store), store)?;
     let table = read_table(&Volume::open(store)?, store, base_size)?;
     let changes = with_tail(table.changes, base_size, size);
     let samples = Samples::take(&data, &changes)

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
+use crate::commands::Caller;
 use crate::delta::FormatError;
 use crate::delta::header::Header;
 use crate::delta::reader::DeltaReader;
@@ -24,6 +25,8 @@ pub struct UndoFiles {
     overwrite: bool,
     /// What may not become an undo: the destination, and what is read.
     volumes: Vec<VolumeIdentity>,
+    /// Who is told which commands to run.
+    caller: Caller,
 }
 
 impl UndoFiles {
@@ -32,13 +35,21 @@ impl UndoFiles {
         asked: Option<&Path>,
         overwrite: bool,
         volumes: Vec<VolumeIdentity>,
+        caller: Caller,
     ) -> Result<Self> {
         let absolute = |path: &Path| {
             let path = std::path::absolute(path);
-            path.map(|path| path.to_string_lossy().into_owned())
+            let path =
+                path.map_err(|error| Error::io("cannot tell the current directory", error))?;
+            // A record holds it as text; a path that is only like it would be another file.
+            path.to_str().map(str::to_owned).ok_or_else(|| {
+                Error::Usage(format!(
+                    "{}: the path of an undo, its directory included, has to be UTF-8",
+                    path.display()
+                ))
+            })
         };
-        let asked = asked.map(absolute).transpose();
-        let asked = asked.map_err(|error| Error::io("cannot tell the current directory", error))?;
+        let asked = asked.map(absolute).transpose()?;
         if let Some(asked) = &asked {
             refuse_other_than_file(Path::new(asked))?;
         }
@@ -46,6 +57,7 @@ impl UndoFiles {
             asked,
             overwrite,
             volumes,
+            caller,
         })
     }
 }
@@ -62,7 +74,8 @@ impl UndoPlace for UndoFiles {
                 "{name}: the undo cannot be the destination itself, nor what is read"
             )));
         }
-        Ok(Box::new(UndoFile::create(path, self.overwrite, of_no_use)?))
+        refuse_needed(path, of_no_use, &self.caller)?;
+        Ok(Box::new(UndoFile::create(path, self.overwrite)?))
     }
 
     fn find(&self, name: &str, undoes: &Undoes) -> Result<FoundUndo<'_>> {
@@ -89,7 +102,7 @@ impl UndoPlace for UndoFiles {
         }
         file.keep_unfinished();
         if !undoes.is(&part.header) {
-            return Err(way_back_in_the_way(&partial));
+            return Err(way_back_in_the_way(&partial, &self.caller));
         }
         let hasher = file.cut_to(part.delta_bytes).map_err(failed)?;
         Ok(FoundUndo::Part(Box::new(PartOfUndo {
@@ -111,16 +124,7 @@ struct UndoFile {
 
 impl UndoFile {
     /// Begins the undo that will be `path`.
-    fn create(path: &Path, overwrite: bool, of_no_use: Option<&Undoes>) -> Result<Self> {
-        let partial = partial_name(path);
-        let is_needed = match left_in(&partial) {
-            Left::Nothing => false,
-            Left::Undo(header) => of_no_use.is_none_or(|undoes| !undoes.is(&header)),
-            Left::Unreadable => true,
-        };
-        if is_needed {
-            return Err(way_back_in_the_way(&partial));
-        }
+    fn create(path: &Path, overwrite: bool) -> Result<Self> {
         let file = PartialFile::create(path, overwrite)?;
         // Without its name in the directory the undo would not survive a power cut, synced or not.
         sync_directory_of(path)
@@ -133,15 +137,27 @@ impl UndoFile {
     }
 }
 
-fn way_back_in_the_way(partial: &Path) -> Error {
-    let shown = partial.display();
+/// What a run that was cut has left under the name of the undo `path` is replaced only if it is `of_no_use`.
+fn refuse_needed(path: &Path, of_no_use: Option<&Undoes>, caller: &Caller) -> Result<()> {
+    let partial = partial_name(path);
+    let is_needed = match left_in(&partial) {
+        Left::Nothing => false,
+        Left::Undo(header) => of_no_use.is_none_or(|undoes| !undoes.is(&header)),
+        Left::Unreadable => true,
+    };
+    if is_needed {
+        return Err(way_back_in_the_way(&partial, caller));
+    }
+    Ok(())
+}
+
+fn way_back_in_the_way(partial: &Path, caller: &Caller) -> Error {
+    let shown = partial.display().to_string();
+    let put_back = caller.command("apply --unfinished", &[&shown, "DEST"]);
     Error::refused(
-        shown.to_string(),
+        shown,
         "this is the undo of a run that was cut, perhaps the only way back",
-        format!(
-            "Put the old state back with `lvmsync apply --unfinished {shown} DEST`, or, if it is not needed any \
-             more, remove it."
-        ),
+        format!("Put the old state back: {put_back}\nOr, if it is not needed any more, remove it."),
     )
 }
 

@@ -829,7 +829,7 @@ fn the_undo_of_a_failed_apply_is_never_replaced() {
         dir.fails(
             "--apply cut.delta copy.img --snapback back",
             6,
-            &[".partial"],
+            &["take it back: lvmsync apply ", "/back copy.img"],
         );
         assert!(dir.read("copy.img") != dir.read("base.img"));
         // By its record it is finished, and the undo goes on where it was.
@@ -843,7 +843,7 @@ fn the_undo_of_a_failed_apply_is_never_replaced() {
         dir.fails(
             "--apply cut.delta copy.img --snapback back",
             6,
-            &[".partial"],
+            &["take it back: lvmsync apply ", "/back copy.img"],
         );
         fs::remove_dir_all(dir.path("state")).unwrap();
         dir.fails(again, 5, &["back.partial", "the only way back"]);

@@ -176,7 +176,11 @@ fn a_hostile_server_gets_an_error_and_no_success() {
     }
     // A code of its own for everything that a server may report, and none is success.
     for (code, expected) in [(0, 7), (1, 7), (5, 5), (6, 6), (77, 7), (130, 7)] {
-        let failed = [greeted.clone(), bytes(&Message::failure(code, "no\x1b[2J"))].concat();
+        let failed = [
+            greeted.clone(),
+            bytes(&Message::failure(code, "no\x1b[2J", false)),
+        ]
+        .concat();
         let ended = Server::new(&failed, DRAIN).send("10");
         assert_eq!(ended.code, Some(expected), "{}", ended.stderr);
         assert!(ended.stderr.contains("far: no\u{fffd}"), "{}", ended.stderr);

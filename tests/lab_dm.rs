@@ -15,6 +15,7 @@ use lvmsync::error::{Error, ExitCode};
 use lvmsync::extent::Extent;
 use lvmsync::units::MIB;
 use lvmsync::volume::in_use::overlap;
+use lvmsync::volume::open::Provisioning;
 use lvmsync::volume::{ReadAt, Volume, VolumeIdentity, WriteAt, WriteOptions};
 
 /// `SnAp`, the first bytes of an exception store.
@@ -223,7 +224,11 @@ fn what_cannot_be_used_is_explained() {
                     .to_owned()
             };
             let options = WriteOptions {
-                discard_unit: Some(128 << 10),
+                provisioning: Some(Provisioning {
+                    block_bytes: 128 << 10,
+                    discard_zeroes: true,
+                    stale_rest: true,
+                }),
                 ..WriteOptions::default()
             };
             let open = Volume::open_writable(&t1.path, &options).unwrap();

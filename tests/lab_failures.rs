@@ -110,7 +110,7 @@ fn signals_leave_nothing_behind() {
                 let mut child = tool.start(&format!("{arguments} --undo undo --overwrite"));
                 wait_until(&mut child, || first_changed("/dev/vg/copy"));
                 signal(&child, stop);
-                Run::of(child).ends(130, &["interrupted", "apply the undo"]);
+                Run::of(child).ends(130, &["interrupted", "take it back: lvmsync apply"]);
                 assert_eq!(open_count(guest, "slow"), "0");
                 assert_eq!(lvmsync_processes(), [""; 0]);
                 assert!(content("/dev/vg/copy") != new, "it was in the middle");

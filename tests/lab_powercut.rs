@@ -105,8 +105,9 @@ impl<'a> Ends<'a> {
             if kept && random.below(2) == 0 {
                 return format!("apply {undo} {DESTINATION} {SEEN}");
             }
+            // The same options as the run that was cut: it may have replaced an older undo, or not come to that.
             let undo = if kept {
-                format!("--undo {undo}")
+                format!("--undo {undo} --overwrite")
             } else {
                 String::new()
             };

@@ -116,7 +116,6 @@ fn thin_increments_under_four_writers_and_a_discarder() {
 }
 
 #[test]
-#[ignore = "a destination does not discard yet"]
 fn the_copy_stays_as_thin_as_its_source() {
     let setup = setup().disk("512M").disk("128M");
     let name = "the_copy_stays_as_thin_as_its_source";

@@ -374,6 +374,23 @@ fn an_incomplete_destination_is_finished_or_taken_back_and_used_for_nothing_else
     fs::copy(dir.path("new.img"), dir.path("new2.img")).unwrap();
     dir.fails("send --from cow:store.img new2.img copy.img", 5, &ways_out);
 
+    dir.fails("send --from cow:copy.img new.img -o x", 5, &ways_out);
+    dir.fails("diff --from cow:copy.img new.img", 5, &ways_out);
+    // To compare is to find out; who does is told.
+    let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+    let far = format!("far:{} {ssh}", dir.path("copy.img").display());
+    let lines = [
+        "compare -q new.img copy.img".to_owned(),
+        "compare -q copy.img new.img".to_owned(),
+        format!("compare -q new.img {far}"),
+    ];
+    for line in &lines {
+        dir.fails(line, 3, &ways_out[..2]);
+        dir.fails(line, 3, &["neither its old state nor its new one"]);
+    }
+    let output = dir.run("compare -q new.img base.img");
+    assert_eq!(text(&output.stderr), "");
+
     dir.ok("apply back copy.img");
     assert!(dir.read("copy.img") == dir.read("base.img"));
     assert_eq!(dir.state("copy.img")["status"], "complete");
@@ -473,6 +490,32 @@ fn a_lost_connection_is_made_again() {
     let ssh = dir.fake_ssh("echo x >> calls2; exit 255");
     dir.fails(&format!("send new.img far:/nowhere {ssh}"), 7, &[]);
     assert_eq!(dir.read("calls2").len(), 2);
+}
+
+#[test]
+fn after_a_lost_connection_a_refusal_is_final_unless_the_destination_is_held() {
+    let dir = Dir::with(4000);
+    let line = format!(
+        "send --from cow:store.img new.img far:{}",
+        dir.path("copy.img").display()
+    );
+    let second = |what: &str| {
+        fs::remove_file(dir.path("calls")).unwrap_or_default();
+        dir.fake_ssh(&format!(
+            "n=$(cat calls 2>/dev/null || echo 0); echo $((n + 1)) > calls\n\
+             case $n in 0) {} | sh -c \"$*\" ;; {what} ;; esac",
+            only(4_000_000)
+        ))
+    };
+    let ssh = second("*) exec sh -c \"$* --read-only\"");
+    dir.fails(&format!("{line} {ssh}"), 5, &["read-only"]);
+    assert_eq!(text(&dir.read("calls")).trim(), "2");
+
+    let ssh = second("1) exec flock copy.img sh -c \"$*\" ;; *) exec sh -c \"$*\"");
+    let said = dir.ok(&format!("{line} {ssh}"));
+    assert!(said.contains("another process has locked it"), "{said}");
+    assert_eq!(text(&dir.read("calls")).trim(), "3");
+    assert!(dir.read("copy.img") == dir.read("new.img"));
 }
 
 #[test]
@@ -645,4 +688,278 @@ fn a_rollback_from_below_is_seen_by_what_the_last_run_wrote() {
     let said = dir.ok("apply s1.delta copy.img");
     assert!(said.contains("other than lvmsync wrote"), "{said}");
     assert!(dir.read("copy.img") == contents[1]);
+}
+
+#[test]
+fn the_undo_of_a_forced_run_leads_back_to_what_was_really_there() {
+    let (dir, contents) = Dir::chain(3);
+    // With a record: s1 is held, and the delta begins from s2.
+    dir.ok("apply s1.delta copy.img");
+    dir.ok("apply s3.delta copy.img --force --undo forced");
+    assert!(dir.read("copy.img") != contents[3]);
+    assert!(dir.state("copy.img")["holds"].is_null());
+    dir.ok("apply forced copy.img");
+    assert!(dir.read("copy.img") == contents[1]);
+    assert_eq!(dir.state("copy.img")["holds"]["name"], "vg/s1");
+    dir.ok("apply s2.delta copy.img");
+    assert!(dir.read("copy.img") == contents[2]);
+
+    // Without one, and on what matches in no block.
+    for forget in [false, true] {
+        let other = noise(1 << 20, "another volume");
+        fs::write(dir.path("other.img"), &other).unwrap();
+        dir.fails("apply s1.delta other.img", 5, &["not in the state"]);
+        dir.ok("apply s1.delta other.img --force --undo other.undo --overwrite");
+        if forget {
+            dir.ok("state forget other.img");
+        }
+        dir.ok("apply other.undo other.img");
+        assert!(dir.read("other.img") == other);
+        assert!(dir.state("other.img")["holds"].is_null());
+        fs::remove_file(dir.path("other.img")).unwrap();
+    }
+}
+
+#[test]
+fn the_undo_of_a_full_copy_names_the_state_that_was_there_before() {
+    let (dir, contents) = Dir::chain(2);
+    dir.ok("apply s1.delta copy.img");
+    fs::write(dir.path("new.img"), noise(1 << 20, "new")).unwrap();
+    dir.ok("send new.img copy.img --undo back");
+    assert!(dir.read("copy.img") == dir.read("new.img"));
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == contents[1]);
+    assert_eq!(dir.state("copy.img")["holds"]["name"], "vg/s1");
+    dir.ok("apply s2.delta copy.img --require-record");
+    assert!(dir.read("copy.img") == contents[2]);
+    // What somebody else has written since the record was made is not that state.
+    fs::write(dir.path("copy.img"), noise(1 << 20, "somebody else")).unwrap();
+    dir.ok("send new.img copy.img --undo back --overwrite");
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == noise(1 << 20, "somebody else"));
+    assert!(dir.state("copy.img")["holds"].is_null());
+}
+
+#[test]
+fn what_an_undo_that_was_cut_has_put_back_is_read_back() {
+    let dir = Dir::with(10_000);
+    for options in ["", "--unfinished"] {
+        fs::write(dir.path("copy.img"), dir.read("base.img")).unwrap();
+        cut(&dir, &format!("--undo {}", dir.path("back").display()));
+        let torn = [&dir.read("back.partial")[..], &[0x5a; 3000]].concat();
+        fs::write(dir.path("back.partial"), torn).unwrap();
+        if !options.is_empty() {
+            dir.ok("state forget copy.img --force");
+        }
+        let said = dir.ok(&format!("apply back copy.img --verify {options}"));
+        assert!(said.contains("verified"), "{said}");
+        assert!(dir.read("copy.img") == dir.read("base.img"));
+        // Without a record nobody knows whether it has done its work.
+        assert_eq!(dir.path("back.partial").exists(), !options.is_empty());
+        fs::remove_file(dir.path("back.partial")).unwrap_or_default();
+    }
+}
+
+#[test]
+fn what_is_half_written_is_forgotten_or_adopted_only_by_force() {
+    let dir = Dir::with(10_000);
+    cut(&dir, &format!("--undo {}", dir.path("back").display()));
+    for verb in ["state adopt copy.img lvm:s1", "state forget copy.img"] {
+        dir.fails(verb, 5, &["incomplete", "back copy.img", "--force"]);
+        assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    }
+    let identity = dir.state("copy.img")["identity"].clone();
+    let identity = identity.as_str().unwrap();
+    dir.fails(&format!("state forget {identity}"), 5, &["incomplete"]);
+    dir.ok("state adopt copy.img lvm:s1 --force");
+    assert_eq!(dir.state("copy.img")["holds"]["id"], "lvm:s1");
+    dir.ok("state forget copy.img");
+    fs::remove_file(dir.path("back.partial")).unwrap();
+
+    // What is gone is half-written no more.
+    cut(&dir, "");
+    fs::remove_file(dir.path("copy.img")).unwrap();
+    dir.ok(&format!("state forget {}", dir.path("copy.img").display()));
+}
+
+#[test]
+fn a_record_is_not_touched_while_a_run_is_under_way() {
+    let dir = Dir::with(2000);
+    let line = "send --from cow:store.img new.img copy.img --bwlimit 1M";
+    let mut child = dir.command(line).spawn().unwrap();
+    while dir.state("copy.img")["status"] != "incomplete" {
+        assert!(child.try_wait().unwrap().is_none());
+    }
+    for verb in ["adopt copy.img lvm:s1 --force", "forget copy.img --force"] {
+        dir.fails(
+            &format!("state {verb}"),
+            5,
+            &["another process has locked it"],
+        );
+    }
+    assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    dir.ok("state forget copy.img --force");
+}
+
+/// What a user is told to run is pasted into a shell as it is.
+#[test]
+fn the_command_that_takes_back_what_is_far_away_can_be_pasted() {
+    let dir = Dir::with(10_000);
+    let (copy, undo) = (dir.path("copy.img"), dir.path("mon day's"));
+    let send = |ssh: &str, more: &str| {
+        let line = format!("send --from cow:store.img {more} --retries 0 {ssh} --undo");
+        let mut command = dir.command(&line);
+        command.arg(&undo).output().unwrap()
+    };
+    let to = format!("far:{}", copy.display());
+    let ssh = dir.fake_ssh(&format!("{} | sh -c \"$*\"", only(30_000_000)));
+    let lost = send(&ssh, &format!("new.img {to}"));
+    assert_eq!(lost.status.code(), Some(7));
+    fs::copy(dir.path("new.img"), dir.path("new2.img")).unwrap();
+    let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+    let refused = send(&ssh, &format!("new2.img {to}"));
+    assert_eq!(refused.status.code(), Some(5));
+    for said in [text(&lost.stderr), text(&refused.stderr)] {
+        let command = said.lines().find_map(|line| {
+            let (_, command) = line.split_once("ake it back: ")?;
+            Some(command.to_owned())
+        });
+        let command = command.unwrap_or_else(|| panic!("no command in {said}"));
+        assert!(command.starts_with("./fake-ssh far '"), "{command}");
+        let words = shlex::split(&command).unwrap();
+        assert_eq!(
+            shlex::split(&words[2]).unwrap()[1..],
+            ["apply", undo.to_str().unwrap(), copy.to_str().unwrap()]
+        );
+        let status = Command::new("sh")
+            .args(["-c", &format!("{command} --check")])
+            .current_dir(dir.directory.path())
+            .env("LVMSYNC_STATE_DIR", dir.path("state"))
+            .status()
+            .unwrap();
+        assert!(status.success() || status.code() == Some(6), "{command}");
+    }
+    let mut local = dir.command("send --from cow:store.img new2.img copy.img");
+    let said = text(&local.output().unwrap().stderr);
+    let quoted = format!(
+        "lvmsync apply '{}' copy.img",
+        undo.display().to_string().replace('\'', "'\\''")
+    );
+    assert!(said.contains(&quoted), "{said}");
+}
+
+#[test]
+fn what_is_left_of_a_first_copy_is_told_by_the_name_that_it_will_have() {
+    let dir = Dir::with(2000);
+    let ssh = dir.fake_ssh(&format!("{} | sh -c \"$*\"", only(3_000_000)));
+    let far = dir.path("first.img").display().to_string();
+    dir.fails(&format!("send new.img far:{far} --retries 0 {ssh}"), 7, &[]);
+    for line in [
+        "send first.img.partial -o x",
+        "send --from cow:first.img.partial new.img -o x",
+        "state forget first.img",
+    ] {
+        let said = dir.fails(line, 5, &["incomplete"]);
+        assert!(
+            said.contains("first.img; if that is not wanted"),
+            "{line}: {said}"
+        );
+        assert!(said.contains("first.img.partial"), "{said}");
+    }
+}
+
+#[test]
+fn a_name_that_is_no_text_is_refused_and_never_another_file() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let (dir, contents) = Dir::chain(1);
+    let name = OsStr::from_bytes(b"na\xffme");
+    let line = |line: &str, directory: &std::path::Path| {
+        let mut command = dir.command(line);
+        command.current_dir(directory).arg(name);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+        assert!(
+            text(&output.stderr).contains("UTF-8"),
+            "{}",
+            text(&output.stderr)
+        );
+    };
+    let here = dir.directory.path();
+    for verb in [
+        "apply s1.delta",
+        "apply s1.delta copy.img --undo",
+        "send copy.img",
+        "send copy.img new.img --undo",
+        "send copy.img far:/new.img -e /nowhere --undo",
+        "send copy.img far:/new.img -e /nowhere --atomic --spool",
+        "send copy.img far:/new.img -e /nowhere --compat --undo",
+        "compare copy.img",
+        "state show",
+    ] {
+        line(verb, here);
+    }
+    // A directory that is no text: what needs no record of the path works there.
+    let directory = here.join(name);
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("copy.img"), &contents[0]).unwrap();
+    fs::write(directory.join("s1.delta"), dir.read("s1.delta")).unwrap();
+    let run = |line: &str| {
+        let mut command = dir.command(line);
+        command
+            .current_dir(&directory)
+            .output()
+            .unwrap()
+            .status
+            .code()
+    };
+    assert_eq!(run("apply s1.delta copy.img --undo back"), Some(2));
+    assert_eq!(run("apply s1.delta copy.img"), Some(0));
+    assert!(fs::read(directory.join("copy.img")).unwrap() == contents[1]);
+    let names: Vec<_> = fs::read_dir(here)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(names.iter().all(|name| !name.to_string_lossy().contains("na\u{fffd}me") || name.to_str().is_none()));
+}
+
+#[test]
+fn a_copy_on_one_machine_that_was_killed_goes_on() {
+    let dir = Dir::with(24_000);
+    let undo = format!("--undo {}", dir.path("back").display());
+    for undo in ["", &undo] {
+        fs::write(dir.path("copy.img"), dir.read("base.img")).unwrap();
+        let line = format!("send --from cow:store.img new.img copy.img {undo}");
+        let mut child = dir
+            .command(&format!("{line} --bwlimit 40M"))
+            .spawn()
+            .unwrap();
+        let durable = loop {
+            assert!(child.try_wait().unwrap().is_none(), "it was too fast");
+            let at = dir.state("copy.img")["incomplete"]["durable_offset"].as_u64();
+            if let Some(at) = at.filter(|at| *at > 0) {
+                break at;
+            }
+        };
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(
+            durable <= 80 << 20,
+            "the first watermark comes after 64 MiB: {durable}"
+        );
+        let output = dir.run(&format!("{line} -v --json"));
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert!(said.contains("goes on at byte"), "{said}");
+        let sent: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let left = (24_000 * CHUNK) as u64 - durable;
+        assert!(sent["bytes_sent"].as_u64().unwrap() <= left);
+        assert!(dir.read("copy.img") == dir.read("new.img"));
+        if !undo.is_empty() {
+            dir.ok("apply back copy.img");
+            assert!(dir.read("copy.img") == dir.read("base.img"));
+        }
+    }
 }

@@ -231,6 +231,7 @@ fn target(volume: &MemoryVolume) -> Target<'_> {
         volume,
         name: "destination",
         is_file: true,
+        room_bytes: None,
     }
 }
 
@@ -577,6 +578,7 @@ fn the_undo_is_durable_before_anything_is_overwritten() {
         volume: &volume,
         name: "destination",
         is_file: false,
+        room_bytes: None,
     };
     let place = InMemory::new(&mut undo);
     let receiving = Receiving {

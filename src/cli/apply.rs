@@ -12,10 +12,14 @@ use super::progress::Terminal;
 use super::summary::Summary;
 use super::{TalkArgs, output};
 use crate::cancel::{Cancel, CancelableReader};
+use crate::commands::{Caller, Via};
+use crate::delta::FormatError;
 use crate::delta::codec::Compression;
+use crate::delta::header::Header;
 use crate::delta::reader::DeltaReader;
 use crate::delta::stream::StreamId;
-use crate::destination::{Destination, DestinationOptions};
+use crate::destination::{Destination, DestinationOptions, Make};
+use crate::dm::making::Making;
 use crate::engine::receive::Received;
 use crate::error::{Error, ExitCode, Result};
 use crate::monitor::Monitor;
@@ -31,6 +35,7 @@ Examples:
   lvmsync apply monday.undo vg/copy                        and go it
   ssh src lvmsync send --from vg/s1 vg/s2 --stdout | lvmsync apply - vg/copy
   lvmsync apply monday.delta vg/copy --check               would it fit? writes nothing
+  lvmsync apply full.delta vg/copy --create                make the volume if there is none
   lvmsync apply monday.delta vg/copy --verify              and read it back afterwards";
 
 /// Apply deltas to a volume
@@ -53,7 +58,7 @@ pub(super) struct ApplyArgs {
     unfinished: bool,
 
     /// After each delta read back what was written, from the disk, and compare it with the delta
-    #[arg(long, conflicts_with_all = ["check", "unfinished"])]
+    #[arg(long, conflicts_with = "check")]
     verify: bool,
 
     /// Print the result as a JSON object on stdout
@@ -99,8 +104,18 @@ pub(super) struct WriteArgs {
     #[arg(long, value_name = "DIR", requires = "atomic")]
     pub(super) spool: Option<PathBuf>,
 
+    /// For a full copy: where there is no DEST, make the logical volume: thin in the group's only thin pool, or thick
+    /// where there is none; thin:POOL and thick say which. One that is there is used as it is
+    #[arg(long, value_name = "auto|thick|thin:POOL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "auto", value_parser = parse_making)]
+    pub(super) create: Option<Making>,
+
     #[command(flatten)]
     pub(super) state: StateArgs,
+}
+
+fn parse_making(text: &str) -> std::result::Result<Making, String> {
+    text.parse()
 }
 
 /// Where records of destinations are kept.
@@ -115,9 +130,26 @@ impl StateArgs {
     pub(super) fn directory(&self) -> StateDir {
         StateDir::choose(self.state_dir.as_deref())
     }
+
+    /// Who is told which commands to run.
+    pub(super) fn caller(&self) -> Caller {
+        let state_dir = self.state_dir.as_ref();
+        Caller {
+            via: Via::default(),
+            state_dir: state_dir.map(|directory| directory.display().to_string()),
+        }
+    }
 }
 
 impl WriteArgs {
+    /// What `--create` asks for, for what has this header.
+    pub(super) fn make(&self, header: &Header) -> Option<Make> {
+        self.create.clone().map(|making| Make {
+            making,
+            size_bytes: header.is_full_copy().then_some(header.volume_size),
+        })
+    }
+
     pub(super) fn options(&self, undo_compression: Compression) -> DestinationOptions {
         DestinationOptions {
             undo: self.undo.clone(),
@@ -126,12 +158,14 @@ impl WriteArgs {
             allow_smaller: self.allow_smaller,
             allow_in_use: self.allow_in_use,
             create: false,
+            make: None,
             no_links: false,
             unfinished: false,
             undo_compression,
             state_dir: self.state.state_dir.clone(),
             require_record: self.require_record,
             from: String::new(),
+            via: Via::default(),
             atomic: self.atomic,
             spool: self.spool.clone(),
         }
@@ -148,8 +182,9 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
                 .to_owned(),
         ));
     }
+    let deltas: Vec<String> = deltas.iter().map(|delta| as_it_is_called(delta)).collect();
     if args.verify {
-        super::verify::refuse_unreadable(deltas)?;
+        super::verify::refuse_unreadable(&deltas)?;
     }
     let terminal = args.talk.terminal();
     let options = DestinationOptions {
@@ -162,12 +197,38 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
         ..Summary::default()
     };
     let start = Instant::now();
-    let deltas: Vec<String> = deltas.iter().map(|delta| as_it_is_called(delta)).collect();
     let options = DestinationOptions {
         from: deltas.join(", "),
         ..options
     };
-    let mut target = open_destination(destination, &deltas, &options, args.check)?;
+    let (header, mut peeked) = first_header(&deltas, args.write.create.is_some(), cancel)?;
+    let full = header.as_ref().filter(|header| header.is_full_copy());
+    let options = DestinationOptions {
+        create: !args.check && !Path::new(destination).exists() && full.is_some(),
+        make: header.as_ref().and_then(|header| args.write.make(header)),
+        ..options
+    };
+    if args.check
+        && options.make.is_some()
+        && Destination::could_make(destination, &options)?.is_some()
+    {
+        for delta in &deltas {
+            let input = peeked
+                .take()
+                .map_or_else(|| open_input(delta, cancel), Ok)?;
+            read_whole(input, &shown_name(delta), cancel, &terminal)?;
+        }
+        terminal.finish();
+        let sound =
+            format!("{destination}: would be made; everything is sound; nothing was written");
+        terminal.summary(&sound);
+        return Ok(ExitCode::Done);
+    }
+    let options = DestinationOptions {
+        make: options.make.filter(|_| !args.check),
+        ..options
+    };
+    let mut target = Destination::open(destination, &identities(&deltas), &options)?;
     let on_record = |delta| as_on_record(delta, target.keeper());
     let deltas: Vec<String> = deltas.into_iter().map(on_record).collect();
     let begun = if args.check {
@@ -176,19 +237,22 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
         already_applied(&deltas, &target, &terminal)
     };
     for (number, delta) in deltas.iter().enumerate().skip(begun) {
-        let input = open_input(delta, cancel)?;
+        let peeked = peeked.take().filter(|_| number == 0);
+        let input = peeked.map_or_else(|| open_input(delta, cancel), Ok)?;
         let name = shown_name(delta);
         if args.check {
             check(input, &name, number == 0, &target, cancel, &terminal)?;
         } else {
             let received = target.receive(input, &name, cancel, &terminal, &mut |_, _| Ok(()))?;
-            if received.took_back {
-                remove_used(delta, &terminal);
-            }
             add(&mut total, &received);
             if args.verify {
-                super::verify::applied(delta, destination, cancel, &terminal)?;
+                let ends_at = received.ends_at;
+                super::verify::applied(delta, ends_at, destination, cancel, &terminal)?;
                 total.verified = true;
+            }
+            // Where it does not read back it is still needed.
+            if received.took_back {
+                remove_used(delta, &terminal);
             }
         }
     }
@@ -314,35 +378,54 @@ fn check(
     }
 }
 
-/// A single full copy may make its file; whether it is one is only known once its header was read, so the
-/// file is looked at first.
-fn open_destination(
-    name: &str,
+type Input = Box<dyn Read + Send>;
+
+/// The header of the first delta, which says whether something may be made for it, and how large. A pipe can be read
+/// only once, so it is looked into only if that is `needed`, and what was read of it comes back with the rest.
+fn first_header(
     deltas: &[String],
-    options: &DestinationOptions,
-    check: bool,
-) -> Result<Destination> {
-    let begins_with_full_copy = || {
-        let Some(first) = deltas.first().filter(|first| *first != "-") else {
-            return false;
-        };
-        // A pipe can be read only once.
-        std::fs::metadata(first)
-            .ok()
-            .filter(std::fs::Metadata::is_file)
-            .and_then(|_| File::open(first).ok())
-            .and_then(|file| DeltaReader::new(file).ok())
-            .is_some_and(|reader| reader.header().is_full_copy())
+    needed: bool,
+    cancel: &Cancel,
+) -> Result<(Option<Header>, Option<Input>)> {
+    let Some(first) = deltas.first() else {
+        return Ok((None, None));
     };
-    let create = !check && !Path::new(name).exists() && begins_with_full_copy();
-    Destination::open(
-        name,
-        &identities(deltas),
-        &DestinationOptions {
-            create,
-            ..options.clone()
-        },
-    )
+    let is_file = first != "-" && std::fs::metadata(first).is_ok_and(|found| found.is_file());
+    if !is_file && !needed {
+        return Ok((None, None));
+    }
+    let mut seen = Seen {
+        input: open_input(first, cancel)?,
+        bytes: Vec::new(),
+    };
+    let header = match DeltaReader::new(&mut seen) {
+        Ok(reader) => Some(reader.header().clone()),
+        // Nothing can be made for what does not say how large it is.
+        Err(FormatError::UnsupportedVersion { .. }) => None,
+        Err(source) if needed => {
+            let what = shown_name(first);
+            return Err(Error::Damaged { what, source });
+        }
+        // Whoever reads it to the end reports it.
+        Err(_) => None,
+    };
+    let Seen { input, bytes } = seen;
+    let rest = (!is_file).then(|| Box::new(std::io::Cursor::new(bytes).chain(input)) as Input);
+    Ok((header, rest))
+}
+
+/// Keeps what was read. Header and samples have limits, so that is not much.
+struct Seen {
+    input: Input,
+    bytes: Vec<u8>,
+}
+
+impl Read for Seen {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        self.bytes.extend_from_slice(&buffer[..read]);
+        Ok(read)
+    }
 }
 
 fn add(total: &mut Summary, received: &Received) {

@@ -1,7 +1,8 @@
 //! Connections that are lost, and made again.
 //!
-//! Pure. Guarantees: what the far end refused or found damaged is never tried again; a far end that was never
-//! reached neither; pauses double, and every attempt that got further earns new ones.
+//! Pure. Guarantees: what the far end refused or found damaged is never tried again, but for a destination that is
+//! held right after a connection was lost: the far end of that one may have it still. A far end that was never
+//! reached is not tried again either; pauses double, and every attempt that got further earns new ones.
 
 use std::time::Duration;
 
@@ -13,6 +14,19 @@ pub(super) struct Failed {
     pub(super) error: Error,
     /// The connection broke, or could not be made: another attempt may do better.
     pub(super) lost: bool,
+    /// The far end says that another process holds the destination.
+    pub(super) held: bool,
+}
+
+impl Failed {
+    /// It failed for good.
+    pub(super) fn for_good(error: Error) -> Self {
+        Self {
+            error,
+            lost: false,
+            held: false,
+        }
+    }
 }
 
 /// What can be tried again, and when.
@@ -47,7 +61,7 @@ impl Attempts {
     /// The pause before the next attempt, which doubles up to a minute, and that attempt's number.
     pub(super) fn next_pause(&mut self, failed: &Failed) -> Option<(Duration, u32)> {
         // The far end of the connection that was lost may hold the destination until it knows.
-        let still_held = self.used > 0 && failed.error.exit_code() == ExitCode::Refused;
+        let still_held = self.used > 0 && failed.held;
         if !self.connected || self.used >= self.allowed || !(failed.lost || still_held) {
             return None;
         }
@@ -62,4 +76,56 @@ pub(super) fn is_lost(error: &SessionError) -> bool {
     // The far end has lost us, and could still say so.
     let reported = |error: &SessionError| matches!(error, SessionError::Reported(failure) if failure.code == ExitCode::Remote as u8);
     error.is_lost() || reported(error)
+}
+
+/// The far end refuses because another process holds the destination at this moment.
+pub(super) fn is_held(error: &SessionError) -> bool {
+    matches!(error, SessionError::Reported(failure) if failure.held && failure.code == ExitCode::Refused as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::message::Failure;
+
+    fn failed(lost: bool, held: bool) -> Failed {
+        let error = Error::refused("far", "no", "");
+        Failed { error, lost, held }
+    }
+
+    #[test]
+    fn after_a_lost_connection_only_a_held_destination_is_asked_for_again_and_not_for_ever() {
+        let mut attempts = Attempts::new(3);
+        attempts.reached(0);
+        assert!(
+            attempts.next_pause(&failed(false, true)).is_none(),
+            "held by somebody else"
+        );
+        assert!(attempts.next_pause(&failed(true, false)).is_some());
+        assert!(
+            attempts.next_pause(&failed(false, false)).is_none(),
+            "a refusal is final"
+        );
+        assert!(attempts.next_pause(&failed(false, true)).is_some());
+        assert!(attempts.next_pause(&failed(false, true)).is_some());
+        assert!(
+            attempts.next_pause(&failed(false, true)).is_none(),
+            "not for ever"
+        );
+    }
+
+    #[test]
+    fn a_failure_of_another_kind_is_not_held_whatever_it_says() {
+        let reported = |code, held| {
+            let message = String::new();
+            SessionError::Reported(Failure {
+                code,
+                message,
+                held,
+            })
+        };
+        assert!(is_held(&reported(5, true)));
+        assert!(!is_held(&reported(5, false)));
+        assert!(!is_held(&reported(6, true)));
+    }
 }

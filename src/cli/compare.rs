@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::apply::{open_input, shown_name};
+use super::apply::{StateArgs, open_input, shown_name};
 use super::compare_far::Far;
 use super::diff::write_map;
 use super::send::RemoteArgs;
@@ -60,6 +60,9 @@ pub(super) struct CompareArgs {
     #[command(flatten)]
     remote: RemoteArgs,
 
+    #[command(flatten)]
+    state: StateArgs,
+
     /// One JSON object
     #[arg(long, conflicts_with = "map")]
     json: bool,
@@ -90,6 +93,8 @@ pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
     let start = Instant::now();
     let destination = parse_endpoint(&args.destination)?;
     let source = Comparand::open(&args.source, &terminal)?;
+    let (state, caller) = (args.state.directory(), args.state.caller());
+    source.warn_of_half_written(&state, &caller, &terminal);
     let only = args
         .only
         .as_deref()
@@ -104,6 +109,7 @@ pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
                     args.source, args.destination
                 )));
             }
+            other.warn_of_half_written(&state, &caller, &terminal);
             let sizes = Sizes {
                 source: source.size_bytes(),
                 destination: other.size_bytes(),

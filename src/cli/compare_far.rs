@@ -8,16 +8,18 @@ use std::process::ChildStdin;
 use std::sync::Arc;
 
 use super::progress::Speaker;
-use super::remote::{Events, start};
+use super::remote::{Events, start, via};
 use super::send::RemoteArgs;
 use super::serve::lost;
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
+use crate::commands::Caller;
 use crate::comparand::Comparand;
 use crate::engine::compare::{Failed, Side, answer, compare_there};
 use crate::error::Result;
 use crate::gate::{Admitted, Gate};
 use crate::monitor::Monitor;
+use crate::record::store::StateDir;
 use crate::session::compare_client::CompareClient;
 use crate::session::handshake::FEATURE_COMPARE;
 use crate::session::line::{Line, LineWriter};
@@ -52,6 +54,7 @@ impl Far {
         let open = Open {
             operation: OPERATION_COMPARE.to_owned(),
             destination: path.to_owned(),
+            via: via(remote, host),
             ..Open::default()
         };
         let (ready, client) = client.compare(open).map_err(|error| end.explain(error))?;
@@ -87,17 +90,25 @@ impl Far {
     }
 }
 
+/// Where records are, and who is told of them.
+pub(super) struct Place {
+    pub(super) state: StateDir,
+    pub(super) caller: Caller,
+}
+
 /// The far end of it.
 pub(super) fn serve<R: Read, W: Write>(
     server: &mut Server<R, W>,
     open: &Open,
     gate: &Gate,
     admitted: &Admitted,
+    place: &Place,
     monitor: &dyn Monitor,
     cancel: &Cancel,
 ) -> Result<Done> {
     let volume = Comparand::open(&admitted.destination, monitor)?;
     gate.confirm(admitted, volume.volume())?;
+    volume.warn_of_half_written(&place.state, &place.caller, monitor);
     let kind = if volume.is_file() { "file" } else { "block" };
     let ready = Ready {
         destination: open.destination.clone(),

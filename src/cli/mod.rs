@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod remote;
 mod send;
+mod send_here;
 mod serve;
 mod state;
 mod summary;
@@ -82,7 +83,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Diff(diff::DiffArgs),
-    Send(send::SendArgs),
+    Send(Box<send::SendArgs>),
     Apply(apply::ApplyArgs),
     Compare(compare::CompareArgs),
     Inspect(inspect::InspectArgs),

@@ -6,20 +6,26 @@
 
 use std::sync::Arc;
 
-use super::attempts::{Attempts, Failed, is_lost};
+use super::attempts::{Attempts, Failed, is_held, is_lost};
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
+use crate::commands::{Caller, Via, word};
 use crate::delta::codec::Compression;
 use crate::delta::stream::StreamId;
 use crate::engine::deliver::DeltaSink;
 use crate::error::{Error, Result};
 use crate::session::SessionError;
 use crate::session::client::SessionEvents;
-use crate::session::handshake::{FEATURE_ATOMIC, FEATURE_RECORD, FEATURE_UNDO};
+use crate::session::handshake::{
+    FEATURE_ATOMIC, FEATURE_CREATE_VOLUME, FEATURE_RECORD, FEATURE_UNDO,
+};
 use crate::session::line::Line;
-use crate::session::message::{Ack, ApplyOptions, OPERATION_APPLY, Open, SourceIdentity};
+use crate::session::message::{
+    Ack, ApplyOptions, CreateVolume, OPERATION_APPLY, Open, SourceIdentity,
+};
 use crate::session::remote::{OnLine, RemoteEnd, RemoteOptions};
+use crate::session::text::sanitise;
 use crate::source::SendSource;
 use crate::units::Bytes;
 use crate::volume::VolumeIdentity;
@@ -42,11 +48,17 @@ pub(super) fn send(
             Ok(()) => return Ok(()),
             Err(failed) => failed,
         };
-        if job.cancel.is_cancelled() {
-            return Err(Error::Interrupted);
-        }
-        let Some((pause, number)) = attempts.next_pause(&failed) else {
-            return Err(failed.error);
+        let is_cancelled = job.cancel.is_cancelled();
+        let pause = attempts.next_pause(&failed).filter(|_| !is_cancelled);
+        let Some((pause, number)) = pause else {
+            if attempts.connected && (failed.lost || is_cancelled) && !job.dry_run {
+                job.monitor.warn(&ways_out(job, host, path));
+            }
+            return Err(if is_cancelled {
+                Error::Interrupted
+            } else {
+                failed.error
+            });
         };
         job.monitor.warn(&format!(
             "{}; trying again in {} s ({number} of {})",
@@ -55,6 +67,32 @@ pub(super) fn send(
             job.remote.retries
         ));
         job.cancel.sleep(pause);
+    }
+}
+
+/// What the far end cannot say any more.
+fn ways_out(job: &Job<'_>, host: &str, path: &str) -> String {
+    let mut text = format!(
+        "{}:{path} may be partly written: run the same again to finish",
+        sanitise(host)
+    );
+    if let Some(undo) = &job.write.undo {
+        let caller = Caller {
+            via: via(job.remote, host),
+            state_dir: None,
+        };
+        let way_back = caller.command("apply", &[&undo.to_string_lossy(), path]);
+        text.push_str(&format!(", or take it back: {way_back}"));
+    }
+    text
+}
+
+/// How the user runs a command at the far end.
+pub(super) fn via(remote: &RemoteArgs, host: &str) -> Via {
+    let sudo = if remote.sudo { "sudo -n " } else { "" };
+    Via {
+        shell: format!("{} {}", remote.rsh, word(host)),
+        program: format!("{sudo}{}", word(&remote.remote_path)),
     }
 }
 
@@ -67,8 +105,7 @@ fn attempt(
     summary: &mut Summary,
     attempts: &mut Attempts,
 ) -> std::result::Result<(), Failed> {
-    let ours = |error| Failed { error, lost: false };
-    let mut end = start(job.remote, &job.speaker, host, &["serve"]).map_err(ours)?;
+    let mut end = start(job.remote, &job.speaker, host, &["serve"]).map_err(Failed::for_good)?;
     let events = Arc::new(Events {
         host: host.to_owned(),
         speaker: job.speaker.clone(),
@@ -79,6 +116,7 @@ fn attempt(
         .connect(&line, &required, events)
         .map_err(|error| Failed {
             lost: error.is_lost(),
+            held: false,
             error,
         })?;
     client.limit_acks(source.header.volume_size);
@@ -89,9 +127,11 @@ fn attempt(
         source: identity(source),
         stream: Some(StreamId::of(&source.header, &source.samples)),
         from: format!("{}:{}", host_name(), source.name),
+        via: via(job.remote, host),
     };
     let explain = |error: SessionError, end: &mut RemoteEnd| Failed {
         lost: is_lost(&error),
+        held: is_held(&error),
         error: end.explain(error),
     };
     let (ready, mut out) = client
@@ -133,7 +173,7 @@ fn attempt(
         Err(error) => match out.abort(&error.to_string()) {
             // The connection broke or the far end failed: that is the reason, ours is what followed.
             Some(reason) => Err(explain(reason, &mut end)),
-            None => Err(ours(error)),
+            None => Err(Failed::for_good(error)),
         },
     }
 }
@@ -146,6 +186,9 @@ fn required_features(job: &Job<'_>) -> Vec<&'static str> {
     }
     if job.write.atomic {
         features.push(FEATURE_ATOMIC);
+    }
+    if job.write.create.is_some() {
+        features.push(FEATURE_CREATE_VOLUME);
     }
     features
 }
@@ -200,6 +243,10 @@ fn apply_options(job: &Job<'_>, source: &SendSource) -> ApplyOptions {
         allow_smaller: job.write.allow_smaller,
         allow_in_use: job.write.allow_in_use,
         create: source.header.is_full_copy(),
+        create_volume: job.write.make(&source.header).map(|make| CreateVolume {
+            kind: make.making.to_string(),
+            size_bytes: make.size_bytes,
+        }),
         dry_run: job.dry_run,
         require_record: job.write.require_record,
         atomic: job.write.atomic,

@@ -1,6 +1,6 @@
 //! `lvmsync send`: sends what changed, or everything, to a volume here or elsewhere, a file, or stdout.
 
-use std::io::{self, Seek, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -14,22 +14,15 @@ use super::timeout::TimeoutArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
-use crate::delta::stream::StreamId;
-use crate::destination::Destination;
-use crate::engine::apply::{Applied, Applier};
-use crate::engine::begin::{Beginning, Begun, Ready, begin};
-use crate::engine::deliver::{DeltaSink, Paced, Proto3Sink, TargetSink};
+use crate::engine::deliver::{DeltaSink, Paced, Proto3Sink};
 use crate::engine::pump::{PumpOptions, pump};
-use crate::engine::receive::Conclusion;
-use crate::engine::target::{Target, check};
 use crate::engine::throttle::Throttle;
 use crate::error::{Error, ExitCode, Result};
 use crate::extent::Kind;
-use crate::monitor::{Monitor, Silent};
+use crate::monitor::Monitor;
 use crate::partial_file::PartialFile;
-use crate::record::keeper::Keeper;
-use crate::record::marks::Places;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
+use crate::session::text::sanitise;
 use crate::source::{SendSource, SourceRequest};
 use crate::units::{Bytes, count, parse_size};
 use crate::volume::VolumeIdentity;
@@ -45,6 +38,8 @@ The rule that loses nothing: make the new snapshot first, then send, then remove
 
 More examples:
   lvmsync send vg/s1 backup:/dev/vg/data                    first copy over ssh
+  lvmsync send vg/s1 backup:vg/data --create                and make the volume there, thin if there is a pool
+  lvmsync send vg/s1 backup:vg/data --create=thin:pool2
   lvmsync send --from vg/s1 vg/s2 -o monday.delta -z zstd   into a file
   lvmsync send --from vg/s1 vg/s2 --stdout | gpg -e > x.gpg
   lvmsync send --from vg/s1 vg/s2 backup:vg/data --undo /var/undo/monday
@@ -264,6 +259,7 @@ impl Job<'_> {
                 self.to_local(&source, &path.to_string_lossy(), &mut summary)?;
             }
             Some(Endpoint::Remote { host, path }) => {
+                summary.undo_host = Some(sanitise(host));
                 super::remote::send(self, &source, host, path, &mut summary)?;
             }
         }
@@ -278,6 +274,19 @@ impl Job<'_> {
     fn check_options(&self) -> Result<()> {
         let usage = |text: &str| Err(Error::Usage(text.to_owned()));
         let to_volume = self.destination.is_some();
+        if self.write.create.is_some() && !to_volume {
+            return usage("--create makes a destination volume; there is none here");
+        }
+        if self.write.create.is_some() && self.remote.compat {
+            return usage("the original lvmsync at the far end makes no volumes");
+        }
+        // They go on the command line and into the records of another machine as text.
+        let paths = [("--undo", &self.write.undo), ("--spool", &self.write.spool)];
+        for (option, path) in paths {
+            if path.as_ref().is_some_and(|path| path.to_str().is_none()) {
+                return usage(&format!("{option}: the path is not UTF-8"));
+            }
+        }
         if self.write.undo.is_some() && !to_volume {
             return usage("--undo saves what a destination volume held; there is none here");
         }
@@ -322,7 +331,7 @@ impl Job<'_> {
     }
 
     /// The file that says what changed: `cow:STORE`, or the copy of a pool's metadata.
-    fn store_identity(&self) -> Option<VolumeIdentity> {
+    pub(super) fn store_identity(&self) -> Option<VolumeIdentity> {
         if let Some(metadata) = self.request.thin_metadata {
             return VolumeIdentity::of_path(metadata).ok();
         }
@@ -402,122 +411,5 @@ impl Job<'_> {
         };
         pump(&source.data, changes, sink, &options).map_err(|error| source.explain(error))?;
         source.check_unchanged()
-    }
-
-    /// Both ends are here: frames go from the reader to the volume without becoming a delta.
-    fn to_local(
-        &self,
-        source: &SendSource,
-        destination: &str,
-        summary: &mut Summary,
-    ) -> Result<()> {
-        let mut options = self.write.options(self.to.compress);
-        options.create = source.header.is_full_copy();
-        if self.dry_run && Destination::could_make(destination, &options) {
-            return Ok(());
-        }
-        let mut sources = vec![source.data.identity()];
-        sources.extend(self.store_identity());
-        let mut destination = Destination::open(destination, &sources, &options)?;
-        let stream = StreamId::of(&source.header, &source.samples);
-        if self.dry_run {
-            destination.keeper().admit(&source.header, &stream)?;
-            let options = destination.receive_options(self.cancel, self.monitor);
-            let target = destination.target();
-            return check(&source.header, &source.samples, &target, &options).map(|_| ());
-        }
-        if self.write.atomic {
-            let applied = self.by_spool(source, &mut destination)?;
-            summary.data_bytes = applied.data_bytes;
-            summary.zero_bytes = applied.zero_bytes;
-            summary.bytes_sent = applied.data_bytes;
-            return Ok(());
-        }
-        let applied = destination.write(
-            self.cancel,
-            self.monitor,
-            |target, undo, options, keeper| {
-                let beginning = Beginning {
-                    header: &source.header,
-                    samples: &source.samples,
-                    target,
-                    undo,
-                    options,
-                };
-                match begin(&beginning, keeper)? {
-                    Begun::Already => Ok(Applied::default()),
-                    Begun::Ready(ready) => self.copy(source, target, *ready, keeper),
-                }
-            },
-        )?;
-        summary.data_bytes = applied.data_bytes;
-        summary.zero_bytes = applied.zero_bytes;
-        summary.bytes_sent = applied.data_bytes;
-        Ok(())
-    }
-
-    /// The whole delta is beside the destination before the first block of it is written.
-    fn by_spool(&self, source: &SendSource, destination: &mut Destination) -> Result<Applied> {
-        let name = "the delta";
-        let mut summary = Summary::default();
-        let mut file = destination.spool_file()?;
-        self.write_delta(source, 0, &file, name, &mut summary)?;
-        let failed = |error| Error::io("cannot keep the delta beside the destination", error);
-        file.sync_all()
-            .and_then(|()| file.rewind())
-            .map_err(failed)?;
-        destination.rehearse(&file, name, self.cancel, &Silent)?;
-        file.rewind().map_err(failed)?;
-        let mut nothing = |_: u64, _: &Applied| Ok(());
-        let received = destination.receive_now(file, name, self.cancel, &Silent, &mut nothing)?;
-        Ok(received.applied)
-    }
-
-    /// Frames go from the reader to the volume without becoming a delta.
-    fn copy(
-        &self,
-        source: &SendSource,
-        target: &Target<'_>,
-        ready: Ready<'_>,
-        keeper: &mut Keeper,
-    ) -> Result<Applied> {
-        let mut nothing = |_: u64, _: &Applied, _: &Places| Ok(());
-        let mut saved = |end: u64| keeper.saved(end);
-        let mut applier = Applier::new(
-            target.volume,
-            target.name,
-            ready.undo,
-            self.cancel,
-            &mut nothing,
-        )
-        .tell_saved(&mut saved)
-        .sync_once();
-        // Frames stay in memory: to compress them would be work for nothing.
-        let options = PumpOptions {
-            name: &source.name,
-            compression: Compression::None,
-            cancel: self.cancel,
-            monitor: self.monitor,
-        };
-        let throttle = Throttle::new(self.to.bwlimit, self.cancel);
-        let mut sink = TargetSink::new(&mut applier, throttle);
-        let rest;
-        let changes = if ready.offset == 0 {
-            &source.changes
-        } else {
-            rest = source.changes.from_offset(ready.offset);
-            &rest
-        };
-        let result = pump(&source.data, changes, &mut sink, &options)
-            .map_err(|error| source.explain(error))
-            .and_then(|()| source.check_unchanged());
-        let ended = applier.end(result);
-        let conclusion = Conclusion {
-            header: Some(&source.header),
-            target,
-            old_size_bytes: ready.old_size_bytes,
-            monitor: self.monitor,
-        };
-        conclusion.conclude(ended, ready.result, keeper)
     }
 }

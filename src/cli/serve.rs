@@ -6,17 +6,20 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::apply::StateArgs;
+use super::compare_far::Place;
 use super::timeout::TimeoutArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
+use crate::commands::{Caller, Via};
 use crate::delta::codec::Compression;
-use crate::destination::{Destination, DestinationOptions};
+use crate::destination::{Destination, DestinationOptions, Make};
 use crate::engine::apply::Applied;
 use crate::error::{Error, ExitCode, Result};
 use crate::gate::policy::{Permits, Policy};
 use crate::gate::{Admitted, Gate};
 use crate::monitor::Monitor;
 use crate::record::keeper::Resume;
+use crate::record::store::StateDir;
 use crate::session::SessionError;
 use crate::session::limits::WithoutProto3;
 use crate::session::line::{Line, LineReader, LineWriter};
@@ -70,6 +73,8 @@ enum Permit {
     InUse,
     /// --overwrite: replace an undo file that exists
     Overwrite,
+    /// --create: make a logical volume of an allowed name where there is none
+    Create,
 }
 
 impl LimitArgs {
@@ -85,6 +90,7 @@ impl LimitArgs {
         let permits = Permits {
             in_use: self.permit.contains(&Permit::InUse),
             overwrite: self.permit.contains(&Permit::Overwrite),
+            create: self.permit.contains(&Permit::Create),
         };
         Policy::new(&self.allow, self.read_only, undo_directory, permits)
     }
@@ -142,19 +148,29 @@ fn serve(
     let monitor = Relay(replies.clone());
     let admitted = gate.admit(open)?;
     if open.operation == OPERATION_COMPARE {
-        return super::compare_far::serve(server, open, gate, &admitted, &monitor, cancel);
+        let place = Place {
+            state: StateDir::choose(state_dir),
+            caller: Caller {
+                via: via(open),
+                state_dir: state_dir.map(|directory| directory.display().to_string()),
+            },
+        };
+        return super::compare_far::serve(server, open, gate, &admitted, &place, &monitor, cancel);
     }
     let mut options = DestinationOptions {
         state_dir: state_dir.map(Path::to_owned),
         from: sanitise(&open.from),
-        ..destination_options(&open.options, &admitted)
+        via: via(open),
+        ..destination_options(&open.options, &admitted)?
     };
-    if open.options.dry_run && Destination::could_make(&admitted.destination, &options) {
+    if open.options.dry_run
+        && let Some(kind) = Destination::could_make(&admitted.destination, &options)?
+    {
         let destination = open.destination.clone();
         let ready = Ready {
             destination,
             size_bytes: 0,
-            kind: "file".to_owned(),
+            kind: kind.to_owned(),
             ..Ready::default()
         };
         server.ready(ready).map_err(lost)?;
@@ -167,6 +183,7 @@ fn serve(
     }
     // It was there a moment ago, and a dry run makes nothing.
     options.create &= !open.options.dry_run;
+    options.make = options.make.filter(|_| !open.options.dry_run);
     let source = source_here(open);
     let mut destination = Destination::open(&admitted.destination, source.as_slice(), &options)?;
     gate.confirm(&admitted, destination.volume())?;
@@ -212,6 +229,14 @@ fn serve(
     })
 }
 
+/// How people at the client reach this machine, as the client says: words.
+fn via(open: &Open) -> Via {
+    Via {
+        shell: sanitise(&open.via.shell),
+        program: sanitise(&open.via.program),
+    }
+}
+
 /// The session's end, as this end sees it.
 pub(super) fn lost(error: SessionError) -> Error {
     error.into_error("the sender")
@@ -230,8 +255,17 @@ fn source_here(open: &Open) -> Option<VolumeIdentity> {
     }
 }
 
-fn destination_options(options: &ApplyOptions, admitted: &Admitted) -> DestinationOptions {
-    DestinationOptions {
+fn destination_options(options: &ApplyOptions, admitted: &Admitted) -> Result<DestinationOptions> {
+    let make = options.create_volume.as_ref().map(|wish| {
+        let making = wish.kind.parse().map_err(|reason| {
+            Error::Usage(format!("--create={}: {reason}", sanitise(&wish.kind)))
+        })?;
+        Ok::<_, Error>(Make {
+            making,
+            size_bytes: wish.size_bytes,
+        })
+    });
+    Ok(DestinationOptions {
         undo: admitted.undo.clone(),
         no_links: admitted.is_restricted(),
         overwrite: options.overwrite,
@@ -239,14 +273,16 @@ fn destination_options(options: &ApplyOptions, admitted: &Admitted) -> Destinati
         allow_smaller: options.allow_smaller,
         allow_in_use: options.allow_in_use,
         create: options.create,
+        make: make.transpose()?,
         unfinished: false,
         undo_compression: Compression::None,
         state_dir: None,
         require_record: options.require_record,
         from: String::new(),
+        via: Via::default(),
         atomic: options.atomic,
         spool: options.spool.clone().map(Into::into),
-    }
+    })
 }
 
 /// Warnings go to the sender; its own progress is its own.

@@ -7,12 +7,15 @@ use serde::Serialize;
 
 use super::apply::StateArgs;
 use super::{TalkArgs, output};
+use crate::commands::Caller;
 use crate::delta::FormatError;
 use crate::delta::header::State;
 use crate::delta::reader::DeltaReader;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
 use crate::error::{Error, ExitCode, Result};
+use crate::partial_file::PARTIAL_SUFFIX;
+use crate::record::admission::{Called, refuse_as_source};
 use crate::record::keeper::{now, shown_time};
 use crate::record::store::{RecordFile, StateDir, read};
 use crate::record::witness::{Touched, Watch, touched};
@@ -43,7 +46,7 @@ pub(super) struct StateVerb {
 enum Action {
     /// Show what is on record
     Show(ShowArgs),
-    /// Put on record that a destination holds a state, also in place of an incomplete one
+    /// Put on record that a destination holds a state
     Adopt(AdoptArgs),
     /// Remove the record of a destination
     Forget(ForgetArgs),
@@ -73,6 +76,10 @@ struct AdoptArgs {
     /// The state that it holds: a delta that leads to it, a snapshot on this machine, or an id as `show` prints it
     state_name: String,
 
+    /// Even if it is on record as incomplete, that is, half-written
+    #[arg(long)]
+    force: bool,
+
     #[command(flatten)]
     state: StateArgs,
 
@@ -84,6 +91,10 @@ struct AdoptArgs {
 struct ForgetArgs {
     /// The destination, or the identity of one that is gone
     destination: String,
+
+    /// Even if it is on record as incomplete, that is, half-written
+    #[arg(long)]
+    force: bool,
 
     #[command(flatten)]
     state: StateArgs,
@@ -105,8 +116,10 @@ fn show(args: &ShowArgs) -> Result<ExitCode> {
     let directory = args.state.directory();
     let entries: Vec<Entry> = match &args.destination {
         Some(name) => {
-            let file = find(&directory, name)?;
-            file.load()?
+            let found = find(&directory, name)?;
+            found
+                .file
+                .load()?
                 .into_iter()
                 .map(|record| Entry::of(record, Some(name)))
                 .collect()
@@ -223,16 +236,14 @@ fn adopt(args: &AdoptArgs) -> Result<ExitCode> {
     let name = &args.destination;
     let resolved = resolve(name)?;
     let state = named_state(&args.state_name)?;
-    // Alone: a run that writes to it now would not know.
-    let volume = Volume::open_writable(
-        resolved.path(),
-        &crate::volume::WriteOptions {
-            allow_in_use: true,
-            ..Default::default()
-        },
-    )?;
+    // A run that writes to it now would not know.
+    let _alone = Volume::lock_alone(resolved.path())?;
+    let volume = Volume::open(resolved.path())?;
     let known_as = identity::of_resolved(&resolved);
     let file = args.state.directory().file_of(&known_as);
+    if !args.force {
+        refuse_half_written(&file, name, &args.state.caller())?;
+    }
     file.save(&Record {
         identity: known_as,
         name: name.clone(),
@@ -304,36 +315,89 @@ fn state_of_file(path: &str) -> Result<State> {
 
 fn forget(args: &ForgetArgs) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
-    let file = find(&args.state.directory(), &args.destination)?;
+    let name = &args.destination;
+    let Found { file, path } = find(&args.state.directory(), name)?;
+    let _alone = path.as_ref().map(Volume::lock_alone).transpose()?;
     if !file.path().exists() {
-        terminal.summary(&format!("{}: there is no record of it", args.destination));
+        terminal.summary(&format!("{name}: there is no record of it"));
         return Ok(ExitCode::Done);
     }
+    // What is gone cannot be used for anything, however it was left.
+    if let Some(path) = path.filter(|_| !args.force) {
+        // A first copy that was cut is not there under its name.
+        let partial = path.display().to_string();
+        let is_partial = partial.ends_with(PARTIAL_SUFFIX);
+        let name = if is_partial { &partial } else { name };
+        refuse_half_written(&file, name, &args.state.caller())?;
+    }
     file.remove()?;
-    terminal.summary(&format!("{}: its record is removed", args.destination));
+    terminal.summary(&format!("{name}: its record is removed"));
     Ok(ExitCode::Done)
 }
 
+/// Nothing but the record tells that a destination is half-written. One that is damaged tells nothing, and may go.
+fn refuse_half_written(file: &RecordFile, name: &str, caller: &Caller) -> Result<()> {
+    let record = file.load().ok().flatten();
+    let Some(refusal) =
+        record.and_then(|record| refuse_as_source(&record, Called { name, caller }))
+    else {
+        return Ok(());
+    };
+    let way_out = format!(
+        "{}\nIf you know that it is neither needed nor half-written, say so with --force.",
+        refusal.way_out
+    );
+    Err(Error::refused(name, refusal.reason, way_out))
+}
+
+/// A record's file, and what it is about, if that is there.
+struct Found {
+    file: RecordFile,
+    path: Option<PathBuf>,
+}
+
 /// The file of a destination that is there, or of one that is gone and is named as the records name it.
-fn find(directory: &StateDir, name: &str) -> Result<RecordFile> {
+fn find(directory: &StateDir, name: &str) -> Result<Found> {
     let failed = match resolve(name) {
-        Ok(resolved) => return Ok(directory.file_of(&identity::of_resolved(&resolved))),
+        Ok(resolved) => {
+            return Ok(Found {
+                file: directory.file_of(&identity::of_resolved(&resolved)),
+                path: Some(resolved.path().to_owned()),
+            });
+        }
         Err(error) => error,
     };
     let partial: PathBuf = crate::partial_file::partial_name(Path::new(name));
     if partial.is_file() {
-        return Ok(directory.file_of(&identity::of_path(&partial)));
+        return Ok(Found {
+            file: directory.file_of(&identity::of_path(&partial)),
+            path: Some(partial),
+        });
     }
     // Named by its identity, it is found even where its record is damaged.
     let by_identity = directory.file_of(name);
     if by_identity.path().is_file() {
-        return Ok(by_identity);
+        return Ok(found_by_identity(by_identity));
     }
     let gone = all(directory)?
         .into_iter()
         .find(|record| record.identity == name || record.name == name);
-    gone.map(|record| directory.file_of(&record.identity))
+    gone.map(|record| found_by_identity(directory.file_of(&record.identity)))
         .ok_or(failed)
+}
+
+/// The destination may still have the name that is on record.
+fn found_by_identity(file: RecordFile) -> Found {
+    let name = file.load().ok().flatten().map(|record| record.name);
+    let partial = |name: &String| crate::partial_file::partial_name(Path::new(name));
+    let is_it = |path: &PathBuf| identity::of_path(path) == file.identity();
+    let path = name.and_then(|name| {
+        let resolved = resolve(&name).ok();
+        let resolved = resolved.filter(|found| identity::of_resolved(found) == file.identity());
+        let there = resolved.map(|resolved| resolved.path().to_owned());
+        there.or_else(|| Some(partial(&name)).filter(|path| path.is_file() && is_it(path)))
+    });
+    Found { file, path }
 }
 
 /// All records that can be read.

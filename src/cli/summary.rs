@@ -28,6 +28,9 @@ pub(super) struct Summary {
     /// The undo that was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) undo: Option<String>,
+    /// On which machine that is, if not on this one.
+    #[serde(skip)]
+    pub(super) undo_host: Option<String>,
     /// Nothing was written, as asked.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) dry_run: bool,
@@ -60,7 +63,11 @@ impl Summary {
             }
         }
         if let Some(undo) = &self.undo {
-            text.push_str(&format!("; undo in {undo}"));
+            text.push_str("; undo ");
+            if let Some(host) = &self.undo_host {
+                text.push_str(&format!("at {host} "));
+            }
+            text.push_str(&format!("in {undo}"));
         }
         if self.verified {
             text.push_str("; verified: what was written reads back");

@@ -83,16 +83,17 @@ fn is_version_3(delta: &str) -> bool {
     })
 }
 
-/// Compares what is at `destination` now with the delta that was just applied to it.
+/// Compares what is at `destination` now with the delta that was just applied to it, up to where it counts.
 pub(super) fn applied(
     delta: &str,
+    ends_at: Option<u64>,
     destination: &str,
     cancel: &Cancel,
     monitor: &dyn Monitor,
 ) -> Result<()> {
     let written = Comparand::open(destination, &Silent)?;
     let input = open_input(delta, cancel)?;
-    let differing = read_back(input, delta, written.side(), cancel, monitor)
+    let differing = read_back(input, delta, ends_at, written.side(), cancel, monitor)
         .map_err(|error| written.explain(error))?;
     expect_equal(destination, &differing)
 }

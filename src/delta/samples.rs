@@ -143,6 +143,19 @@ impl Samples {
         Self(self.0.iter().filter(fits).copied().collect())
     }
 
+    /// The same blocks as `volume` holds them; those past its end are left out.
+    pub fn retaken(&self, volume: &dyn ReadAt) -> io::Result<Self> {
+        let offsets = self.below(volume.size_bytes()).0;
+        let offsets = offsets.iter().map(|sample| sample.offset).collect();
+        let mut samples = Vec::with_capacity(self.0.len());
+        each_block(volume, offsets, |offset, block| {
+            let digest = digest(block);
+            samples.push(Sample { offset, digest });
+            true
+        })?;
+        Ok(Self(samples))
+    }
+
     /// The offset of the first sample that `volume` does not hold; `None` when all match. A sample past
     /// the end of `volume` counts as different.
     pub fn first_mismatch(&self, volume: &dyn ReadAt) -> io::Result<Option<u64>> {

@@ -40,6 +40,8 @@ pub struct LvRow {
     pub lv_skip_activation: String,
     /// Number of a thin volume in its pool.
     pub thin_id: String,
+    /// Tags, separated by commas.
+    pub lv_tags: String,
 }
 
 impl LvRow {
@@ -91,7 +93,7 @@ impl LvRow {
 }
 
 const COLUMNS: &str = "vg_name,lv_name,lv_uuid,lv_size,lv_active,lv_attr,lv_role,segtype,origin,\
-                       pool_lv,lv_skip_activation,thin_id";
+                       pool_lv,lv_skip_activation,thin_id,lv_tags";
 
 #[derive(Deserialize)]
 struct Reports {
@@ -120,7 +122,7 @@ pub fn volumes_of(vg: &str) -> Result<Vec<LvRow>> {
         what: format!("volume group {vg}"),
         reason,
     };
-    let output = command("lvs")
+    let output = lvm_command("lvs")
         .args([
             "-a",
             "--reportformat",
@@ -156,7 +158,7 @@ pub fn explain_no_device(name: &LvName) -> Error {
 }
 
 /// The same, from the rows: pure.
-fn no_device_reason(name: &LvName, rows: &[LvRow]) -> String {
+pub(super) fn no_device_reason(name: &LvName, rows: &[LvRow]) -> String {
     let vg = name.vg();
     let Some(row) = rows.iter().find(|row| row.name() == name.lv()) else {
         return format!(
@@ -179,14 +181,14 @@ fn no_device_reason(name: &LvName, rows: &[LvRow]) -> String {
     format!("the logical volume is not active, so it has no device; activate it: {activate}")
 }
 
-/// One of LVM's own commands, in an environment that its words do not depend on.
-pub(crate) fn command(program: &str) -> Command {
+/// One of LVM's commands, with an environment that does not depend on whose it is.
+pub(crate) fn lvm_command(name: &str) -> Command {
     // The tools live in a directory that an ordinary user's PATH may lack.
-    let path = ["/usr/sbin", "/sbin"]
-        .into_iter()
-        .map(|directory| Path::new(directory).join(program))
+    let program = ["/usr/sbin", "/sbin"]
+        .iter()
+        .map(|directory| Path::new(directory).join(name))
         .find(|path| path.exists());
-    let mut command = Command::new(path.unwrap_or_else(|| program.into()));
+    let mut command = Command::new(program.unwrap_or_else(|| name.into()));
     command
         .env("LC_ALL", "C")
         .env("LVM_SUPPRESS_FD_WARNINGS", "1")

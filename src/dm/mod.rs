@@ -2,13 +2,16 @@
 //!
 //! Guarantees: looking at an active volume needs no LVM command, only sysfs and the control device;
 //! `lvs` is asked for what the kernel cannot know (inactive and absent volumes); everything that comes
-//! back is parsed by pure code. Nothing here changes a volume.
+//! back is parsed by pure code. Nothing here changes a volume, except that `making` makes one where it was asked to.
 
 pub mod device;
 pub mod examine;
 pub mod lvm;
+pub mod making;
 pub mod name;
 pub mod openers;
+pub mod pool;
+pub mod pool_status;
 pub mod resolve;
 pub mod snapshot;
 pub mod table;

@@ -41,6 +41,8 @@ pub enum Target {
         data: DeviceNumber,
         /// Size of a block.
         block_sectors: u64,
+        /// How it was set up.
+        features: PoolFeatures,
     },
     /// A volume whose writes dm-era records.
     Era {
@@ -55,6 +57,15 @@ pub enum Target {
     Error,
     /// Something that lvmsync has no business with.
     Other(String),
+}
+
+/// The feature words of a thin pool that change what a write or a discard does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolFeatures {
+    /// `skip_block_zeroing`: what a first write leaves of its block is not zero but whatever was on the disk.
+    pub skips_zeroing: bool,
+    /// `ignore_discard`: volumes refuse discards.
+    pub ignores_discards: bool,
 }
 
 /// The arguments of `snapshot` and `snapshot-merge`.
@@ -135,13 +146,7 @@ pub fn parse_target(kind: &str, params: &str) -> Result<Target, TableError> {
                 offset_sectors,
             }),
         "thin" => parse_thin(words),
-        "thin-pool" => device(words).zip(device(words)).zip(number(words)).map(
-            |((metadata, data), block_sectors)| Target::ThinPool {
-                metadata,
-                data,
-                block_sectors,
-            },
-        ),
+        "thin-pool" => parse_thin_pool(words),
         "era" => device(words).zip(device(words)).zip(number(words)).map(
             |((metadata, origin), block_sectors)| Target::Era {
                 metadata,
@@ -224,6 +229,31 @@ fn parse_thin(words: Words<'_, '_>) -> Option<Target> {
     })
 }
 
+/// `<metadata> <data> <block> <low water> [<number of features> <feature>*]`.
+fn parse_thin_pool(words: Words<'_, '_>) -> Option<Target> {
+    let (metadata, data) = (device(words)?, device(words)?);
+    let block_sectors = number(words)?;
+    // An unreadable low water mark or count would leave the features unknown.
+    let (mut features, mut left) = (PoolFeatures::default(), 0);
+    if let Some(low_water) = words.next() {
+        low_water.parse::<u64>().ok()?;
+        left = words.next().map_or(Some(0), |word| word.parse().ok())?;
+    }
+    for _ in 0..left {
+        match words.next()? {
+            "skip_block_zeroing" => features.skips_zeroing = true,
+            "ignore_discard" => features.ignores_discards = true,
+            _ => {}
+        }
+    }
+    Some(Target::ThinPool {
+        metadata,
+        data,
+        block_sectors,
+        features,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,6 +268,12 @@ mod tests {
             store: B,
             persistent,
             chunk_sectors,
+        };
+        let pool = |features| Target::ThinPool {
+            metadata: A,
+            data: B,
+            block_sectors: 128,
+            features,
         };
         for (kind, params, target) in [
             (
@@ -299,11 +335,20 @@ mod tests {
             (
                 "thin-pool",
                 "254:1 254:2 128 0 1 error_if_no_space",
-                Target::ThinPool {
-                    metadata: A,
-                    data: B,
-                    block_sectors: 128,
-                },
+                pool(PoolFeatures::default()),
+            ),
+            (
+                "thin-pool",
+                "254:1 254:2 128 0 2 skip_block_zeroing ignore_discard ",
+                pool(PoolFeatures {
+                    skips_zeroing: true,
+                    ignores_discards: true,
+                }),
+            ),
+            (
+                "thin-pool",
+                "254:1 254:2 128 0 0 ",
+                pool(PoolFeatures::default()),
             ),
             (
                 "era",
@@ -334,6 +379,8 @@ mod tests {
             ("thin", "254:1 16777216"),
             ("thin", "254:1 1 x"),
             ("thin-pool", "254:1 254:2"),
+            ("thin-pool", "254:1 254:2 128 x"),
+            ("thin-pool", "254:1 254:2 128 0 2 skip_block_zeroing"),
             ("era", "254:1"),
         ] {
             let error = parse_target(kind, params).unwrap_err();

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::dm::SnapshotStatus;
+use crate::hold::record::Held;
 use crate::record::{Record, RecordError};
 use crate::session::message::Hello;
 
@@ -163,6 +164,21 @@ pub struct Records {
     pub records: Option<Looked<Vec<RecordFacts>>>,
     /// Records that were being written.
     pub partials: Vec<Partial>,
+    /// What runs hold for a while, or held when they were killed.
+    pub held: Vec<HeldFacts>,
+}
+
+/// Something that is on record as held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldFacts {
+    /// What the record says.
+    pub held: Held,
+    /// It is a pool's metadata snapshot, and not a volume that was activated.
+    pub is_pool: bool,
+    /// Its run lives.
+    pub busy: bool,
+    /// It was taken since the machine was started.
+    pub this_boot: bool,
 }
 
 /// Whether a directory can be used.

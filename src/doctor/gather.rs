@@ -16,20 +16,22 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::facts::{
-    Control, Device, Installer, Kind, Looked, Machine, Partial, Place, Presence, RecordFacts,
-    Records, Tool, ToolName, Undo, Unusable,
+    Control, Device, HeldFacts, Installer, Kind, Looked, Machine, Partial, Place, Presence,
+    RecordFacts, Records, Tool, ToolName, Undo, Unusable,
 };
 use super::parse;
 use crate::dm::device::DeviceMapper;
 use crate::dm::table::parse_snapshot_status;
 use crate::dm::uuid::DmUuid;
 use crate::error::Error;
+use crate::hold::{self, lock, record::Held};
 use crate::partial_file::partial_name;
 use crate::record::store::StateDir;
 use crate::record::{MAX_BYTES, Record, identity};
 use crate::session::text::sanitise_bytes;
 use crate::sys::device::DeviceNumber;
 use crate::sys::ioctl::DmControl;
+use crate::volume::host::boot_id;
 
 /// How long a tool may take to tell its version.
 const TOOL_LIMIT: Duration = Duration::from_secs(10);
@@ -280,8 +282,20 @@ pub fn records(directory: &StateDir, named: bool) -> Records {
         named,
         place: place(&destinations),
         partials: partials(&destinations, &here),
+        held: held(directory, &here),
         records: Some(listed(directory, here)),
     }
+}
+
+fn held(directory: &StateDir, here: &Here) -> Vec<HeldFacts> {
+    let boot = boot_id();
+    let look = |(name, held): (String, Held)| HeldFacts {
+        is_pool: name.starts_with("pool-"),
+        busy: here.is_locked(&lock::path_of(&name)),
+        this_boot: boot.as_ref() == Some(&held.boot),
+        held,
+    };
+    hold::record::all(directory).into_iter().map(look).collect()
 }
 
 fn listed(directory: &StateDir, mut here: Here) -> Looked<Vec<RecordFacts>> {

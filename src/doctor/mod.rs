@@ -13,7 +13,7 @@ mod volumes;
 
 use serde::Serialize;
 
-use crate::session::remote::quote;
+use crate::commands::word;
 use crate::session::text::sanitise;
 use facts::Facts;
 
@@ -113,12 +113,6 @@ impl Report {
         let same = |check: &&Check| check.status == status;
         self.checks.iter().filter(same).count()
     }
-}
-
-/// One word of a command that people will paste into a shell.
-fn word(text: &str) -> String {
-    // What no command line can carry cannot be typed either: then it is shown as it is.
-    quote(text).unwrap_or_else(|| text.to_owned())
 }
 
 #[cfg(test)]

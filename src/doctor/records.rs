@@ -3,15 +3,16 @@
 //! Guarantees: pure; a record that says nothing is a problem, one of a cut write a warning with both ways out,
 //! and one of a destination that is gone a note. Whether a destination is gone is never guessed.
 
-use super::facts::{Partial, Place, Presence, RecordFacts, Records, Undo, Unusable};
+use super::facts::{HeldFacts, Partial, Place, Presence, RecordFacts, Records, Undo, Unusable};
 use super::{Check, word};
-use crate::record::admission::refuse_as_source;
+use crate::record::admission::{Called, refuse_as_source};
 use crate::record::{Record, RecordError};
 use crate::units::count;
 
 const DIRECTORY: &str = "state.directory";
 const RECORD: &str = "state.record";
 const PARTIAL: &str = "state.partial";
+const HELD: &str = "state.held";
 
 /// What the facts mean.
 pub(super) fn findings(facts: &Records, root: bool) -> Vec<Check> {
@@ -33,7 +34,34 @@ pub(super) fn findings(facts: &Records, root: bool) -> Vec<Check> {
         }
     }
     checks.extend(facts.partials.iter().filter_map(partial));
+    checks.extend(facts.held.iter().filter_map(held));
     checks
+}
+
+/// What a run held when it was killed: the next one gives it back, and nothing is broken meanwhile.
+fn held(facts: &HeldFacts) -> Option<Check> {
+    let name = &facts.held.name;
+    if facts.busy {
+        return None;
+    }
+    if facts.is_pool {
+        let found = match facts.held.root {
+            Some(root) => format!(
+                "{name}: a run of lvmsync was killed while it read this pool's metadata snapshot (block {root})"
+            ),
+            None => format!(
+                "{name}: a run of lvmsync was killed while it asked for this pool's metadata snapshot; if one is held, \
+                 it may be that run's"
+            ),
+        };
+        let way_out = "The next lvmsync diff or send of a volume in that pool releases it, if it is lvmsync's";
+        return Some(Check::warning(HELD, found).way_out(way_out));
+    }
+    if !facts.this_boot {
+        return None;
+    }
+    let found = format!("{name}: active only because a run of lvmsync that read it was killed");
+    Some(Check::warning(HELD, found).way_out(format!("lvchange -an {}", word(name))))
 }
 
 /// What a command needs to find the same directory.
@@ -135,7 +163,7 @@ fn of_usable(facts: &RecordFacts, record: &Record, option: &str) -> Option<Check
         }
         Presence::Here | Presence::Unknown => {}
     }
-    let refusal = refuse_as_source(record, name)?;
+    let refusal = refuse_as_source(record, Called::here(name))?;
     if facts.busy {
         let found = format!("{name}: a write to it is under way");
         return Some(Check::note(RECORD, found));
@@ -322,6 +350,29 @@ mod tests {
             ..record(None)
         };
         assert_eq!(found(unread)[0].status, Status::Note);
+    }
+
+    #[test]
+    fn what_a_killed_run_held_is_told_with_who_gives_it_back() {
+        let held = |is_pool, root, busy, this_boot| HeldFacts {
+            held: crate::hold::record::Held {
+                name: "vg/x".into(),
+                root,
+                ..Default::default()
+            },
+            is_pool,
+            busy,
+            this_boot,
+        };
+        let check = |facts: HeldFacts| super::held(&facts);
+        assert!(check(held(true, Some(7), true, true)).is_none());
+        let left = check(held(true, Some(7), false, false)).unwrap();
+        assert!(left.found.contains("block 7"), "{}", left.found);
+        let asked = check(held(true, None, false, true)).unwrap();
+        assert!(asked.found.contains("may be that run's"), "{}", asked.found);
+        let active = check(held(false, None, false, true)).unwrap();
+        assert_eq!(active.way_out.as_deref(), Some("lvchange -an vg/x"));
+        assert!(check(held(false, None, false, false)).is_none());
     }
 
     #[test]

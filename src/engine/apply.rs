@@ -1,10 +1,14 @@
 //! Puts frames onto a volume.
 //!
 //! Guarantees: with an undo, the old content of a region is durable before the region is overwritten; data
-//! is made durable every [`SYNC_EVERY_BYTES`] and the caller told up to where, unless it has no use for
-//! that; [`Applier::finish`] returns only after a last sync. Order is the caller's: frames are applied as they come.
+//! is made durable every [`SYNC_EVERY_BYTES`] and the caller told up to where; [`Applier::finish`] returns only
+//! after a last sync. Order is the caller's: frames are applied as they come, but zeroes that follow each other
+//! become one range, for a pool takes back whole blocks alone.
+
+use std::time::{Duration, Instant};
 
 use super::FrameSink;
+use super::behind::Behind;
 use super::undo::{DurableWrite, UndoRecorder};
 use crate::cancel::Cancel;
 use crate::delta::codec::Codec;
@@ -15,11 +19,16 @@ use crate::volume::WriteAt;
 
 /// Volume data between two syncs.
 pub const SYNC_EVERY_BYTES: u64 = 64 << 20;
+/// And at least so much time between two that are made behind the back of who writes: what takes less is not worth a
+/// sync of volume and record.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// With an undo: volume data that is held until its old content is saved. Each time costs a sync of the
 /// undo file.
 const HOLD_BYTES: u64 = 16 << 20;
 /// What a held frame takes at least: its place in the list and an allocation.
 const HELD_FRAME_BYTES: u64 = 128;
+/// A run of zeroes this long is written without waiting for its end.
+const ZERO_RUN_BYTES: u64 = 1 << 30;
 
 /// What was done to a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,8 +74,14 @@ pub struct Applier<'a, W: DurableWrite> {
     undo: Option<UndoRecorder<W>>,
     held: Vec<(Extent, Option<Vec<u8>>)>,
     held_bytes: u64,
+    /// Zeroes to be written, whose end may be yet to come. Their old content is saved.
+    zeroes: Option<Extent>,
     unsynced_bytes: u64,
     sync_every_bytes: u64,
+    /// Syncs on the way are this one's.
+    behind: Option<&'a Behind<'a>>,
+    /// When it was asked last.
+    asked: Instant,
     applied: Applied,
     /// Volume offset of the end of what was written last.
     written_to: u64,
@@ -97,8 +112,11 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             undo,
             held: Vec::new(),
             held_bytes: 0,
+            zeroes: None,
             unsynced_bytes: 0,
             sync_every_bytes: SYNC_EVERY_BYTES,
+            behind: None,
+            asked: Instant::now(),
             applied: Applied::default(),
             written_to: 0,
             places: Places::default(),
@@ -117,11 +135,11 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         self
     }
 
-    /// Syncs only at the end. For a run that nobody resumes: each sync on the way would stop the reading
-    /// until the disk is done, and nobody is told.
+    /// Lets `behind` make durable what was written on the way, and tell of it, so that neither reading nor writing stops
+    /// until the disk is done. The last sync is still made here.
     #[must_use]
-    pub fn sync_once(mut self) -> Self {
-        self.sync_every_bytes = u64::MAX;
+    pub fn sync_behind(mut self, behind: &'a Behind<'a>) -> Self {
+        self.behind = Some(behind);
         self
     }
 
@@ -160,6 +178,8 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     /// write.
     pub fn finish(&mut self) -> Result<Applied> {
         self.release_held()?;
+        self.put_zeroes()?;
+        self.end_behind()?;
         self.sync()?;
         if let Some(undo) = self.undo.take() {
             undo.finish()?;
@@ -176,6 +196,8 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             Err(error) => error,
         };
         let touched = self.touched;
+        // The error that ended the run is the one to report, unless it was this one.
+        let _ = self.end_behind();
         if self.target.sync().is_ok() && touched && !self.sync_failed {
             // The error that ended the run is the one to report.
             let _ = (self.on_durable)(self.written_to, &self.applied, &self.places);
@@ -241,34 +263,93 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
 
     fn put(&mut self, extent: Extent, data: Option<&[u8]>) -> Result<()> {
         self.cancel.check()?;
+        let Some(data) = data else {
+            return self.gather_zeroes(extent);
+        };
+        self.put_zeroes()?;
         self.touched = true;
-        match data {
-            Some(data) => {
-                self.target
-                    .write_all_at(data, extent.offset())
-                    .map_err(|error| {
-                        Error::io(format!("cannot write {extent} of {}", self.name), error)
-                    })?;
-                self.applied.data_frames += 1;
-                self.applied.data_bytes += extent.length();
+        self.target
+            .write_all_at(data, extent.offset())
+            .map_err(|error| Error::io(format!("cannot write {extent} of {}", self.name), error))?;
+        self.applied.data_frames += 1;
+        self.applied.data_bytes += extent.length();
+        self.written(extent, extent.length())
+    }
+
+    /// Zeroes that may go on in the next frame.
+    fn gather_zeroes(&mut self, extent: Extent) -> Result<()> {
+        let run = match self.zeroes {
+            Some(run) if run.end() == extent.offset() => {
+                Extent::from_range(run.offset(), extent.end())
             }
-            None => {
-                self.target.zero_at(extent).map_err(|error| {
-                    Error::io(format!("cannot zero {extent} of {}", self.name), error)
-                })?;
-                self.applied.zero_frames += 1;
-                self.applied.zero_bytes += extent.length();
+            _ => {
+                self.put_zeroes()?;
+                Some(extent)
             }
+        };
+        self.applied.zero_frames += 1;
+        self.applied.zero_bytes += extent.length();
+        self.zeroes = run;
+        match run {
+            Some(run) if run.length() >= ZERO_RUN_BYTES => {
+                // Up to the last whole block: the next one may become whole yet.
+                let block = self.target.zero_block_bytes().max(1);
+                let end = run.end() - run.end() % block;
+                let Some(whole) = Extent::from_range(run.offset(), end) else {
+                    return Ok(());
+                };
+                self.zeroes = Extent::from_range(end, run.end());
+                self.put_zero_run(whole)
+            }
+            _ => Ok(()),
         }
+    }
+
+    fn put_zeroes(&mut self) -> Result<()> {
+        self.zeroes
+            .take()
+            .map_or(Ok(()), |run| self.put_zero_run(run))
+    }
+
+    fn put_zero_run(&mut self, run: Extent) -> Result<()> {
+        self.touched = true;
+        self.target
+            .zero_at(run)
+            .map_err(|error| Error::io(format!("cannot zero {run} of {}", self.name), error))?;
+        // Zeroes cost the disk little, however many there are.
+        self.written(run, 4096)
+    }
+
+    /// Everything up to the end of `extent` was handed to the target, at this cost.
+    fn written(&mut self, extent: Extent, cost_bytes: u64) -> Result<()> {
         self.written_to = extent.end();
         self.places.note(extent);
-        // Zeroes cost the disk little, however many there are.
-        self.unsynced_bytes += data.map_or(4096, |data| data.len() as u64);
-        if self.unsynced_bytes >= self.sync_every_bytes {
-            self.sync()?;
-            (self.on_durable)(extent.end(), &self.applied, &self.places)?;
+        self.unsynced_bytes += cost_bytes;
+        if self.unsynced_bytes < self.sync_every_bytes {
+            return Ok(());
         }
-        Ok(())
+        if let Some(behind) = self.behind {
+            if self.asked.elapsed() < ASK_EVERY {
+                return Ok(());
+            }
+            self.asked = Instant::now();
+            self.unsynced_bytes = 0;
+            let asked = behind.ask(extent.end(), &self.applied, &self.places);
+            self.sync_failed |= asked.is_err();
+            return asked;
+        }
+        self.sync()?;
+        (self.on_durable)(extent.end(), &self.applied, &self.places)
+    }
+
+    /// From now on syncs are made here alone.
+    fn end_behind(&mut self) -> Result<()> {
+        let Some(behind) = self.behind.take() else {
+            return Ok(());
+        };
+        let closed = behind.close();
+        self.sync_failed |= closed.is_err();
+        closed
     }
 
     fn sync(&mut self) -> Result<()> {
@@ -294,5 +375,129 @@ impl<W: DurableWrite> FrameSink for Applier<'_, W> {
 
     fn zero(&mut self, extent: Extent) -> Result<()> {
         self.write_zeroes(extent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::ReadAt;
+    use crate::volume::faulty::{FaultyVolume, Op};
+    use crate::volume::memory::MemoryVolume;
+
+    /// A volume whose space comes in blocks of 192 KiB.
+    struct Blocks(FaultyVolume<MemoryVolume>);
+
+    impl ReadAt for Blocks {
+        fn size_bytes(&self) -> u64 {
+            self.0.size_bytes()
+        }
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+            self.0.read_exact_at(buffer, offset)
+        }
+    }
+
+    impl WriteAt for Blocks {
+        fn write_all_at(&self, buffer: &[u8], offset: u64) -> std::io::Result<()> {
+            self.0.write_all_at(buffer, offset)
+        }
+        fn zero_at(&self, extent: Extent) -> std::io::Result<()> {
+            self.0.zero_at(extent)
+        }
+        fn zero_block_bytes(&self) -> u64 {
+            192 << 10
+        }
+        fn sync(&self) -> std::io::Result<()> {
+            self.0.sync()
+        }
+    }
+
+    fn zeroed(volume: &Blocks) -> Vec<Extent> {
+        let zeroes = |op: &Op| match op {
+            Op::Zero(extent) => Some(*extent),
+            _ => None,
+        };
+        volume.0.ops().iter().filter_map(zeroes).collect()
+    }
+
+    fn volume() -> Blocks {
+        Blocks(FaultyVolume::new(MemoryVolume::new(vec![7; 48 << 20])))
+    }
+
+    fn extent(offset: u64, end: u64) -> Extent {
+        Extent::from_range(offset, end).unwrap()
+    }
+
+    #[test]
+    fn neighbouring_zeroes_become_one_range_also_through_an_undo() {
+        for with_undo in [false, true] {
+            let volume = volume();
+            let mut undo = Vec::new();
+            let undo = with_undo.then(|| {
+                let header = crate::delta::header::Header {
+                    volume_size: 48 << 20,
+                    ..crate::engine::receive::anonymous_header(48 << 20)
+                };
+                UndoRecorder::new(
+                    &mut undo,
+                    "undo",
+                    &header,
+                    &crate::delta::samples::Samples::default(),
+                    crate::delta::codec::Compression::None,
+                )
+                .unwrap()
+            });
+            let (cancel, mut nothing) = (Cancel::new(), |_: u64, _: &Applied, _: &Places| Ok(()));
+            let mut applier = Applier::new(&volume, "volume", undo, &cancel, &mut nothing);
+            let mib = 1u64 << 20;
+            // Frames of 1 MiB, as an undo has them, and one that is longer than the window of an undo.
+            for number in 1..11 {
+                applier
+                    .write_zeroes(extent(number * mib, (number + 1) * mib))
+                    .unwrap();
+            }
+            applier.write_zeroes(extent(11 * mib, 40 * mib)).unwrap();
+            applier.write(extent(40 * mib, 40 * mib + 1), &[1]).unwrap();
+            applier.write_zeroes(extent(41 * mib, 42 * mib)).unwrap();
+            let Ended::Done(applied, _) = applier.end(Ok(())) else {
+                panic!("it failed")
+            };
+            let expected = [extent(mib, 40 * mib), extent(41 * mib, 42 * mib)];
+            assert_eq!(zeroed(&volume), expected, "undo: {with_undo}");
+            assert_eq!(applied.zero_bytes, 40 * mib);
+        }
+    }
+
+    #[test]
+    fn what_is_told_durable_is_written_zeroes_included() {
+        let volume = volume();
+        let mut told = Vec::new();
+        let seen = &volume;
+        let mut on_durable = |end: u64, _: &Applied, _: &Places| {
+            told.push((end, zeroed(seen).last().map(|run| run.end())));
+            Ok(())
+        };
+        let cancel = Cancel::new();
+        let mut applier =
+            Applier::<Vec<u8>>::new(&volume, "volume", None, &cancel, &mut on_durable);
+        applier.sync_every_bytes = 1;
+        applier.write_zeroes(extent(0, 4096)).unwrap();
+        applier.write_zeroes(extent(4096, 8192)).unwrap();
+        applier.write(extent(8192, 8193), &[1]).unwrap();
+        let ended = applier.end(Err(Error::Interrupted));
+        assert!(matches!(ended, Ended::Failed { touched: true, .. }));
+        assert_eq!(told[0], (8192, Some(8192)));
+        assert!(told.iter().all(|(end, _)| *end <= 8193), "{told:?}");
+    }
+
+    #[test]
+    fn zeroes_that_nothing_followed_have_touched_nothing_when_the_run_fails() {
+        let volume = volume();
+        let (cancel, mut nothing) = (Cancel::new(), |_: u64, _: &Applied, _: &Places| Ok(()));
+        let mut applier = Applier::<Vec<u8>>::new(&volume, "volume", None, &cancel, &mut nothing);
+        applier.write_zeroes(extent(0, 4096)).unwrap();
+        let ended = applier.end(Err(Error::Interrupted));
+        assert!(matches!(ended, Ended::Failed { touched: false, .. }));
+        assert_eq!(zeroed(&volume), []);
     }
 }

@@ -5,7 +5,7 @@
 //! size of a file; if it fails, the record is what it was.
 
 use super::target::{ReceiveOptions, Target, check, grow, size_while_written};
-use super::undo::{DurableWrite, FoundUndo, UndoPlace, UndoRecorder, Undoes, undo_header};
+use super::undo::{DurableWrite, FoundUndo, Old, UndoPlace, UndoRecorder, Undoes, undo_header};
 use crate::delta::header::{Header, Source, State};
 use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
@@ -124,14 +124,26 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
             header.volume_size
         ));
     }
+    // A run that goes on was perhaps forced where it began.
+    let is_other = !matched || forced || (resumes && keeper.is_forced());
+    let base = header.base.as_ref().filter(|_| !is_other);
+    let is_neither = keeper.was_incomplete() && !resumes;
+    let holds = keeper.held(base).filter(|_| !is_neither);
+    let old = Old {
+        size_bytes: old_size_bytes,
+        holds: holds.clone(),
+        is_other,
+    };
     let (undo, undo_name) = if matches!(admission, Admission::Again { .. }) {
         (None, undo_of_before(beginning, &keeper.undoes(&stream))?)
     } else {
-        open_undo(beginning, keeper, &stream, resumes, old_size_bytes)?
+        open_undo(beginning, keeper, &stream, resumes, old)?
     };
     let kept = Kept {
         undo: undo_name,
         old_size_bytes,
+        holds,
+        forced: is_other,
     };
     let begun = keeper.begin(header, &stream, kept).and_then(|()| {
         // What a copy that is not this one has left there.
@@ -161,7 +173,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         result: header
             .target
             .clone()
-            .filter(|_| matched && !forced && !is_longer_file),
+            .filter(|_| !is_other && !keeper.is_forced() && !is_longer_file),
     })))
 }
 
@@ -216,7 +228,7 @@ fn open_undo<'u>(
     keeper: &Keeper,
     stream: &StreamId,
     resumes: bool,
-    old_size_bytes: u64,
+    old: Old,
 ) -> Result<OpenUndo<'u>> {
     let Beginning {
         header,
@@ -294,7 +306,16 @@ fn open_undo<'u>(
     let of_no_use = (is_complete || resumes).then_some(&undoes);
     let out = place.create(&name, of_no_use)?;
     let new_size_bytes = size_while_written(header, target);
-    let header = undo_header(header, &undoes, old_size_bytes, new_size_bytes);
+    // Of a destination that is not the base only itself can tell what it will be again.
+    let samples = if old.is_other {
+        samples.retaken(&target.volume).map_err(|error| {
+            let action = format!("cannot read the sampled blocks of {}", target.name);
+            Error::io(action, error)
+        })?
+    } else {
+        samples.clone()
+    };
+    let header = undo_header(header, &undoes, old, new_size_bytes);
     let samples = samples.below(header.volume_size);
     // Durable: from the moment in which the destination is on record as incomplete, the undo can be applied.
     let undo = UndoRecorder::new(out, &name, &header, &samples, options.undo_compression)?;

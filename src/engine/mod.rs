@@ -5,7 +5,9 @@
 
 pub mod apply;
 pub mod begin;
+pub mod behind;
 pub mod compare;
+pub mod conclude;
 pub mod copy_list;
 pub mod deliver;
 pub mod digester;

@@ -14,10 +14,12 @@ use crate::error::{Error, Result};
 use crate::extent::{Extent, Kind};
 use crate::monitor::Monitor;
 
-/// The blocks in which `side` is not what the delta in `input`, called `what` in messages, says.
+/// The blocks in which `side` is not what the delta in `input`, called `what` in messages, says. An undo that was cut
+/// `ends_at` the volume offset up to which it was applied: what follows there is not looked at.
 pub fn read_back(
     input: impl Read,
     what: &str,
+    ends_at: Option<u64>,
     side: Side<'_>,
     cancel: &Cancel,
     monitor: &dyn Monitor,
@@ -32,7 +34,11 @@ pub fn read_back(
     let (mut data, mut room) = (Vec::new(), buffer());
     let zeroes = vec![0; usize_of(PIECE_BYTES)];
     let mut differing = ChangeListBuilder::default();
-    while let Some(frame) = reader.next_frame().map_err(damaged)? {
+    let mut end = 0;
+    while ends_at.is_none_or(|ends_at| end < ends_at)
+        && let Some(frame) = reader.next_frame().map_err(damaged)?
+    {
+        end = frame.extent.end();
         let start = frame.extent.offset();
         if frame.kind == Kind::Data {
             data.resize(usize_of(frame.extent.length()), 0);
@@ -88,7 +94,7 @@ mod tests {
                 volume: &volume,
                 name: "v",
             };
-            read_back(&delta[..], "delta", side, &Cancel::new(), &Silent).unwrap()
+            read_back(&delta[..], "delta", None, side, &Cancel::new(), &Silent).unwrap()
         };
         assert!(check(right.clone()).is_empty());
         assert!(

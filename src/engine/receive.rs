@@ -7,24 +7,23 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{BufReader, Read};
 
-use super::apply::{Applied, Applier, Ended};
+use super::apply::{Applied, Applier};
 use super::begin::{Beginning, Begun, Ready, begin};
+use super::conclude::Conclusion;
 use super::order::Ordered;
 use super::target::{ReceiveOptions, Target, check};
-use super::undo::{DurableWrite, UndoPlace, UndoRecorder, undo_header};
+use super::undo::{DurableWrite, Old, UndoPlace, UndoRecorder, undo_header};
 use crate::delta::FormatError;
-use crate::delta::header::{Header, Planned, Source, State};
+use crate::delta::header::{Header, Planned, Source};
 use crate::delta::proto3::{FirstLine, Proto3Reader, read_first_line};
 use crate::delta::reader::{DeltaReader, FrameHeader};
 use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
 use crate::error::{Error, ExitCode, Result};
 use crate::extent::Kind;
-use crate::monitor::Monitor;
-use crate::record::keeper::Keeper;
+use crate::record::keeper::{Keeper, Kept};
 use crate::record::marks::Places;
 use crate::sys::aligned::AlignedBuffer;
-use crate::units::Bytes;
 use crate::volume::file_version::run_id;
 
 /// What was received.
@@ -38,6 +37,8 @@ pub struct Received {
     pub header: Option<Header>,
     /// It was an undo that took back a write that was cut.
     pub took_back: bool,
+    /// The delta is an undo that was cut, and counts up to this volume offset.
+    pub ends_at: Option<u64>,
 }
 
 /// Hears up to which volume offset everything is durable.
@@ -82,6 +83,7 @@ pub fn rehearse(
         delta_bytes: reader.position(),
         header,
         took_back: false,
+        ends_at: None,
     })
 }
 
@@ -141,11 +143,11 @@ impl<'a> Receiving<'a> {
                     what: what.to_owned(),
                     source,
                 };
-                let mut took_back = false;
+                let (mut took_back, mut end) = (false, 0);
                 loop {
                     options.cancel.check()?;
                     match reader.next_frame() {
-                        Ok(Some(_)) => {}
+                        Ok(Some(frame)) => end = frame.extent.end(),
                         Ok(None) => break,
                         // It was cut with its run, and has done its work.
                         Err(_) if header.source == Source::Undo => {
@@ -160,6 +162,7 @@ impl<'a> Receiving<'a> {
                     delta_bytes: reader.position(),
                     header: Some(header),
                     took_back,
+                    ends_at: took_back.then_some(end),
                 });
             }
         };
@@ -199,7 +202,10 @@ impl<'a> Receiving<'a> {
             },
             options,
         };
-        let applied = frames.apply(&mut reader, &mut applier);
+        let mut ends_at = None;
+        let applied = frames
+            .apply(&mut reader, &mut applier)
+            .map(|end| ends_at = end);
         let ended = applier.end(applied);
         let conclusion = Conclusion {
             header: Some(&header),
@@ -213,6 +219,7 @@ impl<'a> Receiving<'a> {
             delta_bytes: reader.position(),
             header: Some(header),
             took_back: good_from.is_some(),
+            ends_at,
         })
     }
 
@@ -254,7 +261,13 @@ impl<'a> Receiving<'a> {
         let header = anonymous_header(size);
         let stream = StreamId::of(&header, &Samples::default());
         let Some(name) = undo.asked() else {
-            keeper.begin_anonymous(&stream, None, size)?;
+            let kept = Kept {
+                undo: None,
+                old_size_bytes: size,
+                holds: keeper.held(None),
+                forced: false,
+            };
+            keeper.begin_anonymous(&stream, kept)?;
             let mut applier = Applier::<File>::new(
                 target.volume,
                 target.name,
@@ -270,6 +283,7 @@ impl<'a> Receiving<'a> {
                 delta_bytes: reader.position(),
                 header: None,
                 took_back: false,
+                ends_at: None,
             });
         };
 
@@ -277,7 +291,18 @@ impl<'a> Receiving<'a> {
         let spool = spool.map_err(|error| Error::io("cannot make a temporary file", error))?;
         let ordered = Ordered::spool(reader, what, spool, options.cancel)?;
         check_end(ordered.end())?;
-        let header = undo_header(&header, &keeper.undoes(&stream), size, size);
+        let old = Old {
+            size_bytes: size,
+            holds: keeper.held(None),
+            is_other: false,
+        };
+        let kept = Kept {
+            undo: Some(name.to_owned()),
+            old_size_bytes: size,
+            holds: old.holds.clone(),
+            forced: false,
+        };
+        let header = undo_header(&header, &keeper.undoes(&stream), old, size);
         let recorder = UndoRecorder::new(
             undo.create(name, None)?,
             name,
@@ -285,7 +310,7 @@ impl<'a> Receiving<'a> {
             &Samples::default(),
             options.undo_compression,
         )?;
-        if let Err(error) = keeper.begin_anonymous(&stream, Some(name.to_owned()), size) {
+        if let Err(error) = keeper.begin_anonymous(&stream, kept) {
             recorder.discard();
             return Err(error);
         }
@@ -309,6 +334,7 @@ impl<'a> Receiving<'a> {
             delta_bytes: applied.data_bytes,
             header: None,
             took_back: false,
+            ends_at: None,
         })
     }
 }
@@ -324,11 +350,12 @@ struct Frames<'a> {
 }
 
 impl Frames<'_> {
+    /// Where it was cut, if it was.
     fn apply<R: Read, W: DurableWrite>(
         &self,
         reader: &mut DeltaReader<R>,
         applier: &mut Applier<'_, W>,
-    ) -> Result<()> {
+    ) -> Result<Option<u64>> {
         let mut buffer = AlignedBuffer::new(0);
         let mut end = 0;
         loop {
@@ -340,14 +367,16 @@ impl Frames<'_> {
                         "{}: put back up to where it was cut: {error}",
                         self.what
                     ));
-                    return Ok(());
+                    return Ok(Some(end));
                 }
                 frame => frame.map_err(|source| Error::Damaged {
                     what: self.what.to_owned(),
                     source,
                 })?,
             };
-            let Some(frame) = frame else { return Ok(()) };
+            let Some(frame) = frame else {
+                return Ok(None);
+            };
             end = frame.extent.end();
             self.options.monitor.advance(frame.extent.length());
             if end <= self.offset {
@@ -411,7 +440,7 @@ fn apply_pieces<R: Read, W: DurableWrite>(
 }
 
 /// Version 3 says nothing of itself.
-fn anonymous_header(size_bytes: u64) -> Header {
+pub(super) fn anonymous_header(size_bytes: u64) -> Header {
     Header {
         volume_size: size_bytes,
         base_size: Some(size_bytes),
@@ -430,102 +459,5 @@ fn anonymous_header(size_bytes: u64) -> Header {
         from_offset: 0,
         required_features: Vec::new(),
         features: Vec::new(),
-    }
-}
-
-/// What the end of an apply needs to know.
-pub struct Conclusion<'a> {
-    /// Of the delta; `None` for version 3.
-    pub header: Option<&'a Header>,
-    /// The destination.
-    pub target: &'a Target<'a>,
-    /// Its size before.
-    pub old_size_bytes: u64,
-    /// Hears of it.
-    pub monitor: &'a dyn Monitor,
-}
-
-impl Conclusion<'_> {
-    /// After a success the record says that the destination holds `result`. After a failure: a warning tells what state the destination is in; one that was only made longer has its
-    /// old size again, and its record is what it was.
-    pub fn conclude(
-        &self,
-        ended: Ended,
-        result: Option<State>,
-        keeper: &mut Keeper,
-    ) -> Result<Applied> {
-        let target = self.target;
-        let (error, touched, has_undo) = match ended {
-            Ended::Done(applied, places) => {
-                report_skipped(&applied, target, self.monitor);
-                if let Some(header) = self.header {
-                    shrink_after_undo(header, target)?;
-                }
-                keeper.complete(result, &places, target.volume)?;
-                return Ok(applied);
-            }
-            Ended::Failed {
-                error,
-                touched,
-                has_undo,
-            } => (error, touched, has_undo),
-        };
-        if touched {
-            let way_out = if has_undo {
-                "run the same again to finish, or apply the undo, which is there with .partial added to its name"
-            } else {
-                "run the same again to finish"
-            };
-            self.monitor.warn(&format!(
-                "{}: partly written, now neither in the old state nor in the new one: {way_out}",
-                target.name
-            ));
-            return Err(error);
-        }
-        let grew = target.is_file && target.volume.size_bytes() > self.old_size_bytes;
-        if grew && !keeper.was_incomplete() {
-            // It was made longer for what then did not come. As long as that is not undone, durably, it is not
-            // what it was.
-            let undone = target
-                .volume
-                .set_size(self.old_size_bytes)
-                .and_then(|()| target.volume.sync());
-            if undone.is_err() {
-                return Err(error);
-            }
-        }
-        keeper.put_back()?;
-        Err(error)
-    }
-}
-
-/// A file that the delta had made longer gets its old size back.
-fn shrink_after_undo(header: &Header, target: &Target<'_>) -> Result<()> {
-    let was_grown = header.source == Source::Undo
-        && target.is_file
-        && header.base_size == Some(target.volume.size_bytes())
-        && header.volume_size < target.volume.size_bytes();
-    if !was_grown {
-        return Ok(());
-    }
-    target
-        .volume
-        .set_size(header.volume_size)
-        .and_then(|()| target.volume.sync())
-        .map_err(|error| {
-            Error::io(
-                format!("cannot give {} its old size back", target.name),
-                error,
-            )
-        })
-}
-
-fn report_skipped(applied: &Applied, target: &Target<'_>, monitor: &dyn Monitor) {
-    if applied.skipped_bytes > 0 {
-        monitor.warn(&format!(
-            "{}: {} past the end of the destination were left out",
-            target.name,
-            Bytes(applied.skipped_bytes)
-        ));
     }
 }

@@ -20,6 +20,8 @@ pub struct Target<'a> {
     pub name: &'a str,
     /// A regular file: may be made longer, and shorter again by an undo.
     pub is_file: bool,
+    /// Up to how many bytes it can hold, where it takes its space from a pool.
+    pub room_bytes: Option<u64>,
 }
 
 /// What the caller allows, and who listens.
@@ -89,12 +91,27 @@ pub fn check(
             target.name
         ));
     }
+    warn_of_little_room(header, target, options);
     let comparable = if options.allow_smaller {
         size
     } else {
         u64::MAX
     };
     check_samples(header, &samples.below(comparable), target, options)
+}
+
+/// Zeroes that a pool takes back make room, and the plan may count zeroes as data: so this is no refusal.
+fn warn_of_little_room(header: &Header, target: &Target<'_>, options: &ReceiveOptions<'_>) {
+    let planned = header.planned.data_bytes;
+    if let Some(room) = target.room_bytes.filter(|room| planned > *room) {
+        options.monitor.warn(&format!(
+            "{}: up to {} are to be written, and with what is free in its thin pool there is room for {}: the \
+             pool may run full",
+            target.name,
+            Bytes(planned),
+            Bytes(room)
+        ));
+    }
 }
 
 /// A file that has at least the size of the base grows with the volume.

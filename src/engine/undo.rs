@@ -8,7 +8,7 @@ use std::io::{self, Write};
 
 use super::zeroes;
 use crate::delta::codec::{Compression, Compressor};
-use crate::delta::header::{Header, Source};
+use crate::delta::header::{Header, Source, State};
 use crate::delta::resume::SoundPart;
 use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
@@ -64,6 +64,17 @@ impl Undoes {
         header.undo_of.as_deref() == Some(self.stream.as_str())
             && header.undo_for == self.destination
     }
+}
+
+/// What a destination was before a delta was first begun on it.
+#[derive(Clone, Debug, Default)]
+pub struct Old {
+    /// Its size.
+    pub size_bytes: u64,
+    /// The state that it held, as far as that is known.
+    pub holds: Option<State>,
+    /// It was not in the delta's base state: what the delta makes of it is not the target.
+    pub is_other: bool,
 }
 
 /// What a run that was cut left of its undo.
@@ -153,22 +164,17 @@ impl<W: DurableWrite + ?Sized> DurableWrite for &mut W {
     }
 }
 
-/// The header of the undo of the delta with `header`, which `undoes` names, for a destination that had `old_size_bytes` and has
-/// `new_size_bytes` while the delta is applied.
-pub fn undo_header(
-    header: &Header,
-    undoes: &Undoes,
-    old_size_bytes: u64,
-    new_size_bytes: u64,
-) -> Header {
+/// The header of the undo of the delta with `header`, which `undoes` names, for a destination that is what `old` says and
+/// has `new_size_bytes` while the delta is applied.
+pub fn undo_header(header: &Header, undoes: &Undoes, old: Old, new_size_bytes: u64) -> Header {
     // A file that the delta makes longer gets its old size back; of a larger device only the part that
     // the delta knows is concerned.
     let touched = header.volume_size.max(header.base_size.unwrap_or(0));
     Header {
-        volume_size: old_size_bytes.min(touched),
+        volume_size: old.size_bytes.min(touched),
         base_size: Some(header.volume_size.min(new_size_bytes)),
-        base: header.target.clone(),
-        target: header.base.clone(),
+        base: header.target.clone().filter(|_| !old.is_other),
+        target: old.holds,
         source: Source::Undo,
         created: now(),
         list: None,

@@ -4,20 +4,13 @@
 
 use std::ops::Range;
 
+pub use crate::blocks::is_zero;
 use crate::extent::Kind;
 
 /// Zeroes are looked for in units of this many bytes.
 const UNIT_BYTES: usize = 4096;
 /// A shorter run of zeroes inside data stays data: another frame would cost more than it saves.
 const MIN_RUN_BYTES: usize = 64 << 10;
-
-/// True if every byte is zero. Written so that the compiler makes wide instructions of it.
-pub fn is_zero(bytes: &[u8]) -> bool {
-    let mut wide = bytes.chunks_exact(64);
-    wide.by_ref()
-        .all(|chunk| chunk.iter().fold(0, |sum, byte| sum | byte) == 0)
-        && wide.remainder().iter().all(|byte| *byte == 0)
-}
 
 /// Cuts `bytes` into data and runs of zeroes that are worth a frame of their own. All-zero input is one run,
 /// however short.

@@ -100,6 +100,7 @@ fn run(
             volume,
             name: "volume",
             is_file: size <= MOST_BYTES,
+            room_bytes: None,
         },
         undo,
         options: &ReceiveOptions {

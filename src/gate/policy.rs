@@ -35,6 +35,8 @@ pub struct Permits {
     pub in_use: bool,
     /// To replace an undo file that exists.
     pub overwrite: bool,
+    /// To make a logical volume of an allowed name.
+    pub create: bool,
 }
 
 /// The limits of one server.
@@ -102,6 +104,9 @@ impl Policy {
         }
         if options.allow_in_use && !self.permits.in_use {
             return Err(not_permitted("--allow-in-use"));
+        }
+        if options.create_volume.is_some() && !self.permits.create {
+            return Err(not_permitted("--create"));
         }
         if options.spool.is_some() {
             return Err(Error::refused(

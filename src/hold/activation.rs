@@ -165,7 +165,7 @@ fn failed(name: &str, verb: &str, reason: &str) -> Error {
 }
 
 fn lvchange(words: &[&str], verb: &str, name: &str) -> Result<()> {
-    let output = lvm::command("lvchange")
+    let output = lvm::lvm_command("lvchange")
         .args(words)
         .output()
         .map_err(|error| failed(name, verb, &format!("cannot run `lvchange`: {error}")))?;

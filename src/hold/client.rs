@@ -94,7 +94,7 @@ impl Guard {
             self.cancel.check()?;
             match answer.map_err(gone)? {
                 Answer::Note { text } => monitor.remark(&text),
-                Answer::Failed { code, text } => return Err(error_of(code, text)),
+                Answer::Failed { code, text } => return Err(error_of(code, &text)),
                 answer => return Ok(answer),
             }
         }

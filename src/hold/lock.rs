@@ -15,6 +15,11 @@ use crate::error::{Error, Result};
 /// Locks are for processes that live now: where nothing outlives a boot.
 const DIRECTORY: &str = "/run/lvmsync";
 
+/// Where the lock called `name` is.
+pub fn path_of(name: &str) -> PathBuf {
+    PathBuf::from(DIRECTORY).join(format!("{name}.lock"))
+}
+
 /// An open lock file.
 #[derive(Debug)]
 pub struct LockFile {
@@ -25,7 +30,7 @@ pub struct LockFile {
 impl LockFile {
     /// Opens, and makes, the lock called `name`: a word without slashes.
     pub fn open(name: &str) -> Result<Self> {
-        let path = PathBuf::from(DIRECTORY).join(format!("{name}.lock"));
+        let path = path_of(name);
         let open = || {
             fs::create_dir_all(DIRECTORY)?;
             File::options()

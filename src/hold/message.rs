@@ -67,18 +67,16 @@ impl Answer {
 }
 
 /// The error that a [`Answer::Failed`] was.
-pub fn error_of(code: u8, text: String) -> Error {
+pub fn error_of(code: u8, text: &str) -> Error {
     match ExitCode::from_number(code) {
         Some(ExitCode::Refused) => {
             // What is refused, and why, stands in the first line: the rest is the way out.
-            let (reason, way_out) = text.split_once('\n').unwrap_or((&text, ""));
+            let (reason, way_out) = text.split_once('\n').unwrap_or((text, ""));
             let (what, reason) = reason.split_once(": ").unwrap_or(("the pool", reason));
             Error::refused(what, reason, way_out)
         }
         _ => {
-            let (what, reason) = text
-                .split_once(": ")
-                .unwrap_or(("the guard process", &text));
+            let (what, reason) = text.split_once(": ").unwrap_or(("the guard process", text));
             Error::Lvm {
                 what: what.to_owned(),
                 reason: reason.to_owned(),
@@ -119,7 +117,7 @@ mod tests {
             let Answer::Failed { code, text } = Answer::failed(&error) else {
                 panic!("not failed");
             };
-            let again = error_of(code, text);
+            let again = error_of(code, &text);
             assert_eq!(again.exit_code(), error.exit_code());
             assert_eq!(again.chain(), error.chain());
         }

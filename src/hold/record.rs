@@ -86,15 +86,18 @@ impl HeldFile {
     }
 }
 
-/// All that is on record as held.
-pub fn all(state: &StateDir) -> Vec<Held> {
+/// All that is on record as held, each with the name of its lock.
+pub fn all(state: &StateDir) -> Vec<(String, Held)> {
     let entries = fs::read_dir(directory(state)).into_iter().flatten();
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut held: Vec<Held> = paths
+    let mut held: Vec<(String, Held)> = paths
         .filter(|path| path.extension().is_some_and(|end| end == "json"))
-        .filter_map(|path| HeldFile { path }.load())
+        .filter_map(|path| {
+            let name = path.file_stem()?.to_str()?.to_owned();
+            Some((name, HeldFile { path }.load()?))
+        })
         .collect();
-    held.sort_by(|a, b| a.name.cmp(&b.name));
+    held.sort_by(|a, b| a.0.cmp(&b.0));
     held
 }
 
@@ -129,7 +132,7 @@ mod tests {
         };
         file.save(&held).unwrap();
         assert_eq!(file.load(), Some(held.clone()));
-        assert_eq!(all(&state), [held]);
+        assert_eq!(all(&state), [("pool-LVM-abc-tpool".to_owned(), held)]);
         fs::write(&file.path, "{\"of\":").unwrap();
         assert_eq!(file.load(), None);
         file.remove().unwrap();

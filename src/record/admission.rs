@@ -3,10 +3,14 @@
 //! Pure. Guarantees: a delta whose base is not the recorded state is refused with both named; a destination
 //! that is incomplete takes only what completes it, undoes it, or replaces everything.
 
+use std::path::Path;
+
 use super::witness::Touched;
 use super::{ANONYMOUS, Incomplete, Record, shown};
+use crate::commands::{Caller, word};
 use crate::delta::header::{Header, Source};
 use crate::delta::stream::StreamId;
+use crate::partial_file::PARTIAL_SUFFIX;
 
 /// What may be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +53,33 @@ pub struct Refusal {
     pub way_out: String,
 }
 
+/// How a destination is called, and by whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Called<'a> {
+    /// As the user named it.
+    pub name: &'a str,
+    /// Who is told what to do with it.
+    pub caller: &'a Caller,
+}
+
+impl<'a> Called<'a> {
+    /// By somebody at this machine.
+    pub fn here(name: &'a str) -> Self {
+        static HERE: Caller = Caller::HERE;
+        let caller = &HERE;
+        Self { name, caller }
+    }
+
+    /// The command that puts back what the undo `undo` has saved.
+    pub fn take_back(self, undo: &str) -> String {
+        self.caller.command("apply", &[undo, self.name])
+    }
+
+    fn command(self, verb: &str, behind: &[&str]) -> String {
+        self.caller.command(verb, &[&[self.name], behind].concat())
+    }
+}
+
 /// What the caller allows, and what is known beside the record.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Policy {
@@ -60,12 +91,12 @@ pub struct Policy {
     pub require_record: bool,
 }
 
-/// Decides. `record` is the record of the destination, which is called `name`.
+/// Decides. `record` is the record of the destination.
 pub fn admit(
     record: Option<&Record>,
     header: &Header,
     stream: &StreamId,
-    name: &str,
+    called: Called<'_>,
     policy: Policy,
 ) -> Result<Admission, Refusal> {
     let Some(record) = record else {
@@ -76,7 +107,7 @@ pub fn admit(
         );
     };
     if record.incomplete.is_some() {
-        return to_incomplete(record, header, stream, name, policy);
+        return to_incomplete(record, header, stream, called, policy);
     }
     let is_this = record.stream.as_ref() == Some(stream) && !record.forced;
     let is_there = is_this && policy.touched == Touched::No;
@@ -90,7 +121,11 @@ pub fn admit(
             "something other than lvmsync wrote to it since its record was made",
         );
     }
-    let undone = header.source == Source::Undo
+    let undoes = |made: &StreamId| header.undo_of.as_deref() == Some(made.as_str());
+    let undoes_last = record.stream.as_ref().is_some_and(undoes);
+    // What the last run overwrote is taken back even where that was, by its name, the same state.
+    let undone = !undoes_last
+        && header.source == Source::Undo
         && header.target.is_some()
         && same_id(record, header.target.as_ref());
     if (is_this || undone) && !policy.force {
@@ -108,8 +143,7 @@ pub fn admit(
             },
         });
     }
-    let undoes = |made: &StreamId| header.undo_of.as_deref() == Some(made.as_str());
-    if record.stream.as_ref().is_some_and(undoes) {
+    if undoes_last {
         return Ok(Admission::Fresh { remark: None });
     }
     match (&header.base, &record.holds) {
@@ -124,7 +158,9 @@ pub fn admit(
             forced_or(policy, reason, || {
                 format!(
                     "Apply the deltas that are missing in between, or send a full copy: lvmsync send NEW DEST. \
-                     If the record is wrong: lvmsync state adopt {name} STATE, or lvmsync state forget {name}."
+                     If the record is wrong: {}, or {}",
+                    called.command("state adopt", &["STATE"]),
+                    called.command("state forget", &[])
                 )
             })
         }
@@ -138,13 +174,20 @@ pub fn admit(
 }
 
 /// A version 3 stream, which says nothing of itself, may not be put on what is incomplete.
-pub fn admit_anonymous(record: Option<&Record>, name: &str, policy: Policy) -> Result<(), Refusal> {
+pub fn admit_anonymous(
+    record: Option<&Record>,
+    called: Called<'_>,
+    policy: Policy,
+) -> Result<(), Refusal> {
     let is_anonymous = |cut: &Incomplete| cut.source == ANONYMOUS;
     match record {
         // Nothing else can finish what such a stream began.
         Some(record) if record.incomplete.as_ref().is_some_and(is_anonymous) => Ok(()),
         Some(record) if record.incomplete.is_some() => {
-            forced_or(policy, incomplete_reason(record), || ways_out(record, name)).map(|_| ())
+            forced_or(policy, incomplete_reason(record), || {
+                ways_out(record, called)
+            })
+            .map(|_| ())
         }
         _ if policy.require_record && !policy.force => Err(Refusal {
             reason: "a PROTO[3] stream names no base, and --require-record asks for one".to_owned(),
@@ -155,10 +198,10 @@ pub fn admit_anonymous(record: Option<&Record>, name: &str, policy: Policy) -> R
 }
 
 /// What stands in the way of using a volume with this record as a source or as a base.
-pub fn refuse_as_source(record: &Record, name: &str) -> Option<Refusal> {
+pub fn refuse_as_source(record: &Record, called: Called<'_>) -> Option<Refusal> {
     record.incomplete.as_ref().map(|_| Refusal {
         reason: incomplete_reason(record),
-        way_out: ways_out(record, name),
+        way_out: ways_out(record, called),
     })
 }
 
@@ -166,7 +209,7 @@ fn to_incomplete(
     record: &Record,
     header: &Header,
     stream: &StreamId,
-    name: &str,
+    called: Called<'_>,
     policy: Policy,
 ) -> Result<Admission, Refusal> {
     let Some(cut) = &record.incomplete else {
@@ -183,7 +226,7 @@ fn to_incomplete(
             return Err(Refusal {
                 reason: "this undo holds what another destination held, where the same delta was cut elsewhere"
                     .to_owned(),
-                way_out: ways_out(record, name),
+                way_out: ways_out(record, called),
             });
         }
         return Ok(Admission::UndoUnfinished);
@@ -209,7 +252,9 @@ fn to_incomplete(
             ),
         });
     }
-    forced_or(policy, incomplete_reason(record), || ways_out(record, name))
+    forced_or(policy, incomplete_reason(record), || {
+        ways_out(record, called)
+    })
 }
 
 fn unknown(header: &Header, policy: Policy, why: &str) -> Result<Admission, Refusal> {
@@ -271,199 +316,39 @@ fn incomplete_reason(record: &Record) -> String {
     )
 }
 
-fn ways_out(record: &Record, name: &str) -> String {
+fn ways_out(record: &Record, called: Called<'_>) -> String {
     let undo = record
         .incomplete
         .as_ref()
         .and_then(|cut| cut.undo.as_deref());
     let finish = "Finish it: run the command that was cut again, it goes on where it was.";
+    if let Some(whole) = first_copy_in(record, called.name) {
+        return format!(
+            "{finish} It is the beginning of a first copy that will be called {whole}; if that is not wanted any more, \
+             remove it: rm {}",
+            word(called.name)
+        );
+    }
     match undo {
-        Some(undo) => format!("{finish} Or take it back: lvmsync apply {undo} {name}"),
+        Some(undo) => format!("{finish} Or take it back: {}", called.take_back(undo)),
         None => format!(
-            "{finish} It kept no undo; a full copy also mends it: lvmsync send NEW {name}. If you know what it \
-             holds: lvmsync state adopt {name} STATE"
+            "{finish} It kept no undo; a full copy also mends it: lvmsync send NEW DEST. If you know what it holds: \
+             {}",
+            called.command("state adopt --force", &["STATE"])
         ),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::delta::header::State;
-    use crate::delta::header::tests::header as any_header;
-
-    fn state(name: &str) -> State {
-        State {
-            id: format!("lvm:{name}"),
-            name: format!("vg/{name}"),
-        }
-    }
-
-    fn delta(base: &str, target: &str) -> (Header, StreamId) {
-        let mut header = any_header(1 << 20);
-        header.base = Some(state(base));
-        header.target = Some(state(target));
-        (header, StreamId::from(format!("{base}-{target}")))
-    }
-
-    fn holding(name: &str) -> Record {
-        Record {
-            holds: Some(state(name)),
-            ..Record::default()
-        }
-    }
-
-    fn cut(base: &str, target: &str, undo: Option<&str>) -> Record {
-        Record {
-            incomplete: Some(Incomplete {
-                stream: Some(StreamId::from(format!("{base}-{target}"))),
-                base: Some(state(base)),
-                target: Some(state(target)),
-                durable_offset: 4096,
-                undo: undo.map(str::to_owned),
-                source: "cow".to_owned(),
-                ..Incomplete::default()
-            }),
-            ..holding(base)
-        }
-    }
-
-    fn decide(
-        record: Option<&Record>,
-        (header, stream): &(Header, StreamId),
-    ) -> Result<Admission, Refusal> {
-        admit(record, header, stream, "vg/copy", Policy::default())
-    }
-
-    #[test]
-    fn a_chain_goes_on_and_a_gap_is_refused_with_both_states_named() {
-        let record = holding("s1");
-        assert_eq!(
-            decide(Some(&record), &delta("s1", "s2")),
-            Ok(Admission::Fresh { remark: None })
-        );
-        let refusal = decide(Some(&record), &delta("s2", "s3")).unwrap_err();
-        assert!(
-            refusal.reason.contains("vg/s1") && refusal.reason.contains("vg/s2"),
-            "{refusal:?}"
-        );
-        let (header, stream) = delta("s2", "s3");
-        let force = Policy {
-            force: true,
-            ..Policy::default()
-        };
-        assert!(matches!(
-            admit(Some(&record), &header, &stream, "x", force),
-            Ok(Admission::Forced { .. })
-        ));
-    }
-
-    #[test]
-    fn without_a_record_the_samples_decide_unless_one_is_required() {
-        let (header, stream) = delta("s1", "s2");
-        let Ok(Admission::Fresh {
-            remark: Some(remark),
-        }) = decide(None, &delta("s1", "s2"))
-        else {
-            panic!("not admitted")
-        };
-        assert!(remark.contains("sampled blocks alone"), "{remark}");
-        let strict = Policy {
-            require_record: true,
-            ..Policy::default()
-        };
-        assert!(admit(None, &header, &stream, "x", strict).is_err());
-        assert!(admit(Some(&holding("s1")), &header, &stream, "x", strict).is_ok());
-        let mut full = header;
-        (full.source, full.base) = (Source::Full, None);
-        assert_eq!(
-            admit(None, &full, &stream, "x", strict),
-            Ok(Admission::Fresh { remark: None })
-        );
-    }
-
-    #[test]
-    fn what_is_incomplete_is_finished_undone_or_replaced_and_nothing_else() {
-        let record = cut("s1", "s2", Some("/u/monday"));
-        assert_eq!(
-            decide(Some(&record), &delta("s1", "s2")),
-            Ok(Admission::Resume { offset: 4096 })
-        );
-
-        let refusal = decide(Some(&record), &delta("s2", "s3")).unwrap_err();
-        assert!(
-            refusal.way_out.contains("lvmsync apply /u/monday vg/copy"),
-            "{refusal:?}"
-        );
-        assert!(decide(Some(&record), &delta("s1", "s3")).is_err());
-
-        let mut undo = delta("s2", "s1");
-        undo.0.source = Source::Undo;
-        undo.0.undo_of = Some("s1-s2".to_owned());
-        assert_eq!(decide(Some(&record), &undo), Ok(Admission::UndoUnfinished));
-        undo.0.undo_of = Some("s0-s1".to_owned());
-        assert!(decide(Some(&record), &undo).is_err());
-
-        let mut full = delta("s1", "s3");
-        (full.0.source, full.0.base) = (Source::Full, None);
-        assert!(matches!(
-            decide(Some(&record), &full),
-            Ok(Admission::Fresh { .. })
-        ));
-        assert!(admit_anonymous(Some(&record), "x", Policy::default()).is_err());
-        assert!(refuse_as_source(&record, "x").is_some());
-        assert!(refuse_as_source(&holding("s1"), "x").is_none());
-    }
-
-    #[test]
-    fn what_is_done_already_is_not_done_again() {
-        let mut record = holding("s2");
-        record.stream = Some(StreamId::from("s1-s2".to_owned()));
-        let (header, stream) = delta("s1", "s2");
-        let with = |touched| {
-            let policy = Policy {
-                touched,
-                ..Policy::default()
-            };
-            admit(Some(&record), &header, &stream, "x", policy).unwrap()
-        };
-        assert!(matches!(with(Touched::No), Admission::Already { .. }));
-        assert!(matches!(with(Touched::Unknown), Admission::Again { .. }));
-        let Admission::Fresh {
-            remark: Some(remark),
-        } = with(Touched::Yes)
-        else {
-            panic!("not fresh")
-        };
-        assert!(remark.contains("sampled blocks alone"), "{remark}");
-        let mut undo = delta("s2", "s1");
-        undo.0.source = Source::Undo;
-        undo.0.undo_of = Some("s1-s2".to_owned());
-        assert_eq!(
-            decide(Some(&record), &undo),
-            Ok(Admission::Fresh { remark: None })
-        );
-        assert!(matches!(
-            decide(Some(&holding("s1")), &undo),
-            Ok(Admission::Again { .. })
-        ));
-    }
-
-    #[test]
-    fn a_live_source_begins_anew_only_from_the_same_snapshot() {
-        let mut record = cut("s1", "s2", None);
-        if let Some(cut) = &mut record.incomplete {
-            cut.target = None;
-        }
-        let mut live = delta("s1", "x");
-        live.0.target = None;
-        assert!(matches!(
-            decide(Some(&record), &live),
-            Ok(Admission::Fresh { .. })
-        ));
-        let mut other = delta("s0", "x");
-        other.0.target = None;
-        assert!(decide(Some(&record), &other).is_err());
-        assert!(decide(Some(&record), &delta("s1", "s3")).is_err());
-    }
+/// The name that a first copy gets which is called `NAME.partial` until it is whole.
+fn first_copy_in<'a>(record: &Record, name: &'a str) -> Option<&'a str> {
+    let whole = name.strip_suffix(PARTIAL_SUFFIX)?;
+    let last = |name: &str| Path::new(name).file_name().map(ToOwned::to_owned);
+    let is_first = record
+        .incomplete
+        .as_ref()
+        .is_some_and(|cut| cut.source == Source::Full.word() && cut.old_size_bytes == 0);
+    (is_first && last(whole) == last(&record.name)).then_some(whole)
 }
+
+#[cfg(test)]
+mod tests;

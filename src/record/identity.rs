@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::dm::resolve::Resolved;
+use crate::dm::uuid::DmUuid;
 use crate::sys::device::DeviceNumber;
 use crate::volume::host::{Host, VolumeIdentity};
 
@@ -88,6 +89,58 @@ fn of_device(root: &Path, device: DeviceNumber) -> String {
     format!("device:{}", name.unwrap_or_else(|| device.to_string()))
 }
 
+/// The identity of what is at `path`, and of all that its data lies on: the disk of a partition, the file of a loop
+/// device, what a mapped device is made of.
+pub fn with_below(path: &Path) -> Vec<String> {
+    match VolumeIdentity::of_path(path) {
+        Ok(VolumeIdentity::Block(device)) => {
+            let mut found = Vec::new();
+            add_with_below(Path::new("/"), device, &mut found);
+            found
+        }
+        _ => vec![of_file(path)],
+    }
+}
+
+/// True if a record of `part` is about a piece of `whole`: a partition of it, or a loop device on it.
+pub fn is_part(part: &str, whole: &str) -> bool {
+    let rest = part.strip_prefix(whole);
+    rest.is_some_and(|rest| rest.starts_with(":start=") || rest.starts_with(":offset="))
+}
+
+/// What is below what is below, and so on: more than this is a loop in what sysfs says.
+const MOST_BELOW: usize = 1000;
+
+fn add_with_below(root: &Path, device: DeviceNumber, found: &mut Vec<String>) {
+    let directory = root.join(format!("sys/dev/block/{}:{}", device.major, device.minor));
+    let read = |name: &str| fs::read_to_string(directory.join(name)).ok();
+    let uuid = read("dm/uuid").and_then(|uuid| DmUuid::parse(uuid.trim()));
+    let known_as = match uuid.filter(|uuid| uuid.layer().is_none()) {
+        Some(uuid) => of_logical_volume(&uuid.lv_uuid()),
+        None => of_device(root, device),
+    };
+    if found.contains(&known_as) || found.len() >= MOST_BELOW {
+        return;
+    }
+    found.push(known_as);
+    if read("partition").is_some()
+        && let Some(disk) = disk_of(&directory)
+    {
+        add_with_below(root, disk, found);
+    }
+    if let Some(file) = read("loop/backing_file") {
+        let file = of_file(Path::new(file.trim_end_matches('\n')));
+        found.push(file);
+    }
+    let slaves = fs::read_dir(directory.join("slaves"));
+    for slave in slaves.into_iter().flatten().flatten() {
+        let number = fs::read_to_string(slave.path().join("dev")).ok();
+        if let Some(number) = number.and_then(|text| text.trim().parse().ok()) {
+            add_with_below(root, number, found);
+        }
+    }
+}
+
 /// A partition's directory in sysfs is inside that of its disk.
 fn disk_of(partition: &Path) -> Option<DeviceNumber> {
     let directory = fs::canonicalize(partition).ok()?;
@@ -163,5 +216,36 @@ mod tests {
         assert_eq!(of(253, 0), "dm:mpath-36");
         assert_eq!(of(253, 1), "dm-name:slow");
         assert_eq!(of(9, 9), "device:9:9");
+
+        // A volume on a mapped device on a loop device on a file, and on a partition.
+        let image = root.path().join("image");
+        fs::write(&image, "x").unwrap();
+        put("loop0/dev", "7:0\n");
+        put("loop0/loop/backing_file", &format!("{}\n", image.display()));
+        put("loop0/loop/offset", "0\n");
+        let uuid = format!("LVM-{}{}", "v".repeat(32), "l".repeat(32));
+        put("dm-2/dev", "253:2\n");
+        put("dm-2/dm/uuid", &uuid);
+        put("dm-2/slaves/loop0/dev", "7:0\n");
+        put("dm-2/slaves/sda1/dev", "8:1\n");
+        link("7:0", "loop0");
+        link("253:2", "dm-2");
+        let mut found = Vec::new();
+        let device = DeviceNumber {
+            major: 253,
+            minor: 2,
+        };
+        add_with_below(root.path(), device, &mut found);
+        assert!(found[0].starts_with("lvm:llllll-llll-"), "{found:?}");
+        found.sort();
+        let file = of_path(&image);
+        for known_as in [
+            format!("{file}:offset=0"),
+            file,
+            "disk:wwid:naa.5000".to_owned(),
+            "disk:wwid:naa.5000:start=2048".to_owned(),
+        ] {
+            assert!(found.contains(&known_as), "{known_as} in {found:?}");
+        }
     }
 }

@@ -6,11 +6,12 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::admission::{Admission, Policy, Refusal, admit, admit_anonymous};
+use super::admission::{Admission, Called, Policy, Refusal, admit, admit_anonymous};
 use super::marks::{self, Mark, Places};
 use super::store::RecordFile;
 use super::witness::{Touched, Watch, touched};
 use super::{ANONYMOUS, Incomplete, Record};
+use crate::commands::Caller;
 use crate::delta::header::{Header, State};
 use crate::delta::stream::StreamId;
 use crate::engine::undo::Undoes;
@@ -24,6 +25,8 @@ pub struct Keeper {
     file: Option<RecordFile>,
     name: String,
     from: String,
+    /// Who is told which commands to run.
+    caller: Caller,
     policy: Policy,
     watch: Option<Watch>,
     /// The destination is a file that was made for this copy, or for one that was cut.
@@ -74,6 +77,7 @@ impl Keeper {
             file: Some(file),
             name: name.to_owned(),
             from: from.to_owned(),
+            caller: Caller::HERE,
             policy,
         })
     }
@@ -84,6 +88,7 @@ impl Keeper {
             file: None,
             name: "the destination".to_owned(),
             from: String::new(),
+            caller: Caller::HERE,
             policy: Policy::default(),
             watch: None,
             is_new_file: false,
@@ -92,9 +97,44 @@ impl Keeper {
         }
     }
 
+    /// From now on `caller` is told which commands to run.
+    #[must_use]
+    pub fn told_to(mut self, caller: Caller) -> Self {
+        self.caller = caller;
+        self
+    }
+
+    fn called(&self) -> Called<'_> {
+        Called {
+            name: &self.name,
+            caller: &self.caller,
+        }
+    }
+
+    /// The command that takes back the run that is under way.
+    pub fn way_back(&self) -> Option<String> {
+        let undo = self.record()?.incomplete.as_ref()?.undo.as_deref()?;
+        Some(self.called().take_back(undo))
+    }
+
     /// The record as it is now.
     pub fn record(&self) -> Option<&Record> {
         self.now.as_ref()
+    }
+
+    /// The state that the destination holds before the first write of a run, or held before the first write of the
+    /// one that was cut: what the record says, if nobody wrote to it since, else `base`, which is what the run begins
+    /// from if that is known.
+    pub fn held(&self, base: Option<&State>) -> Option<State> {
+        let believed = |record: &&Record| {
+            // While it is incomplete the record says what it held before, and the run itself has touched it.
+            record.incomplete.is_some() || self.policy.touched != Touched::Yes
+        };
+        let record = self.record().filter(believed);
+        record
+            .and_then(|record| record.holds.as_ref())
+            .or(base)
+            .cloned()
     }
 
     /// What an undo of `stream` that is kept now takes back.
@@ -142,13 +182,13 @@ impl Keeper {
 
     /// Decides whether the delta may be applied.
     pub fn admit(&self, header: &Header, stream: &StreamId) -> Result<Admission> {
-        admit(self.record(), header, stream, &self.name, self.policy)
+        admit(self.record(), header, stream, self.called(), self.policy)
             .map_err(|refusal| self.refused(refusal))
     }
 
     /// Decides whether a version 3 stream may be applied.
     pub fn admit_anonymous(&self) -> Result<()> {
-        admit_anonymous(self.record(), &self.name, self.policy)
+        admit_anonymous(self.record(), self.called(), self.policy)
             .map_err(|refusal| self.refused(refusal))
     }
 
@@ -156,18 +196,21 @@ impl Keeper {
     pub fn begin(&mut self, header: &Header, stream: &StreamId, kept: Kept) -> Result<()> {
         let cut = self.record().and_then(|record| record.incomplete.as_ref());
         if cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream)) {
-            // One that begins anew: cut once more, it must not be taken to be where the first one was.
-            return match self.now.clone().filter(|_| self.now != self.before) {
-                Some(record) => self.put(record),
-                None => Ok(()),
-            };
+            // One that begins anew, or is forced to go on: cut once more, it must not be taken for the first one.
+            let mut record = self.now.clone().unwrap_or_default();
+            record.forced |= kept.forced;
+            if self.before.as_ref() == Some(&record) {
+                return Ok(());
+            }
+            return self.put(record);
         }
         let undoes = |cut: &&Incomplete| {
             let undone = cut.stream.as_ref().map(StreamId::as_str);
             undone.is_some() && undone == header.undo_of.as_deref()
         };
         let good_from = cut.filter(undoes).map(Incomplete::undo_good_from);
-        self.put_incomplete(Incomplete {
+        let forced = kept.forced || self.stays_forced(header);
+        let incomplete = Incomplete {
             stream: Some(stream.clone()),
             good_from,
             saved_offset: kept.undo.is_some().then_some(0),
@@ -181,30 +224,53 @@ impl Keeper {
             marks: Vec::new(),
             old_size_bytes: kept.old_size_bytes,
             since: now(),
-        })
+        };
+        self.put_incomplete(incomplete, kept.holds, forced)
+    }
+
+    /// What was put on another state than its base stays no state, whatever is put on top of it; unless that takes
+    /// it back, or replaces everything, or somebody else did.
+    fn stays_forced(&self, header: &Header) -> bool {
+        let Some(record) = self.record().filter(|record| record.forced) else {
+            return false;
+        };
+        let last = record.incomplete.as_ref();
+        let is_believed = last.is_some() || self.policy.touched != Touched::Yes;
+        let last = last.map_or(record.stream.as_ref(), |cut| cut.stream.as_ref());
+        let is_undone = last.is_some_and(|last| header.undo_of.as_deref() == Some(last.as_str()));
+        is_believed && !is_undone && !header.is_full_copy()
+    }
+
+    /// The run that is under way, or the last one, was put on another state than its base: what it makes of that is
+    /// no state.
+    pub fn is_forced(&self) -> bool {
+        self.record().is_some_and(|record| record.forced)
     }
 
     /// The same for a version 3 stream; `stream` is what its undo will name.
-    pub fn begin_anonymous(
-        &mut self,
-        stream: &StreamId,
-        undo: Option<String>,
-        old_size_bytes: u64,
-    ) -> Result<()> {
-        self.put_incomplete(Incomplete {
+    pub fn begin_anonymous(&mut self, stream: &StreamId, kept: Kept) -> Result<()> {
+        let incomplete = Incomplete {
             stream: Some(stream.clone()),
             source: ANONYMOUS.to_owned(),
             from: self.from.clone(),
-            saved_offset: undo.is_some().then_some(0),
-            undo,
-            old_size_bytes,
+            saved_offset: kept.undo.is_some().then_some(0),
+            undo: kept.undo,
+            old_size_bytes: kept.old_size_bytes,
             since: now(),
             ..Incomplete::default()
-        })
+        };
+        self.put_incomplete(incomplete, kept.holds, kept.forced)
     }
 
-    fn put_incomplete(&mut self, incomplete: Incomplete) -> Result<()> {
+    /// `holds` is what it held before, as far as that is known.
+    fn put_incomplete(
+        &mut self,
+        incomplete: Incomplete,
+        holds: Option<State>,
+        forced: bool,
+    ) -> Result<()> {
         let mut record = self.now.clone().unwrap_or_default();
+        (record.holds, record.forced) = (holds, forced);
         if let Some(file) = &self.file {
             record.identity = file.identity().to_owned();
         }
@@ -252,7 +318,7 @@ impl Keeper {
         let mut record = self.now.clone().unwrap_or_default();
         let done = record.incomplete.take();
         let target = done.as_ref().and_then(|done| done.target.as_ref());
-        record.forced = state.is_none() && target.is_some();
+        record.forced = state.is_none() && (target.is_some() || record.forced);
         record.holds = state;
         record.marks = self.marks(places, volume)?;
         record.witness = self.watch.as_ref().and_then(Watch::now);
@@ -286,8 +352,19 @@ impl Keeper {
         }
     }
 
-    /// The destination has another identity now: its record goes along.
+    /// The destination has got its name, and perhaps another identity: its record goes along.
     pub fn moved_to(&mut self, file: RecordFile) -> Result<()> {
+        // The new name itself is no write by others.
+        let now = self.watch.as_ref().and_then(Watch::now);
+        if let Some(record) = self.now.clone()
+            && record.witness != now
+            && touched(record.witness.as_deref(), now.as_deref()) != Touched::Yes
+        {
+            self.put(Record {
+                witness: now,
+                ..record
+            })?;
+        }
         let Some(old) = self.file.take_if(|old| old.path() != file.path()) else {
             return Ok(());
         };
@@ -319,6 +396,10 @@ pub struct Kept {
     pub undo: Option<String>,
     /// Size of the destination before.
     pub old_size_bytes: u64,
+    /// The state that it held, as far as that is known.
+    pub holds: Option<State>,
+    /// That is not the base of the delta.
+    pub forced: bool,
 }
 
 /// Where a stream goes on.
@@ -345,108 +426,4 @@ pub fn shown_time(seconds: i64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::delta::header::tests::header;
-    use crate::delta::samples::Samples;
-    use crate::record::store::StateDir;
-    use crate::volume::memory::MemoryVolume;
-
-    fn volume() -> MemoryVolume {
-        MemoryVolume::new(vec![0; 8192])
-    }
-
-    #[test]
-    fn a_run_leaves_incomplete_until_it_is_complete() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = StateDir::choose(Some(directory.path())).file_of("lvm:x");
-        let open = || {
-            Keeper::open(
-                file.clone(),
-                "vg/x",
-                "host",
-                Policy::default(),
-                None,
-                &volume(),
-            )
-            .unwrap()
-        };
-        let header = header(1 << 20);
-        let stream = StreamId::of(&header, &Samples::default());
-
-        let kept = |old_size_bytes| Kept {
-            old_size_bytes,
-            ..Kept::default()
-        };
-
-        let mut keeper = open();
-        keeper.begin(&header, &stream, kept(7)).unwrap();
-        assert_eq!(
-            open()
-                .record()
-                .unwrap()
-                .incomplete
-                .as_ref()
-                .unwrap()
-                .old_size_bytes,
-            7
-        );
-        keeper.put_back().unwrap();
-        assert!(open().record().is_none());
-
-        let mut keeper = open();
-        keeper.begin(&header, &stream, kept(7)).unwrap();
-        keeper.durable(4096, &Places::default(), &volume()).unwrap();
-        drop(keeper);
-
-        let mut keeper = open();
-        assert_eq!(
-            keeper.admit(&header, &stream).unwrap(),
-            Admission::Resume { offset: 4096 }
-        );
-        keeper.begin(&header, &stream, kept(9)).unwrap();
-        let cut = keeper.record().unwrap().incomplete.clone().unwrap();
-        assert_eq!((cut.old_size_bytes, cut.durable_offset), (7, 4096));
-        keeper
-            .complete(header.target.clone(), &Places::default(), &volume())
-            .unwrap();
-        let record = open().record().unwrap().clone();
-        assert_eq!((record.incomplete, record.holds), (None, header.target));
-        assert_eq!(
-            (record.stream, record.from.as_str()),
-            (Some(stream), "host")
-        );
-    }
-
-    #[test]
-    fn a_run_that_begins_anew_is_on_record_as_that_before_it_writes() {
-        use crate::extent::Extent;
-        use crate::volume::WriteAt;
-
-        let directory = tempfile::tempdir().unwrap();
-        let file = StateDir::choose(Some(directory.path())).file_of("lvm:x");
-        let volume = volume();
-        let open = || {
-            let policy = Policy::default();
-            Keeper::open(file.clone(), "vg/x", "host", policy, None, &volume).unwrap()
-        };
-        let header = header(1 << 20);
-        let stream = StreamId::of(&header, &Samples::default());
-        let mut places = Places::default();
-        places.note(Extent::new(0, 4096).unwrap());
-        let mut keeper = open();
-        keeper.begin(&header, &stream, Kept::default()).unwrap();
-        keeper.durable(8192, &places, &volume).unwrap();
-        drop(keeper);
-        assert_eq!(open().resume_offset(&stream), Resume::At(8192));
-
-        // What was written is gone; the run that begins anew puts the marked block back and is cut.
-        volume.write_all_at(&[9; 4096], 0).unwrap();
-        let mut keeper = open();
-        assert_eq!(keeper.resume_offset(&stream), Resume::At(0));
-        keeper.begin(&header, &stream, Kept::default()).unwrap();
-        volume.write_all_at(&[0; 4096], 0).unwrap();
-        drop(keeper);
-        assert_eq!(open().resume_offset(&stream), Resume::At(0));
-    }
-}
+mod tests;

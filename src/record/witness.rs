@@ -1,7 +1,8 @@
 //! Was a destination written to since its record was made?
 //!
-//! Guarantees: *untouched* is said only of a file whose size and time of last write are what they were, and of a
-//! device that was there all the time and of which this kernel has counted no written sector since. Whatever else
+//! Guarantees: *untouched* is said only of a file whose size, time of last write and time of last change are what they
+//! were (a time of last write can be put back, that of the last change cannot; but a new name changes that, too, so that
+//! it alone proves nothing), and of a device that was there all the time and of which this kernel has counted no written sector since. Whatever else
 //! happened, the answer is *touched* or *unknown*, never *untouched*.
 
 use std::fs::{self, File};
@@ -54,11 +55,13 @@ impl Watch {
             Self::File(file) => {
                 let found = file.metadata().ok()?;
                 Some(format!(
-                    "file {} {} {}.{:09}",
+                    "file {} {} {}.{:09} {}.{:09}",
                     found.ino(),
                     found.len(),
                     found.mtime(),
-                    found.mtime_nsec()
+                    found.mtime_nsec(),
+                    found.ctime(),
+                    found.ctime_nsec()
                 ))
             }
             Self::Device(device) => {
@@ -96,8 +99,19 @@ pub fn touched(then: Option<&str>, now: Option<&str>) -> Touched {
     };
     match (boot(then), boot(now)) {
         (Some(then), Some(now)) if then != now => Touched::Unknown,
+        _ if but_for_change(then).is_some() && but_for_change(then) == but_for_change(now) => {
+            Touched::Unknown
+        }
         _ => Touched::Yes,
     }
+}
+
+/// What is told of a file without its time of last change, which older records do not have.
+fn but_for_change(text: &str) -> Option<[&str; 4]> {
+    let mut words = text.split(' ');
+    let mut next = || words.next();
+    let words = [next()?, next()?, next()?, next()?];
+    (words[0] == "file").then_some(words)
 }
 
 #[cfg(test)]
@@ -134,10 +148,29 @@ mod tests {
         fs::write(&a, "one").unwrap();
         let watch = Watch::of(&Volume::open(&a).unwrap()).unwrap();
         let then = watch.now();
-        fs::rename(&a, &b).unwrap();
         assert_eq!(
             touched(then.as_deref(), watch.now().as_deref()),
             Touched::No
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::rename(&a, &b).unwrap();
+        let renamed = watch.now();
+        // Some filesystems do not call a new name a change of the file.
+        assert_ne!(touched(then.as_deref(), renamed.as_deref()), Touched::Yes);
+        let older = then.as_ref().unwrap().rsplit_once(' ').unwrap().0;
+        assert_eq!(touched(Some(older), renamed.as_deref()), Touched::Unknown);
+        let modified = fs::metadata(&b).unwrap().modified().unwrap();
+        File::options()
+            .write(true)
+            .open(&b)
+            .and_then(|mut file| {
+                file.write_all(b"new")?;
+                file.set_modified(modified)
+            })
+            .unwrap();
+        assert_eq!(
+            touched(then.as_deref(), watch.now().as_deref()),
+            Touched::Unknown
         );
         std::thread::sleep(std::time::Duration::from_millis(20));
         File::options()

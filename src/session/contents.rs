@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::commands::Via;
 use crate::delta::stream::StreamId;
 
 /// Who speaks, which versions of the protocol they know, and which features.
@@ -50,6 +51,9 @@ pub struct Open {
     /// Where the data comes from, for the record. For people.
     #[serde(default)]
     pub from: String,
+    /// How people run commands on the server's machine from where they are, for those that it tells them.
+    #[serde(default)]
+    pub via: Via,
 }
 
 /// What the data is read from, so that a server on the same machine sees that it is not its destination.
@@ -86,6 +90,8 @@ pub struct ApplyOptions {
     pub allow_in_use: bool,
     /// Make the destination where there is none: a file, for a full copy.
     pub create: bool,
+    /// Make a logical volume where there is none.
+    pub create_volume: Option<CreateVolume>,
     /// Replace an undo file that exists.
     pub overwrite: bool,
     /// Check everything, write nothing.
@@ -96,6 +102,16 @@ pub struct ApplyOptions {
     pub atomic: bool,
     /// Directory, on the server, for that.
     pub spool: Option<String>,
+}
+
+/// The logical volume that is to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CreateVolume {
+    /// `auto`, `thick`, or `thin:POOL`.
+    pub kind: String,
+    /// Size of the volume that is copied; `None`: what comes is no full copy, so that none can be made.
+    pub size_bytes: Option<u64>,
 }
 
 /// What the server found.
@@ -157,6 +173,10 @@ pub struct Failure {
     pub code: u8,
     /// The whole chain of errors; may have several lines.
     pub message: String,
+    /// With the code of a refusal: another process holds the destination at this moment. A client whose own
+    /// connection was just lost may ask again; every other refusal is final.
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// The client stops before the end of its stream.

@@ -37,6 +37,9 @@ pub const FEATURE_RECORD: &str = "record";
 /// A whole delta is kept beside the destination before it is applied.
 pub const FEATURE_ATOMIC: &str = "atomic";
 
+/// A logical volume can be made where there is none.
+pub const FEATURE_CREATE_VOLUME: &str = "create-volume";
+
 /// What this program has.
 pub const FEATURES: &[&str] = &[
     FEATURE_APPLY,
@@ -45,6 +48,7 @@ pub const FEATURES: &[&str] = &[
     FEATURE_COMPARE,
     FEATURE_RECORD,
     FEATURE_ATOMIC,
+    FEATURE_CREATE_VOLUME,
 ];
 
 impl Hello {

@@ -336,11 +336,12 @@ impl Message {
         }
     }
 
-    /// A failure whose text fits.
-    pub fn failure(code: u8, message: &str) -> Self {
+    /// A failure whose text fits. `held`: see [`Failure::held`].
+    pub fn failure(code: u8, message: &str, held: bool) -> Self {
         Message::Error(Failure {
             code,
             message: shorten(message, MAX_TEXT_BYTES),
+            held,
         })
     }
 

@@ -31,7 +31,7 @@ fn lengths_are_capped_before_anything_is_allocated() {
     let long = "\u{1}".repeat(1 << 20);
     for message in [
         Message::warning(&long),
-        Message::failure(1, &long),
+        Message::failure(1, &long, false),
         Message::bye(&long),
     ] {
         assert!(message.encode().unwrap().len() <= HEADER_BYTES + MAX_CONTROL_BYTES);
@@ -126,7 +126,8 @@ fn any_message() -> impl Strategy<Value = Message> {
             bytes
         })),
         text.prop_map(|text| Message::warning(&text)),
-        (any::<u8>(), text).prop_map(|(code, text)| Message::failure(code, &text)),
+        (any::<u8>(), text, any::<bool>())
+            .prop_map(|(code, text, held)| Message::failure(code, &text, held)),
         text.prop_map(|text| Message::bye(&text)),
         (any::<u64>(), prop::option::of(text)).prop_map(|(frames, undo)| Message::Done(Done {
             frames,

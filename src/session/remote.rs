@@ -16,6 +16,7 @@ use super::line::{Line, LineReader, LineWriter};
 use super::relay::Relay;
 use super::remote_words::{Stage, diagnose, is_lost};
 use super::text::sanitise;
+pub use crate::commands::quote;
 use crate::error::{Error, Result};
 
 /// The default for [`RemoteOptions::rsh`].
@@ -43,24 +44,6 @@ pub type OnLine = Box<dyn Fn(&str) + Send>;
 
 /// The client of a session with a [`RemoteEnd`].
 pub type RemoteClient = Client<LineReader<ChildStdout>, LineWriter<ChildStdin>>;
-
-/// Quotes one word for a POSIX shell; the only place where words are put on a remote command line.
-///
-/// Words that need no quotes get none, so that a forced command in `authorized_keys` sees them plain.
-/// `None` for a word with a NUL, which no command line can carry.
-pub fn quote(word: &str) -> Option<String> {
-    let plain = |c: char| {
-        c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/' | ':' | ',' | '@' | '+')
-    };
-    if word.contains('\0') {
-        return None;
-    }
-    if !word.is_empty() && word.chars().all(plain) {
-        return Some(word.to_owned());
-    }
-    // Inside single quotes nothing is special but the quote, which has to stand outside of them.
-    Some(format!("'{}'", word.replace('\'', r"'\''")))
-}
 
 /// The command line for the far shell: `[sudo -n] lvmsync ARGS...`, each word quoted.
 pub fn remote_command(options: &RemoteOptions, arguments: &[&str]) -> Result<String> {

@@ -203,11 +203,13 @@ impl<W: Write> Replies<W> {
 
     /// It failed: the whole chain and the exit code go to the client. The last word.
     pub fn fail(&self, error: &Error) -> Result<(), SessionError> {
-        self.fail_with(error.exit_code(), &error.chain())
+        let held = matches!(error, Error::Held { .. });
+        let code = error.exit_code() as u8;
+        self.send(&Message::failure(code, &error.chain(), held))
     }
 
     fn fail_with(&self, code: ExitCode, message: &str) -> Result<(), SessionError> {
-        self.send(&Message::failure(code as u8, message))
+        self.send(&Message::failure(code as u8, message, false))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<W>> {

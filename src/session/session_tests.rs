@@ -433,6 +433,7 @@ fn an_unknown_operation_is_reported_by_name() {
 fn an_error_is_never_success_whatever_its_code() {
     let failure = |code| {
         SessionError::Reported(Failure {
+            held: false,
             code,
             message: "m".into(),
         })

@@ -7,9 +7,7 @@
 
 use std::io;
 
-use super::{
-    SendSource, SourceRequest, header, lost, refuse_incomplete, refuse_suspended, warn_if_written,
-};
+use super::{SendSource, SourceRequest, header, lost, refuse_suspended, warn_if_written};
 use crate::cancel::Cancel;
 use crate::changes::thin::{Root, ThinError, ThinMetadata, ThinVolume as InPool};
 use crate::delta::header::{Header, Source, State};
@@ -21,7 +19,7 @@ use crate::dm::thin::{ThinVolume, activated};
 use crate::dm::wire::Selector;
 use crate::error::{Error, Result};
 use crate::hold::client::Guard;
-use crate::record::identity;
+use crate::record::half_written;
 use crate::sys::device::DeviceNumber;
 use crate::volume::ReadAt;
 use crate::volume::open::Volume;
@@ -52,7 +50,7 @@ pub(super) fn increment(
     (new_name, new): (&str, &ThinVolume),
 ) -> Result<SendSource> {
     refuse_unrelated((old_name, old), (new_name, new))?;
-    refuse_incomplete(request, &identity::of_logical_volume(&old.uuid), old_name)?;
+    half_written::refuse_logical_volume(&request.state, &old.uuid, old_name)?;
     refuse_written_base(request, old)?;
     let mut opened = Opened::new(request, new_name, new)?;
     let of_new = opened.in_pool(new);
@@ -105,7 +103,7 @@ struct Opened {
 
 impl Opened {
     fn new(request: &SourceRequest<'_>, name: &str, thin: &ThinVolume) -> Result<Self> {
-        refuse_incomplete(request, &identity::of_logical_volume(&thin.uuid), name)?;
+        half_written::refuse_logical_volume(&request.state, &thin.uuid, name)?;
         let mut guard = Guard::start(&request.state, request.cancel)?;
         let volume = match &thin.active {
             // Asked for all the same where a run of ours may have activated it.

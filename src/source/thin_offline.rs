@@ -108,8 +108,7 @@ fn list(
     let pool = ThinMetadata::open(metadata, Root::Live)?;
     let block_bytes = pool.block_bytes();
     let end_of = |device: u64| {
-        let mut end = 0;
-        pool.mapped(device, |run| end = run.start.saturating_add(run.blocks))?;
+        let end = pool.end_of_mappings(device)?;
         Ok::<_, ThinError>(end.saturating_mul(block_bytes))
     };
     let new_size = match (request.volume_size, data) {

@@ -1,7 +1,9 @@
 //! The content of a regular file at one moment, by what the filesystem tells of it.
 //!
-//! Guarantees: two equal versions are the same file with nothing written in between, as far as its filesystem
-//! keeps the time of the last write; other volumes have no version.
+//! Guarantees: two equal versions are the same file with nothing written in between, as far as its filesystem keeps
+//! times; other volumes have no version. The time of the last write can be put back (`touch -r`, `cp -p`, `rsync -t`),
+//! that of the last change of the inode cannot, and every write changes it. So do a new name and new permissions:
+//! then the same content counts as another version, which costs a run that begins anew and is never wrong.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
@@ -9,12 +11,13 @@ use std::os::unix::fs::MetadataExt;
 use super::open::Volume;
 use crate::error::{Error, Result};
 
-/// Inode, size and time of the last write.
+/// Inode, size, and the times of the last write and of the last change of the inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileVersion {
     inode: u64,
     size_bytes: u64,
     written: (i64, i64),
+    changed: (i64, i64),
 }
 
 impl FileVersion {
@@ -27,14 +30,20 @@ impl FileVersion {
             inode: metadata.ino(),
             size_bytes: metadata.len(),
             written: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         }))
     }
 
     /// The id of this content as a state.
     pub fn id(&self) -> String {
         format!(
-            "file:{}:{}:{}.{:09}",
-            self.inode, self.size_bytes, self.written.0, self.written.1
+            "file:{}:{}:{}.{:09}:{}.{:09}",
+            self.inode,
+            self.size_bytes,
+            self.written.0,
+            self.written.1,
+            self.changed.0,
+            self.changed.1
         )
     }
 }
@@ -53,4 +62,28 @@ pub fn run_id() -> String {
         }
     }
     id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+
+    #[test]
+    fn a_write_whose_time_is_put_back_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("volume");
+        fs::write(&path, "one").unwrap();
+        let volume = Volume::open(&path).unwrap();
+        let before = FileVersion::of(&volume).unwrap().unwrap();
+        assert_eq!(FileVersion::of(&volume).unwrap().as_ref(), Some(&before));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::write(&path, "two").unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(modified).unwrap();
+        let after = FileVersion::of(&volume).unwrap().unwrap();
+        assert_eq!(after.written, before.written);
+        assert_ne!(after.id(), before.id());
+    }
 }

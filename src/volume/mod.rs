@@ -47,6 +47,11 @@ pub trait WriteAt: ReadAt {
     /// Makes `extent` read as zeroes, as a hole or discard where the volume guarantees zeroes for it.
     fn zero_at(&self, extent: Extent) -> io::Result<()>;
 
+    /// Zeroing costs least in whole blocks of this size, and only those give their space back.
+    fn zero_block_bytes(&self) -> u64 {
+        1
+    }
+
     /// Makes a regular file longer or shorter. Volumes of fixed size answer `Unsupported`.
     fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         let _ = size_bytes;
@@ -79,6 +84,9 @@ macro_rules! forward {
             }
             fn zero_at(&self, extent: Extent) -> io::Result<()> {
                 (**self).zero_at(extent)
+            }
+            fn zero_block_bytes(&self) -> u64 {
+                (**self).zero_block_bytes()
             }
             fn set_size(&self, size_bytes: u64) -> io::Result<()> {
                 (**self).set_size(size_bytes)

@@ -24,6 +24,9 @@ use crate::extent::Extent;
 use crate::sys::device::DeviceNumber;
 use crate::sys::ioctl;
 
+/// udev locks a device for the moment in which it probes it.
+const UDEV_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How to open a volume for writing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WriteOptions {
@@ -33,8 +36,19 @@ pub struct WriteOptions {
     pub create: bool,
     /// A file is opened only if no part of its path is a symbolic link, so that it is the one of that name.
     pub no_links: bool,
-    /// Whole blocks of this size read as zeroes once discarded: the pool's block size of a thin volume.
-    pub discard_unit: Option<u64>,
+    /// It takes its space from a pool.
+    pub provisioning: Option<Provisioning>,
+}
+
+/// How a pool gives space to a volume. Right only where it was proved, and with the pool's own block size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Provisioning {
+    /// The unit in which space is given and taken back.
+    pub block_bytes: u64,
+    /// A whole block that was discarded is known to read as zeroes.
+    pub discard_zeroes: bool,
+    /// What a first write leaves of its block may hold anything, although it read as zeroes before.
+    pub stale_rest: bool,
 }
 
 /// An open block device or file.
@@ -83,6 +97,21 @@ impl Volume {
             path: path.into(),
             inner,
         })
+    }
+
+    /// Takes the lock that every writer takes, and nothing else: whoever holds what this returns knows that no run
+    /// writes to what is at `path`.
+    pub fn lock_alone(path: impl AsRef<Path>) -> Result<File> {
+        let path = path.as_ref();
+        let patience = match kind_at(path)? {
+            Kind::File => Duration::ZERO,
+            Kind::Block(_) => UDEV_PATIENCE,
+        };
+        // Over NFS only what is open for writing can be locked; a read-only volume is locked like any other.
+        let file = sys_open(path, OFlags::RDWR).or_else(|_| sys_open(path, OFlags::RDONLY));
+        let file = file.map_err(|error| cannot_open(path, error))?;
+        lock(&file, path, patience)?;
+        Ok(file)
     }
 
     /// The path that it was opened by.
@@ -209,8 +238,8 @@ fn open_writable_block(
         flags |= OFlags::EXCL;
     }
     let mut volume = open_block(path, flags, device)?;
-    if let Some(unit) = options.discard_unit {
-        volume.zero_by_discard(unit);
+    if let Some(provisioning) = options.provisioning {
+        volume.set_provisioning(provisioning);
     }
     Ok(volume)
 }
@@ -254,8 +283,7 @@ fn open_block(path: &Path, flags: OFlags, device: DeviceNumber) -> Result<BlockV
         if ioctl::is_read_only(&file).map_err(look)? {
             return Err(read_only(path));
         }
-        // udev locks a device for the moment in which it probes it.
-        lock(&file, path, Duration::from_secs(2))?;
+        lock(&file, path, UDEV_PATIENCE)?;
     }
     BlockVolume::new(file, device, direct).map_err(look)
 }
@@ -299,7 +327,7 @@ fn lock(file: &File, path: &Path, patience: Duration) -> Result<()> {
                 thread::sleep(Duration::from_millis(50));
             }
             Err(Errno::WOULDBLOCK) => {
-                return Err(Error::refused(
+                return Err(Error::held(
                     path.display().to_string(),
                     "another process has locked it; another lvmsync may be writing to it",
                     "Wait until that one is done, then run this again.",
@@ -318,7 +346,7 @@ fn cannot(verb: &str, path: &Path) -> String {
 
 fn cannot_open(path: &Path, error: io::Error) -> Error {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::BUSY) => Error::refused(
+        Some(Errno::BUSY) => Error::held(
             path.display().to_string(),
             "in use: something has claimed it for itself, perhaps in another container",
             IN_USE_WAY_OUT,

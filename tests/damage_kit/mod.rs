@@ -161,6 +161,7 @@ pub(crate) fn apply(
         volume,
         name: "destination",
         is_file,
+        room_bytes: None,
     };
     let receiving = Receiving {
         what: "the delta",

@@ -8,6 +8,8 @@ mod lab_send;
 mod local_send;
 mod measure;
 mod store;
+mod thin_diff;
+mod thin_send;
 
 use crate::table::table;
 use crate::{Done, build};
@@ -42,6 +44,10 @@ enum Bench {
     LocalSend,
     /// Send from a real snapshot in the lab
     LabSend,
+    /// What differs between two thin snapshots
+    ThinDiff,
+    /// Send a thin volume of which little is mapped, in the lab
+    ThinSend,
 }
 
 /// What all benchmarks are given.
@@ -113,6 +119,8 @@ pub(crate) fn bench(args: &BenchArgs) -> Done {
             Bench::Exceptions => figures.extend(exceptions::run(&setting)?),
             Bench::LocalSend => figures.extend(local_send::run(&setting)?),
             Bench::LabSend => figures.extend(lab_send::run(&setting)?),
+            Bench::ThinDiff => figures.extend(thin_diff::run(&setting)?),
+            Bench::ThinSend => figures.extend(thin_send::run(&setting)?),
         }
     }
     report(&figures, &directory.join("results.json"))

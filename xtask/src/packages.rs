@@ -22,6 +22,18 @@ pub(crate) const FOR_KILLS: [Need; 2] = [
     },
 ];
 
+/// `tests/thin_metadata.rs` compares with these. The lab needs them, too.
+pub(crate) const FOR_THIN: [Need; 2] = [
+    Need {
+        program: "thin_delta",
+        package: "thin-provisioning-tools",
+    },
+    Need {
+        program: "thin_restore",
+        package: "thin-provisioning-tools",
+    },
+];
+
 /// Installs what the lab needs, and `more`. Fails with the whole list when it may not.
 pub(crate) fn install(more: &[Need]) -> lab::Result<()> {
     let mut needs = lab::missing();

@@ -104,7 +104,8 @@ fn attempt(step: Step, args: &TestArgs, seed: u64) -> Line {
         }
         Step::Tests => {
             // Without them these tests say that they are skipped, which is no failure.
-            if let Err(error) = packages::install_these(&packages::FOR_KILLS) {
+            let needs = [packages::FOR_KILLS, packages::FOR_THIN].concat();
+            if let Err(error) = packages::install_these(&needs) {
                 println!("{error}");
             }
             run(&mut runner(false, args, seed))

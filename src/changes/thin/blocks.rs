@@ -12,10 +12,9 @@ use crate::volume::ReadAt;
 
 const BLOCK_BYTES: u64 = METADATA_BLOCK_BYTES as u64;
 
-/// Blocks that are asked for at once.
+/// Blocks that are asked for at once. With as many that lie between them they are 512 KiB, which stay in a
+/// processor's cache.
 pub(super) const BATCH: usize = 64;
-/// With as many that lie between them: 512 KiB, which stays in a processor's cache.
-const SLOTS: usize = 2 * BATCH;
 
 /// A metadata device, or a copy of one.
 #[derive(Clone, Copy)]
@@ -98,9 +97,12 @@ impl Batch {
         wanted.sort_unstable();
         wanted.dedup();
         wanted.truncate(BATCH);
-        let buffer = self
-            .buffer
-            .get_or_insert_with(|| AlignedBuffer::new(SLOTS * METADATA_BLOCK_BYTES));
+        let room = 2 * wanted.len() * METADATA_BLOCK_BYTES;
+        let buffer = match self.buffer.take() {
+            Some(buffer) if buffer.len() >= room => buffer,
+            _ => AlignedBuffer::new(room),
+        };
+        let buffer = self.buffer.insert(buffer);
         // Blocks that may be read along. As many as are wanted, and so the buffer is large enough.
         let mut spare = wanted.len() as u64;
         let worth = blocks.source.gap_worth_reading() / BLOCK_BYTES;
@@ -120,7 +122,7 @@ impl Batch {
             }
             let (run, others) = rest.split_at(length);
             rest = others;
-            let slots = usize::try_from(end - first).unwrap_or(SLOTS);
+            let slots = usize::try_from(end - first).unwrap_or(usize::MAX);
             let Some(target) = buffer
                 .get_mut(slot * METADATA_BLOCK_BYTES..)
                 .and_then(|free| free.get_mut(..slots * METADATA_BLOCK_BYTES))

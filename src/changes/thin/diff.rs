@@ -40,6 +40,7 @@ pub enum Now {
 }
 
 /// The time of a mapping.
+#[allow(clippy::cast_possible_truncation, reason = "these are 24 bits")]
 pub(super) fn time_of(value: u64) -> u32 {
     (value & ((1 << TIME_BITS) - 1)) as u32
 }
@@ -105,7 +106,7 @@ impl<F: FnMut(Difference)> Pair<'_, F> {
                 (Head::Subtree(_), Head::End) => self.enter_old()?,
                 (Head::End, Head::Subtree(_)) => self.enter_new()?,
                 (Head::Entries(_), Head::Entries(_)) => {
-                    self.found.merge(&mut self.old, &mut self.new)
+                    self.found.merge(&mut self.old, &mut self.new);
                 }
                 (Head::Entries(key), Head::Subtree(next)) if key >= next.low => self.enter_new()?,
                 (Head::Subtree(next), Head::Entries(key)) if key >= next.low => self.enter_old()?,
@@ -116,12 +117,16 @@ impl<F: FnMut(Difference)> Pair<'_, F> {
     }
 
     fn enter_old(&mut self) -> Result<()> {
-        self.new.horizon(&mut self.horizon);
+        if self.old.will_read_leaves() {
+            self.new.horizon(&mut self.horizon);
+        }
         self.old.enter(&self.horizon)
     }
 
     fn enter_new(&mut self) -> Result<()> {
-        self.old.horizon(&mut self.horizon);
+        if self.new.will_read_leaves() {
+            self.old.horizon(&mut self.horizon);
+        }
         self.new.enter(&self.horizon)
     }
 }

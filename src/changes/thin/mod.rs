@@ -43,7 +43,7 @@ use blocks::{Blocks, OneBlock};
 use diff::time_of;
 use error::Result;
 use run::Joiner;
-use walk::{Head, Horizon, Walk, look_up, value};
+use walk::{Head, Horizon, Walk, last_key, look_up, value};
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +181,13 @@ impl<'a> ThinMetadata<'a> {
         }
     }
 
+    /// One more than the last block of a device that is mapped; 0 where none is.
+    pub fn end_of_mappings(&self, id: u64) -> Result<u64> {
+        let root = self.known(id)?.1;
+        let last = last_key(&self.blocks, Tree::Mappings, root)?;
+        Ok(last.map_or(0, |last| last.saturating_add(1)))
+    }
+
     /// Every run of mapped blocks of a device, ascending.
     pub fn mapped(&self, id: u64, visit: impl FnMut(Run)) -> Result<()> {
         self.mapped_from(id, 0, visit)
@@ -273,6 +280,7 @@ impl<'a> ThinMetadata<'a> {
 
 impl DeviceDetails {
     /// `struct disk_device_details`.
+    #[allow(clippy::cast_possible_truncation, reason = "the two halves are meant")]
     fn of([mapped_blocks, transaction_id, times]: [u64; 3]) -> Self {
         Self {
             mapped_blocks,

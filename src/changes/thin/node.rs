@@ -11,6 +11,9 @@ use super::superblock::{METADATA_BLOCK_BYTES, metadata_checksum, u32_at, u64_at}
 /// Mixed into the checksum of a node.
 pub(super) const NODE_SALT: u32 = 121_107;
 pub(super) const HEADER_BYTES: usize = 32;
+/// What is left for entries.
+#[allow(clippy::cast_possible_truncation, reason = "4064")]
+const ROOM: u32 = (METADATA_BLOCK_BYTES - HEADER_BYTES) as u32;
 pub(super) const INTERNAL: u32 = 1;
 pub(super) const LEAF: u32 = 2;
 
@@ -102,7 +105,7 @@ pub(super) fn check(
             expected.to_string(),
         ));
     }
-    let room = (METADATA_BLOCK_BYTES - HEADER_BYTES) as u32 / (8 + value_bytes);
+    let room = ROOM / (8 + value_bytes);
     let max_entries = u32_at(bytes, MAX_ENTRIES);
     if max_entries > room {
         let expected = format!("at most {room}");

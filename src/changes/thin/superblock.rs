@@ -9,15 +9,15 @@ use crate::units::SECTOR_BYTES;
 /// Bytes of a metadata block. The kernel knows no other size.
 pub const METADATA_BLOCK_BYTES: usize = 4096;
 /// `THIN_SUPERBLOCK_MAGIC`.
-pub const MAGIC: u64 = 27_022_010;
+pub(super) const MAGIC: u64 = 27_022_010;
 /// The only version of the format since 2011.
-pub const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 2;
 /// Times in mappings have this many bits.
-pub const TIME_BITS: u32 = 24;
+pub(super) const TIME_BITS: u32 = 24;
 /// A pool's blocks are multiples of 64 KiB ...
-pub const MIN_BLOCK_SECTORS: u32 = 128;
+pub(super) const MIN_BLOCK_SECTORS: u32 = 128;
 /// ... up to 1 GiB.
-pub const MAX_BLOCK_SECTORS: u32 = 2 << 20;
+pub(super) const MAX_BLOCK_SECTORS: u32 = 2 << 20;
 
 /// Mixed into the checksum of a superblock.
 pub(super) const SUPERBLOCK_SALT: u32 = 160_774;

@@ -59,9 +59,9 @@ fn model_of(old: &Mappings, new: &Mappings) -> BTreeMap<u64, Now> {
 
 /// Two devices with a common past, each changed since, in trees of three levels.
 fn small_pool() -> PoolBuilder {
-    let mut pool = PoolBuilder::new(128, 4);
+    let mut pool = PoolBuilder::new(128, 6);
     pool.create(1);
-    for block in 0..20 {
+    for block in 0..40 {
         pool.write(1, block * 3);
     }
     pool.snapshot(2, 1);

@@ -145,6 +145,11 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// True if entering what comes next will read leaves, for which a [`Horizon`] is asked.
+    pub(super) fn will_read_leaves(&self) -> bool {
+        matches!(self.head, Head::Subtree(Child { height: 0, block, .. }) if self.batch.slot(block).is_none())
+    }
+
     fn enter_leaf(&mut self, child: Child, horizon: &Horizon) -> Result<()> {
         if self.batch.slot(child.block).is_none() {
             self.read_ahead(child, horizon);
@@ -294,6 +299,21 @@ pub(super) fn look_up(
         if u64::from_le_bytes(*keys.get(index)?) == key {
             found = value(tree, shape.values(bytes), index);
         }
+        None
+    })?;
+    Ok(found)
+}
+
+/// The largest key of a tree; `None` where it is empty.
+pub(super) fn last_key(blocks: &Blocks<'_>, tree: Tree, root: u64) -> Result<Option<u64>> {
+    let mut found = None;
+    descend(blocks, tree, root, |shape, bytes, parent| {
+        let keys = shape.keys(bytes);
+        let index = keys.len().checked_sub(1)?;
+        if !shape.is_leaf {
+            return shape.child(bytes, index, parent);
+        }
+        found = keys.last().map(|key| u64::from_le_bytes(*key));
         None
     })?;
     Ok(found)

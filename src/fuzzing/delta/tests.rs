@@ -11,6 +11,7 @@ use crate::changes::cow::Layout;
 use crate::changes::cow_build::store_of;
 use crate::delta::codec::{Compression, Compressor};
 use crate::delta::header::tests::header;
+use crate::fuzzing::thin::sketch;
 use crate::session::compare_wire::Request;
 use crate::session::handshake::FEATURE_COMPARE;
 use crate::session::message::{Hello, Message, Tag, header_for};
@@ -18,7 +19,7 @@ use crate::volume::memory::MemoryVolume;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 8] = [
+const TARGETS: [(&str, Target); 9] = [
     ("cow_store", crate::fuzzing::fuzz_cow),
     ("delta_record", fuzz_record),
     ("delta_stream", fuzz_delta),
@@ -27,6 +28,7 @@ const TARGETS: [(&str, Target); 8] = [
     ("session", crate::fuzzing::fuzz_session),
     ("receive", crate::fuzzing::fuzz_receive),
     ("state_record", crate::fuzzing::fuzz_state_record),
+    ("thin_metadata", crate::fuzzing::fuzz_thin),
 ];
 
 fn directory(target: &str) -> PathBuf {
@@ -157,6 +159,11 @@ fn write_seeds() {
         let chunks: Vec<u64> = (0..exceptions).map(|n| n * 7 % 4099).collect();
         let store = store_of(layout, chunks.iter().map(|chunk| (*chunk, &b""[..]))).unwrap();
         write("cow_store", name, &store);
+    }
+
+    let pool = crate::fuzzing::thin::tests::pool().image();
+    for (name, root) in [("live", 0), ("snapshot", 1)] {
+        write("thin_metadata", name, &sketch(root, &pool));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::ExitCode;
-use crate::session::message::ApplyOptions;
+use crate::session::message::{ApplyOptions, CreateVolume};
 use proptest::prelude::*;
 
 fn policy(globs: &[&str]) -> Policy {
@@ -166,11 +166,17 @@ fn wishes_beside_the_destination_are_bounded() {
         Permits {
             in_use: true,
             overwrite: true,
+            create: true,
         },
     );
     let both = both.unwrap();
+    let making = ApplyOptions {
+        create_volume: Some(CreateVolume::default()),
+        ..ApplyOptions::default()
+    };
     for (wish, bare_allows, both_allow) in [
         (with(None, false, false), true, true),
+        (making, false, true),
         // There is no undo that it could concern: the original's command line always asks for it.
         (with(None, true, false), true, true),
         (with(None, false, true), false, true),

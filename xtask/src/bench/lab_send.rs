@@ -15,37 +15,10 @@ const ORIGINAL_SECONDS: f64 = 17.0;
 
 pub(super) fn run(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
     println!("lab-send: 45,000 chunks of 4 KiB");
-    packages::install(&[])?;
-    let this = std::env::current_exe().map_err(|e| Error::new(format!("where am I? {e}")))?;
-    let mut setup = Setup::new()
-        .disk("2G")
-        .time_limit(Duration::from_secs(900))
-        .program(&setting.lvmsync)
-        .program(this)
-        .env("BENCH_RUNS", &setting.runs.to_string());
-    if let Some(original) = setting.original {
-        setup = setup.env("BENCH_ORIGINAL", original);
-    }
-    let mut machine = Machine::new("bench", setup)?;
-    let script = machine.directory().join("lab_send.sh");
-    std::fs::write(&script, SCRIPT).map_err(super::failed(&script))?;
-    let outcome = machine
-        .boot("exec bash \"$LAB_JOB/lab_send.sh\"", Screen::Log)?
-        .wait()?;
-    if !outcome.success() {
-        machine.keep_log();
-        return Err(Error::new(format!(
-            "{}\n{}",
-            outcome.describe(),
-            outcome.tail(20)
-        )));
-    }
-    let ours = seconds(machine.directory(), "ours")?;
+    let guest = guest(setting, SCRIPT, "2G", setting.original)?;
+    let ours = guest.seconds("ours")?;
     let (original, whose) = match setting.original {
-        Some(_) => (
-            seconds(machine.directory(), "original")?,
-            "in the same guest",
-        ),
+        Some(_) => (guest.seconds("original")?, "in the same guest"),
         None => (
             ORIGINAL_SECONDS,
             "documented; --peer original=PATH measures it",
@@ -60,19 +33,59 @@ pub(super) fn run(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
     }])
 }
 
-/// The median of the times in a file, one in nanoseconds on each line.
-fn seconds(directory: &Path, file: &str) -> lab::Result<f64> {
-    let path = directory.join(file);
-    let text = std::fs::read_to_string(&path).map_err(super::failed(&path))?;
-    let mut times: Vec<_> = text
-        .lines()
-        .filter_map(|line| line.parse().ok())
-        .map(Duration::from_nanos)
-        .collect();
-    if times.is_empty() {
-        return Err(Error::new(format!("{}: no times in it", path.display())));
+/// What a script in a guest has measured.
+pub(super) struct Measured(Machine);
+
+/// Runs `script` in a guest with one disk, lvmsync and this program in its PATH.
+pub(super) fn guest(
+    setting: &Setting<'_>,
+    script: &str,
+    disk: &str,
+    original: Option<&str>,
+) -> lab::Result<Measured> {
+    packages::install(&[])?;
+    let this = std::env::current_exe().map_err(|e| Error::new(format!("where am I? {e}")))?;
+    let mut setup = Setup::new()
+        .disk(disk)
+        .time_limit(Duration::from_secs(900))
+        .program(&setting.lvmsync)
+        .program(this)
+        .env("BENCH_RUNS", &setting.runs.to_string());
+    if let Some(original) = original {
+        setup = setup.env("BENCH_ORIGINAL", original);
     }
-    Ok(median(&mut times).as_secs_f64())
+    let mut machine = Machine::new("bench", setup)?;
+    let path = machine.directory().join("bench.sh");
+    std::fs::write(&path, script).map_err(super::failed(&path))?;
+    let outcome = machine
+        .boot("exec bash \"$LAB_JOB/bench.sh\"", Screen::Log)?
+        .wait()?;
+    if !outcome.success() {
+        machine.keep_log();
+        return Err(Error::new(format!(
+            "{}\n{}",
+            outcome.describe(),
+            outcome.tail(20)
+        )));
+    }
+    Ok(Measured(machine))
+}
+
+impl Measured {
+    /// The median of the times in a file, one in nanoseconds on each line.
+    pub(super) fn seconds(&self, file: &str) -> lab::Result<f64> {
+        let path = self.0.directory().join(file);
+        let text = std::fs::read_to_string(&path).map_err(super::failed(&path))?;
+        let mut times: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .map(Duration::from_nanos)
+            .collect();
+        if times.is_empty() {
+            return Err(Error::new(format!("{}: no times in it", path.display())));
+        }
+        Ok(median(&mut times).as_secs_f64())
+    }
 }
 
 /// In the guest: writes `count` blocks of 4 KiB to every other block of a device, so that none joins the next.

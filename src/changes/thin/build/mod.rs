@@ -40,7 +40,8 @@ struct Top {
 }
 
 impl PoolBuilder {
-    /// A pool without devices. Nodes hold `most` entries (from 3 to 254; the kernel's hold 252).
+    /// A pool without devices. Nodes hold `most` entries, rounded down to a multiple of 3; the kernel's
+    /// hold 252.
     pub fn new(block_sectors: u32, most: usize) -> Self {
         let mut nodes = Nodes::new(most);
         let devices = nodes.empty(Tree::Devices);
@@ -119,7 +120,7 @@ impl PoolBuilder {
         let Some(details) = self.details(id) else {
             return;
         };
-        let shared = |value| time_of(value) < (details[2] >> 32) as u32;
+        let shared = |value| u64::from(time_of(value)) < details[2] >> 32;
         if self.mapping(id, block).is_none_or(shared) {
             let data = self.next_data;
             self.next_data += 1;
@@ -200,8 +201,8 @@ impl PoolBuilder {
         let held = self.held.iter().map(|(block, top)| (*block, *top, 0));
         for (block, top, held_root) in live.into_iter().chain(held) {
             let bytes = superblock(top, block, held_root, blocks);
-            let places = image.chunks_exact_mut(METADATA_BLOCK_BYTES);
-            for place in places.skip(block as usize).take(1) {
+            let block = usize::try_from(block).unwrap_or(usize::MAX);
+            if let Some(place) = image.chunks_exact_mut(METADATA_BLOCK_BYTES).nth(block) {
                 place.copy_from_slice(&bytes);
             }
         }

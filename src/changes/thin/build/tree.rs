@@ -50,7 +50,12 @@ pub(super) struct Nodes {
 }
 
 fn at(block: u64) -> usize {
-    block as usize
+    usize::try_from(block).unwrap_or(usize::MAX)
+}
+
+/// What a block has room for is no large number.
+fn small(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 impl Nodes {
@@ -212,9 +217,10 @@ impl Nodes {
         Some((right.keys[0], self.add(right)))
     }
 
+    /// A multiple of 3, as the kernel has it: then a third is what a node must have at least.
     fn most(&self, node: &Node) -> usize {
         let room = (METADATA_BLOCK_BYTES - HEADER_BYTES) / (8 + node.value_bytes());
-        self.most.clamp(3, room)
+        self.most.clamp(3, room) / 3 * 3
     }
 
     /// Returns the new root.
@@ -264,7 +270,7 @@ impl Nodes {
         block
     }
 
-    /// Merges a child that has become small with a neighbour, if both fit one node.
+    /// Evens out a child that has become small with a neighbour, or merges them if both fit one node.
     fn merge(&mut self, block: u64, index: usize) {
         let node = self.node(block);
         let small = self.node(node.values[index][0]);
@@ -273,21 +279,34 @@ impl Nodes {
         let (Some(one), Some(other)) = (node.values.get(left), node.values.get(left + 1)) else {
             return;
         };
-        let both = self.node(one[0]).keys.len() + self.node(other[0]).keys.len();
-        if small.keys.len() > most / 3 || both > most {
+        if small.keys.len() > most / 3 {
             return;
         }
         let (one, other) = (one[0], other[0]);
         let (one, other) = (self.shadow(one), self.shadow(other));
         let moved = self.node(other).clone();
-        self.unreserve(other);
         let node = self.own(one);
         node.keys.extend(moved.keys);
         node.values.extend(moved.values);
-        let parent = self.own(block);
-        parent.values[left] = [one, 0, 0];
-        parent.keys.remove(left + 1);
-        parent.values.remove(left + 1);
+        let both = node.keys.len();
+        let rest = (both > most).then(|| {
+            let half = both / 2;
+            (node.keys.split_off(half), node.values.split_off(half))
+        });
+        self.own(block).values[left] = [one, 0, 0];
+        if let Some((keys, values)) = rest {
+            let parent = self.own(block);
+            parent.keys[left + 1] = keys[0];
+            parent.values[left + 1] = [other, 0, 0];
+            let node = self.own(other);
+            node.keys = keys;
+            node.values = values;
+        } else {
+            self.unreserve(other);
+            let parent = self.own(block);
+            parent.keys.remove(left + 1);
+            parent.values.remove(left + 1);
+        }
     }
 
     /// This node and all below it in the same tree.
@@ -318,9 +337,9 @@ impl Nodes {
         let most = self.most(node);
         put(bytes, FLAGS, if node.is_leaf { LEAF } else { INTERNAL });
         put64(bytes, BLOCK, block);
-        put(bytes, ENTRIES, node.keys.len() as u32);
-        put(bytes, MAX_ENTRIES, most as u32);
-        put(bytes, VALUE_BYTES, value_bytes as u32);
+        put(bytes, ENTRIES, small(node.keys.len()));
+        put(bytes, MAX_ENTRIES, small(most));
+        put(bytes, VALUE_BYTES, small(value_bytes));
         for (index, key) in node.keys.iter().enumerate() {
             put64(bytes, HEADER_BYTES + 8 * index, *key);
         }

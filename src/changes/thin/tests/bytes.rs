@@ -71,7 +71,7 @@ proptest! {
         let root = metadata.superblock().mapping_root;
         for (id, map) in maps.iter_mut().enumerate() {
             let tree = look_up(&metadata.blocks, Tree::Devices, root, id as u64).unwrap().unwrap();
-            metadata.mappings(tree[0], 0, |key, value| drop(map.insert(key, value))).unwrap();
+            metadata.mappings(tree[0], 0, |key, value| map.extend([(key, value)])).unwrap();
         }
         let volume = |id: usize| ThinVolume {
             device: id as u64,

@@ -95,21 +95,29 @@ impl Model {
 
 fn build(pool: &mut PoolBuilder, step: &Step) {
     match *step {
-        Step::Create(id) => drop(pool.create(id)),
-        Step::Snapshot(id, origin) => drop(pool.snapshot(id, origin)),
+        Step::Create(id) => {
+            pool.create(id);
+        }
+        Step::Snapshot(id, origin) => {
+            pool.snapshot(id, origin);
+        }
         Step::Remove(id) => pool.remove(id),
-        Step::Write(id, block, count) => (block..block + count).for_each(|b| pool.write(id, b)),
+        Step::Write(id, block, count) => {
+            (block..block + count).for_each(|b| pool.write(id, b));
+        }
         Step::Discard(id, block, count) => {
             (block..block + count).for_each(|b| pool.discard(id, b));
         }
-        Step::Reserve => drop(pool.reserve()),
+        Step::Reserve => {
+            pool.reserve();
+        }
     }
 }
 
 fn compare(metadata: &ThinMetadata<'_>, model: &Model) {
     let mut devices = BTreeMap::new();
     metadata
-        .devices(|id, details| drop(devices.insert(id, details)))
+        .devices(|id, details| devices.extend([(id, details)]))
         .unwrap();
     assert!(devices.keys().eq(model.devices.keys()));
     assert_eq!(metadata.superblock().time, model.time);
@@ -121,10 +129,12 @@ fn compare(metadata: &ThinMetadata<'_>, model: &Model) {
         assert_eq!(details.snapshotted_time, device.snapshotted);
         let all: Vec<u64> = device.mappings.keys().copied().collect();
         assert_eq!(blocks_of(metadata, *id).unwrap(), all);
+        let end = all.last().map_or(0, |last| last + 1);
+        assert_eq!(metadata.end_of_mappings(*id).unwrap(), end);
         let mut from = Vec::new();
         metadata
             .mapped_from(*id, 33, |run| {
-                from.extend(run.start..run.start + run.blocks)
+                from.extend(run.start..run.start + run.blocks);
             })
             .unwrap();
         assert!(from.iter().eq(all.iter().filter(|block| **block >= 33)));

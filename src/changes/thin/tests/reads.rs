@@ -141,6 +141,32 @@ fn trees_of_different_heights_share_what_they_share() {
     }
 }
 
+/// Where nodes were split, merged and evened out, shared ones have other neighbours and other parents.
+#[test]
+fn subtrees_that_have_moved_are_still_left_out() {
+    let mut pool = PoolBuilder::new(128, 12);
+    pool.create(1);
+    (0..20_000).for_each(|block| pool.write(1, block * 10));
+    pool.snapshot(2, 1);
+    for cluster in 0..10 {
+        let begin = cluster * 19_990;
+        (begin..begin + 150).for_each(|block| pool.write(1, block));
+        (begin + 9000..begin + 10_000).for_each(|block| pool.discard(1, block));
+    }
+    let [old, new] = [2, 1].map(|id| pool.mapping_nodes(id));
+    let differ = old.symmetric_difference(&new).count() as u64;
+    let watched = Watched::new(pool.image());
+    let metadata = ThinMetadata::open(&watched, Root::Live).unwrap();
+    let [old, new] = [2, 1].map(|id| metadata.known(id).unwrap().1);
+    for roots in [[old, new], [new, old]] {
+        watched.counts();
+        diff::diff(&metadata.blocks, roots, |_| ()).unwrap();
+        let (read, reads) = watched.counts();
+        println!("{differ} nodes differ, {read} read in {reads} reads");
+        assert!(read <= differ * 3 / 2 + CONSTANT, "{read} {differ}");
+    }
+}
+
 #[test]
 fn neighbours_are_read_together() {
     let mut pool = PoolBuilder::new(128, 252);

@@ -1,0 +1,163 @@
+//! A send whose both ends are on this machine.
+//!
+//! Guarantees: the checks are those of any other way; frames go from the reader to the volume in memory, and what is durable
+//! on the way is on record, so that a run that was cut goes on.
+
+use std::io::Seek;
+use std::sync::{Mutex, PoisonError};
+
+use super::send::Job;
+use super::summary::Summary;
+use crate::delta::codec::Compression;
+use crate::delta::stream::StreamId;
+use crate::destination::Destination;
+use crate::engine::apply::{Applied, Applier};
+use crate::engine::begin::{Beginning, Begun, Ready, begin};
+use crate::engine::behind::{Behind, Closes};
+use crate::engine::conclude::Conclusion;
+use crate::engine::deliver::TargetSink;
+use crate::engine::pump::{PumpOptions, pump};
+use crate::engine::target::{Target, check};
+use crate::engine::throttle::Throttle;
+use crate::error::{Error, Result};
+use crate::monitor::Silent;
+use crate::record::keeper::Keeper;
+use crate::record::marks::Places;
+use crate::source::SendSource;
+
+impl Job<'_> {
+    /// Both ends are here: frames go from the reader to the volume without becoming a delta.
+    pub(super) fn to_local(
+        &self,
+        source: &SendSource,
+        destination: &str,
+        summary: &mut Summary,
+    ) -> Result<()> {
+        let mut options = self.write.options(self.to.compress);
+        options.create = source.header.is_full_copy();
+        options.make = self.write.make(&source.header);
+        if self.dry_run && Destination::could_make(destination, &options)?.is_some() {
+            return Ok(());
+        }
+        if self.dry_run {
+            options.make = None;
+        }
+        let mut sources = vec![source.data.identity()];
+        sources.extend(self.store_identity());
+        let mut destination = Destination::open(destination, &sources, &options)?;
+        let stream = StreamId::of(&source.header, &source.samples);
+        if self.dry_run {
+            destination.keeper().admit(&source.header, &stream)?;
+            let options = destination.receive_options(self.cancel, self.monitor);
+            let target = destination.target();
+            return check(&source.header, &source.samples, &target, &options).map(|_| ());
+        }
+        if self.write.atomic {
+            let applied = self.by_spool(source, &mut destination)?;
+            summary.data_bytes = applied.data_bytes;
+            summary.zero_bytes = applied.zero_bytes;
+            summary.bytes_sent = applied.data_bytes;
+            return Ok(());
+        }
+        let applied = destination.write(
+            self.cancel,
+            self.monitor,
+            |target, undo, options, keeper| {
+                let beginning = Beginning {
+                    header: &source.header,
+                    samples: &source.samples,
+                    target,
+                    undo,
+                    options,
+                };
+                match begin(&beginning, keeper)? {
+                    Begun::Already => Ok(Applied::default()),
+                    Begun::Ready(ready) => self.copy(source, target, *ready, keeper),
+                }
+            },
+        )?;
+        summary.data_bytes = applied.data_bytes;
+        summary.zero_bytes = applied.zero_bytes;
+        summary.bytes_sent = applied.data_bytes;
+        Ok(())
+    }
+
+    /// The whole delta is beside the destination before the first block of it is written.
+    fn by_spool(&self, source: &SendSource, destination: &mut Destination) -> Result<Applied> {
+        let name = "the delta";
+        let mut summary = Summary::default();
+        let mut file = destination.spool_file()?;
+        self.write_delta(source, 0, &file, name, &mut summary)?;
+        let failed = |error| Error::io("cannot keep the delta beside the destination", error);
+        file.sync_all()
+            .and_then(|()| file.rewind())
+            .map_err(failed)?;
+        destination.rehearse(&file, name, self.cancel, &Silent)?;
+        file.rewind().map_err(failed)?;
+        let mut nothing = |_: u64, _: &Applied| Ok(());
+        let received = destination.receive_now(file, name, self.cancel, &Silent, &mut nothing)?;
+        Ok(received.applied)
+    }
+
+    /// Frames go from the reader to the volume without becoming a delta.
+    fn copy(
+        &self,
+        source: &SendSource,
+        target: &Target<'_>,
+        ready: Ready<'_>,
+        keeper: &mut Keeper,
+    ) -> Result<Applied> {
+        let kept = Mutex::new(&mut *keeper);
+        let kept = || kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let durable =
+            |end: u64, _: &Applied, places: &Places| kept().durable(end, places, target.volume);
+        // Frames stay in memory: to compress them would be work for nothing.
+        let options = PumpOptions {
+            name: &source.name,
+            compression: Compression::None,
+            cancel: self.cancel,
+            monitor: self.monitor,
+        };
+        let rest;
+        let changes = if ready.offset == 0 {
+            &source.changes
+        } else {
+            rest = source.changes.from_offset(ready.offset);
+            &rest
+        };
+        let behind = Behind::new(target.volume, target.name);
+        let (mut at_the_end, mut on_the_way) = (durable, durable);
+        let ended = std::thread::scope(|scope| {
+            let _closes = Closes(&behind);
+            let spawned = std::thread::Builder::new()
+                .name("sync".to_owned())
+                .spawn_scoped(scope, || behind.serve(&mut on_the_way));
+            let mut saved = |end: u64| kept().saved(end);
+            let mut applier = Applier::new(
+                target.volume,
+                target.name,
+                ready.undo,
+                self.cancel,
+                &mut at_the_end,
+            )
+            .tell_saved(&mut saved);
+            // Without a thread syncs are made here.
+            if spawned.is_ok() {
+                applier = applier.sync_behind(&behind);
+            }
+            let throttle = Throttle::new(self.to.bwlimit, self.cancel);
+            let mut sink = TargetSink::new(&mut applier, throttle);
+            let result = pump(&source.data, changes, &mut sink, &options)
+                .map_err(|error| source.explain(error))
+                .and_then(|()| source.check_unchanged());
+            applier.end(result)
+        });
+        let conclusion = Conclusion {
+            header: Some(&source.header),
+            target,
+            old_size_bytes: ready.old_size_bytes,
+            monitor: self.monitor,
+        };
+        conclusion.conclude(ended, ready.result, keeper)
+    }
+}

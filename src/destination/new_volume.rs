@@ -1,0 +1,96 @@
+//! A logical volume that is made for a full copy where there is none.
+//!
+//! Guarantees: what was made goes again unless something of it is on record; what was there before never goes.
+
+use std::path::Path;
+
+use crate::dm::making::{self, Making, Plan};
+use crate::dm::name::LvName;
+use crate::error::{Error, Result};
+
+/// A wish that the destination be made where there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Make {
+    /// What kind of volume.
+    pub making: Making,
+    /// How large the volume is that is copied; `None` for a delta with a base, which needs one that is there.
+    pub size_bytes: Option<u64>,
+}
+
+/// A volume that goes again when this is dropped, unless it is kept.
+#[derive(Debug)]
+pub(super) struct NewVolume {
+    name: LvName,
+    uuid: Option<String>,
+}
+
+/// The logical volume that `name` would be: `vg/lv`, or a path below `/dev`.
+pub(super) fn name_of_volume(name: &str) -> Option<LvName> {
+    if name.starts_with('/') {
+        LvName::from_path(name)
+    } else {
+        LvName::parse(name)
+    }
+}
+
+/// What would be made for `name`, which is not there. `None`: no logical volume, so perhaps a file.
+pub(super) fn plan(name: &str, make: &Make, is_free_file_name: bool) -> Result<Option<Plan>> {
+    let Some(volume) = name_of_volume(name) else {
+        return Ok(None);
+    };
+    match making::plan(&volume, &make.making) {
+        Ok(plan) if make.size_bytes.is_some() => Ok(Some(plan)),
+        Ok(_) => Err(Error::refused(
+            name,
+            "there is no such volume, and this is no full copy: a new one cannot be its base",
+            "Make a full copy first: lvmsync send NEW DEST --create",
+        )),
+        Err(Error::Usage(text)) => Err(Error::Usage(text)),
+        // There is no such group, but a directory of that name.
+        Err(_) if is_free_file_name && !Path::new(name).is_absolute() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl NewVolume {
+    /// Makes what was planned.
+    pub(super) fn make(plan: &Plan, size_bytes: u64) -> Result<Self> {
+        plan.make(size_bytes)?;
+        Ok(Self {
+            name: plan.name.clone(),
+            uuid: None,
+        })
+    }
+
+    /// What a run left that was killed after it had made it.
+    pub(super) fn left_behind(name: LvName, uuid: String) -> Self {
+        Self {
+            name,
+            uuid: Some(uuid),
+        }
+    }
+
+    /// From now on its name alone does not decide.
+    pub(super) fn known_as(&mut self, uuid: &str) {
+        self.uuid = Some(uuid.to_owned());
+    }
+
+    /// It stays.
+    pub(super) fn keep(self) -> Result<()> {
+        let name = self.name.clone();
+        std::mem::forget(self);
+        making::keep(&name)
+    }
+}
+
+impl Drop for NewVolume {
+    fn drop(&mut self) {
+        if let Err(error) = making::remove(&self.name, self.uuid.as_deref()) {
+            tracing::warn!(
+                "{}: it was made for nothing and stays: {}",
+                self.name,
+                error.chain()
+            );
+        }
+    }
+}

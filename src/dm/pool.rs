@@ -1,0 +1,113 @@
+//! The thin pool below a volume.
+//!
+//! Guarantees: found through the tables that are active now; what is not proved to be a thin volume, right
+//! below, has no pool here. Only looks.
+
+use super::device::DeviceMapper;
+use super::name::{LvName, split_dm_name};
+use super::pool_status::{PoolStatus, parse_mapped_bytes, parse_pool_status};
+use super::snapshot::{LogicalVolume, Role};
+use super::table::{PoolFeatures, Target, parse_target};
+use super::wire::Selector;
+use crate::error::{Error, Result};
+use crate::sys::device::DeviceNumber;
+use crate::units::sectors_to_bytes;
+
+/// A thin volume's pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Its name.
+    pub name: LvName,
+    /// The unit in which it gives space.
+    pub block_bytes: u64,
+    /// How it was set up.
+    pub features: PoolFeatures,
+    /// Unmapped blocks of the volume are read from another device: they are not zero.
+    pub has_external_origin: bool,
+    /// The volume is the origin of classic snapshots, which stand between it and whoever writes.
+    pub below_snapshots: bool,
+    /// The pool's device.
+    device: DeviceNumber,
+    /// The thin volume's.
+    thin: DeviceNumber,
+}
+
+impl Pool {
+    /// The pool that `volume` takes its space from, directly or below its classic snapshots.
+    pub fn of(volume: &LogicalVolume) -> Result<Option<Self>> {
+        let (thin, below_snapshots) = match volume.role {
+            Role::Thin { .. } => (volume.device, false),
+            Role::ThickOrigin { real, .. } => (real, true),
+            _ => return Ok(None),
+        };
+        let dm = DeviceMapper::open()?;
+        let Some(Target::Thin {
+            pool,
+            external_origin,
+            ..
+        }) = only_target(&dm, thin)?
+        else {
+            return Ok(None);
+        };
+        let wrong = |reason: String| Error::Lvm {
+            what: volume.name.to_string(),
+            reason,
+        };
+        let found = match only_target(&dm, pool)? {
+            Some(Target::ThinPool {
+                block_sectors,
+                features,
+                ..
+            }) => sectors_to_bytes(block_sectors).zip(Some(features)),
+            _ => None,
+        };
+        let (block_bytes, features) = found
+            .ok_or_else(|| wrong(format!("its pool, device {pool}, has no thin-pool table")))?;
+        let info = dm.info(Selector::Device(pool))?;
+        let name = info.and_then(|info| split_dm_name(&info.name));
+        let (name, _) =
+            name.ok_or_else(|| wrong(format!("its pool, device {pool}, is not LVM's")))?;
+        Ok(Some(Self {
+            name,
+            block_bytes,
+            features,
+            has_external_origin: external_origin.is_some(),
+            below_snapshots,
+            device: pool,
+            thin,
+        }))
+    }
+
+    /// A block that was discarded reads as zeroes.
+    pub fn discard_zeroes(&self) -> bool {
+        !self.has_external_origin && !self.below_snapshots && !self.features.ignores_discards
+    }
+
+    /// What the kernel says of it now.
+    pub fn status(&self) -> Result<PoolStatus> {
+        let lines = DeviceMapper::open()?.status(self.device)?;
+        let words = lines.first().map_or("", |line| line.params.as_str());
+        parse_pool_status(words).map_err(|error| Error::Lvm {
+            what: self.name.to_string(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// Up to how many bytes the volume can hold: what is mapped already, and what is free in the pool.
+    pub fn room_bytes(&self) -> Result<Option<u64>> {
+        let PoolStatus::Working(figures) = self.status()? else {
+            return Ok(None);
+        };
+        let lines = DeviceMapper::open()?.status(self.thin)?;
+        let words = lines.first().map_or("", |line| line.params.as_str());
+        let free = figures.data.free().saturating_mul(self.block_bytes);
+        Ok(parse_mapped_bytes(words).map(|mapped| mapped.saturating_add(free)))
+    }
+}
+
+fn only_target(dm: &DeviceMapper, device: DeviceNumber) -> Result<Option<Target>> {
+    match dm.table(device)?.as_slice() {
+        [line] => Ok(parse_target(&line.kind, &line.params).ok()),
+        _ => Ok(None),
+    }
+}

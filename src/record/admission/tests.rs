@@ -1,0 +1,195 @@
+//! Tests of what is admitted.
+
+use super::*;
+use crate::delta::header::State;
+use crate::delta::header::tests::header as any_header;
+
+fn state(name: &str) -> State {
+    State {
+        id: format!("lvm:{name}"),
+        name: format!("vg/{name}"),
+    }
+}
+
+fn delta(base: &str, target: &str) -> (Header, StreamId) {
+    let mut header = any_header(1 << 20);
+    header.base = Some(state(base));
+    header.target = Some(state(target));
+    (header, StreamId::from(format!("{base}-{target}")))
+}
+
+fn holding(name: &str) -> Record {
+    Record {
+        holds: Some(state(name)),
+        ..Record::default()
+    }
+}
+
+fn cut(base: &str, target: &str, undo: Option<&str>) -> Record {
+    Record {
+        incomplete: Some(Incomplete {
+            stream: Some(StreamId::from(format!("{base}-{target}"))),
+            base: Some(state(base)),
+            target: Some(state(target)),
+            durable_offset: 4096,
+            undo: undo.map(str::to_owned),
+            source: "cow".to_owned(),
+            ..Incomplete::default()
+        }),
+        ..holding(base)
+    }
+}
+
+fn decide(
+    record: Option<&Record>,
+    (header, stream): &(Header, StreamId),
+) -> Result<Admission, Refusal> {
+    admit(
+        record,
+        header,
+        stream,
+        Called::here("vg/copy"),
+        Policy::default(),
+    )
+}
+
+#[test]
+fn a_chain_goes_on_and_a_gap_is_refused_with_both_states_named() {
+    let record = holding("s1");
+    assert_eq!(
+        decide(Some(&record), &delta("s1", "s2")),
+        Ok(Admission::Fresh { remark: None })
+    );
+    let refusal = decide(Some(&record), &delta("s2", "s3")).unwrap_err();
+    assert!(
+        refusal.reason.contains("vg/s1") && refusal.reason.contains("vg/s2"),
+        "{refusal:?}"
+    );
+    let (header, stream) = delta("s2", "s3");
+    let force = Policy {
+        force: true,
+        ..Policy::default()
+    };
+    assert!(matches!(
+        admit(Some(&record), &header, &stream, Called::here("x"), force),
+        Ok(Admission::Forced { .. })
+    ));
+}
+
+#[test]
+fn without_a_record_the_samples_decide_unless_one_is_required() {
+    let (header, stream) = delta("s1", "s2");
+    let Ok(Admission::Fresh {
+        remark: Some(remark),
+    }) = decide(None, &delta("s1", "s2"))
+    else {
+        panic!("not admitted")
+    };
+    assert!(remark.contains("sampled blocks alone"), "{remark}");
+    let strict = Policy {
+        require_record: true,
+        ..Policy::default()
+    };
+    assert!(admit(None, &header, &stream, Called::here("x"), strict).is_err());
+    assert!(
+        admit(
+            Some(&holding("s1")),
+            &header,
+            &stream,
+            Called::here("x"),
+            strict
+        )
+        .is_ok()
+    );
+    let mut full = header;
+    (full.source, full.base) = (Source::Full, None);
+    assert_eq!(
+        admit(None, &full, &stream, Called::here("x"), strict),
+        Ok(Admission::Fresh { remark: None })
+    );
+}
+
+#[test]
+fn what_is_incomplete_is_finished_undone_or_replaced_and_nothing_else() {
+    let record = cut("s1", "s2", Some("/u/monday"));
+    assert_eq!(
+        decide(Some(&record), &delta("s1", "s2")),
+        Ok(Admission::Resume { offset: 4096 })
+    );
+
+    let refusal = decide(Some(&record), &delta("s2", "s3")).unwrap_err();
+    assert!(
+        refusal.way_out.contains("lvmsync apply /u/monday vg/copy"),
+        "{refusal:?}"
+    );
+    assert!(decide(Some(&record), &delta("s1", "s3")).is_err());
+
+    let mut undo = delta("s2", "s1");
+    undo.0.source = Source::Undo;
+    undo.0.undo_of = Some("s1-s2".to_owned());
+    assert_eq!(decide(Some(&record), &undo), Ok(Admission::UndoUnfinished));
+    undo.0.undo_of = Some("s0-s1".to_owned());
+    assert!(decide(Some(&record), &undo).is_err());
+
+    let mut full = delta("s1", "s3");
+    (full.0.source, full.0.base) = (Source::Full, None);
+    assert!(matches!(
+        decide(Some(&record), &full),
+        Ok(Admission::Fresh { .. })
+    ));
+    assert!(admit_anonymous(Some(&record), Called::here("x"), Policy::default()).is_err());
+    assert!(refuse_as_source(&record, Called::here("x")).is_some());
+    assert!(refuse_as_source(&holding("s1"), Called::here("x")).is_none());
+}
+
+#[test]
+fn what_is_done_already_is_not_done_again() {
+    let mut record = holding("s2");
+    record.stream = Some(StreamId::from("s1-s2".to_owned()));
+    let (header, stream) = delta("s1", "s2");
+    let with = |touched| {
+        let policy = Policy {
+            touched,
+            ..Policy::default()
+        };
+        admit(Some(&record), &header, &stream, Called::here("x"), policy).unwrap()
+    };
+    assert!(matches!(with(Touched::No), Admission::Already { .. }));
+    assert!(matches!(with(Touched::Unknown), Admission::Again { .. }));
+    let Admission::Fresh {
+        remark: Some(remark),
+    } = with(Touched::Yes)
+    else {
+        panic!("not fresh")
+    };
+    assert!(remark.contains("sampled blocks alone"), "{remark}");
+    let mut undo = delta("s2", "s1");
+    undo.0.source = Source::Undo;
+    undo.0.undo_of = Some("s1-s2".to_owned());
+    assert_eq!(
+        decide(Some(&record), &undo),
+        Ok(Admission::Fresh { remark: None })
+    );
+    assert!(matches!(
+        decide(Some(&holding("s1")), &undo),
+        Ok(Admission::Again { .. })
+    ));
+}
+
+#[test]
+fn a_live_source_begins_anew_only_from_the_same_snapshot() {
+    let mut record = cut("s1", "s2", None);
+    if let Some(cut) = &mut record.incomplete {
+        cut.target = None;
+    }
+    let mut live = delta("s1", "x");
+    live.0.target = None;
+    assert!(matches!(
+        decide(Some(&record), &live),
+        Ok(Admission::Fresh { .. })
+    ));
+    let mut other = delta("s0", "x");
+    other.0.target = None;
+    assert!(decide(Some(&record), &other).is_err());
+    assert!(decide(Some(&record), &delta("s1", "s3")).is_err());
+}

@@ -1,0 +1,174 @@
+//! Is a volume that is to be read half-written, itself or in what it consists of?
+//!
+//! Guarantees: nothing is opened but records; what is on record as incomplete is found under every name and layer that
+//! leads to its data: a loop device shows its file, a partition is a part of its disk, and a mapped device lies on
+//! what is below it; and the other way round, a file or disk holds what was written through a loop device or into
+//! a partition.
+
+use std::path::Path;
+
+use super::admission::{Called, Refusal, refuse_as_source};
+use super::identity;
+use super::keeper::shown_time;
+use super::store::{StateDir, read};
+use crate::dm::resolve::Resolved;
+use crate::dm::snapshot::LogicalVolume;
+use crate::error::{Error, Result};
+
+/// Refuses a volume, called `name`, that cannot be a source or a base.
+pub fn refuse(state: &StateDir, resolved: &Resolved, name: &str) -> Result<()> {
+    let mut identities = vec![identity::of_resolved(resolved)];
+    identities.extend(identity::with_below(resolved.path()));
+    refuse_any(state, &identities, Called::here(name))
+}
+
+/// The same for the logical volume with this UUID, which need not be active.
+pub fn refuse_logical_volume(state: &StateDir, uuid: &str, name: &str) -> Result<()> {
+    let identity = identity::of_logical_volume(uuid);
+    refuse_any(state, &[identity], Called::here(name))
+}
+
+/// The same for what is at `path`.
+pub fn refuse_path(state: &StateDir, path: &Path, name: &str) -> Result<()> {
+    refuse_any(state, &identity::with_below(path), Called::here(name))
+}
+
+fn refuse_any(state: &StateDir, identities: &[String], called: Called<'_>) -> Result<()> {
+    match find(state, identities, called)? {
+        Some(refusal) => Err(Error::refused(called.name, refusal.reason, refusal.way_out)),
+        None => Ok(()),
+    }
+}
+
+/// What there is to say of the origin of a snapshot, which may have been made before its origin was written, or in the
+/// middle: nobody can tell.
+pub fn origin_of(state: &StateDir, volume: &LogicalVolume) -> Result<Option<String>> {
+    let Ok(snapshot) = volume.thick_snapshot() else {
+        return Ok(None);
+    };
+    let file = state.file_of(&identity::of_logical_volume(&snapshot.origin.uuid));
+    let cut = file.load()?.and_then(|record| record.incomplete);
+    Ok(cut.map(|cut| {
+        format!(
+            "{}: its origin {} is on record as incomplete since {}: a snapshot that was made after that holds \
+             neither its old state nor its new one",
+            volume.name,
+            snapshot.origin.name,
+            shown_time(cut.since)
+        )
+    }))
+}
+
+/// What is said to who only wants to know what a volume holds.
+pub fn remark(state: &StateDir, path: &Path, called: Called<'_>) -> Result<Option<String>> {
+    let found = find(state, &identity::with_below(path), called)?;
+    Ok(found.map(|refusal| {
+        format!(
+            "{}: {}. What is compared is neither its old state nor its new one. {}",
+            called.name, refusal.reason, refusal.way_out
+        )
+    }))
+}
+
+fn find(state: &StateDir, identities: &[String], called: Called<'_>) -> Result<Option<Refusal>> {
+    let Some(own) = identities.first() else {
+        return Ok(None);
+    };
+    for known_as in identities {
+        let Some(record) = state.file_of(known_as).load()? else {
+            continue;
+        };
+        let name = if known_as == own {
+            called.name
+        } else {
+            &record.name
+        };
+        if let Some(refusal) = refuse_as_source(&record, Called { name, ..called }) {
+            return Ok(Some(if known_as == own {
+                refusal
+            } else {
+                of_part(&record.name, "lies on", refusal)
+            }));
+        }
+    }
+    for path in state.all()? {
+        // One that cannot be read is refused when it is its own destination that is used.
+        let Ok(Some(record)) = read(&path) else {
+            continue;
+        };
+        if identities
+            .iter()
+            .any(|whole| identity::is_part(&record.identity, whole))
+            && let Some(refusal) = refuse_as_source(
+                &record,
+                Called {
+                    name: &record.name,
+                    ..called
+                },
+            )
+        {
+            return Ok(Some(of_part(&record.name, "shares its data with", refusal)));
+        }
+    }
+    Ok(None)
+}
+
+fn of_part(other: &str, how: &str, refusal: Refusal) -> Refusal {
+    Refusal {
+        reason: format!("it {how} {other}, which is {}", refusal.reason),
+        way_out: refusal.way_out,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Incomplete, Record};
+
+    #[test]
+    fn what_is_half_written_below_or_within_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::choose(Some(directory.path()));
+        let put = |identity: &str, name: &str, incomplete: bool| {
+            let record = Record {
+                identity: identity.to_owned(),
+                name: name.to_owned(),
+                incomplete: incomplete.then(Incomplete::default),
+                ..Record::default()
+            };
+            state.file_of(identity).save(&record).unwrap();
+        };
+        put("file:7:1.0", "disk.img", true);
+        put("disk:serial:a:start=2048", "/dev/vda1", true);
+        put("disk:serial:b", "/dev/vdb", false);
+        let reason = |identities: &[&str]| {
+            let identities: Vec<String> = identities.iter().map(|&id| id.to_owned()).collect();
+            find(&state, &identities, Called::here("x"))
+                .unwrap()
+                .map(|refusal| refusal.reason)
+        };
+        let said = reason(&["file:7:1.0:offset=0", "file:7:1.0"]).unwrap();
+        assert!(
+            said.starts_with("it lies on disk.img, which is on record as incomplete"),
+            "{said}"
+        );
+        let said = reason(&["disk:serial:a"]).unwrap();
+        assert!(
+            said.starts_with("it shares its data with /dev/vda1"),
+            "{said}"
+        );
+        assert!(
+            reason(&["file:7:1.0"])
+                .unwrap()
+                .starts_with("on record as incomplete")
+        );
+        for other in [
+            "disk:serial:b",
+            "disk:serial:aa",
+            "file:7:1.00",
+            "file:7:1.0x:offset=0",
+        ] {
+            assert_eq!(reason(&[other]), None, "{other}");
+        }
+    }
+}

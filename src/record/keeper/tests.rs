@@ -1,0 +1,153 @@
+//! Tests of a run's hold on a record.
+
+use super::*;
+use crate::delta::header::tests::header;
+use crate::delta::samples::Samples;
+use crate::record::store::StateDir;
+use crate::volume::memory::MemoryVolume;
+
+fn volume() -> MemoryVolume {
+    MemoryVolume::new(vec![0; 8192])
+}
+
+#[test]
+fn a_run_leaves_incomplete_until_it_is_complete() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = StateDir::choose(Some(directory.path())).file_of("lvm:x");
+    let open = || {
+        Keeper::open(
+            file.clone(),
+            "vg/x",
+            "host",
+            Policy::default(),
+            None,
+            &volume(),
+        )
+        .unwrap()
+    };
+    let header = header(1 << 20);
+    let stream = StreamId::of(&header, &Samples::default());
+
+    let kept = |old_size_bytes| Kept {
+        old_size_bytes,
+        ..Kept::default()
+    };
+
+    let mut keeper = open();
+    keeper.begin(&header, &stream, kept(7)).unwrap();
+    assert_eq!(
+        open()
+            .record()
+            .unwrap()
+            .incomplete
+            .as_ref()
+            .unwrap()
+            .old_size_bytes,
+        7
+    );
+    keeper.put_back().unwrap();
+    assert!(open().record().is_none());
+
+    let mut keeper = open();
+    keeper.begin(&header, &stream, kept(7)).unwrap();
+    keeper.durable(4096, &Places::default(), &volume()).unwrap();
+    drop(keeper);
+
+    let mut keeper = open();
+    assert_eq!(
+        keeper.admit(&header, &stream).unwrap(),
+        Admission::Resume { offset: 4096 }
+    );
+    keeper.begin(&header, &stream, kept(9)).unwrap();
+    let cut = keeper.record().unwrap().incomplete.clone().unwrap();
+    assert_eq!((cut.old_size_bytes, cut.durable_offset), (7, 4096));
+    keeper
+        .complete(header.target.clone(), &Places::default(), &volume())
+        .unwrap();
+    let record = open().record().unwrap().clone();
+    assert_eq!((record.incomplete, record.holds), (None, header.target));
+    assert_eq!(
+        (record.stream, record.from.as_str()),
+        (Some(stream), "host")
+    );
+}
+
+#[test]
+fn a_run_that_begins_anew_is_on_record_as_that_before_it_writes() {
+    use crate::extent::Extent;
+    use crate::volume::WriteAt;
+
+    let directory = tempfile::tempdir().unwrap();
+    let file = StateDir::choose(Some(directory.path())).file_of("lvm:x");
+    let volume = volume();
+    let open = || {
+        let policy = Policy::default();
+        Keeper::open(file.clone(), "vg/x", "host", policy, None, &volume).unwrap()
+    };
+    let header = header(1 << 20);
+    let stream = StreamId::of(&header, &Samples::default());
+    let mut places = Places::default();
+    places.note(Extent::new(0, 4096).unwrap());
+    let mut keeper = open();
+    keeper.begin(&header, &stream, Kept::default()).unwrap();
+    keeper.durable(8192, &places, &volume).unwrap();
+    drop(keeper);
+    assert_eq!(open().resume_offset(&stream), Resume::At(8192));
+
+    // What was written is gone; the run that begins anew puts the marked block back and is cut.
+    volume.write_all_at(&[9; 4096], 0).unwrap();
+    let mut keeper = open();
+    assert_eq!(keeper.resume_offset(&stream), Resume::At(0));
+    keeper.begin(&header, &stream, Kept::default()).unwrap();
+    volume.write_all_at(&[0; 4096], 0).unwrap();
+    drop(keeper);
+    assert_eq!(open().resume_offset(&stream), Resume::At(0));
+}
+
+#[test]
+fn what_was_forced_stays_no_state_until_it_is_taken_back_or_replaced() {
+    use crate::delta::header::Source;
+
+    let directory = tempfile::tempdir().unwrap();
+    let file = StateDir::choose(Some(directory.path())).file_of("lvm:x");
+    let open = || {
+        let policy = Policy::default();
+        Keeper::open(file.clone(), "vg/x", "host", policy, None, &volume()).unwrap()
+    };
+    let increment = header(1 << 20);
+    let stream = StreamId::of(&increment, &Samples::default());
+    let forced = || Kept {
+        forced: true,
+        ..Kept::default()
+    };
+    let mut keeper = open();
+    keeper.begin(&increment, &stream, forced()).unwrap();
+    drop(keeper);
+    // Cut and gone on with: nothing in the delta says any more that it was forced.
+    let mut keeper = open();
+    keeper.begin(&increment, &stream, Kept::default()).unwrap();
+    assert!(keeper.is_forced());
+    keeper
+        .complete(None, &Places::default(), &volume())
+        .unwrap();
+
+    let begun = |change: &dyn Fn(&mut Header)| {
+        let mut header = header(1 << 20);
+        header.list = Some("another".into());
+        change(&mut header);
+        let mut keeper = open();
+        let stream = StreamId::of(&header, &Samples::default());
+        keeper.begin(&header, &stream, Kept::default()).unwrap();
+        let is_forced = keeper.is_forced();
+        keeper.put_back().unwrap();
+        is_forced
+    };
+    assert!(begun(&|_| {}), "another increment on top");
+    assert!(!begun(&|header| {
+        (header.source, header.base) = (Source::Full, None);
+    }));
+    assert!(!begun(&|header| {
+        header.source = Source::Undo;
+        header.undo_of = Some(stream.as_str().to_owned());
+    }));
+}
