@@ -74,8 +74,11 @@ impl Pool<'_> {
         if self.live.is_empty() || (self.live.len() < 3 && random.below(5) == 0) {
             self.new_origin(random);
         }
-        let target = self.live[random.below(self.live.len() as u64) as usize].clone();
+        let mut target = self.live[random.below(self.live.len() as u64) as usize].clone();
         self.change_shape(&target, random, counts);
+        if !self.live.contains(&target) {
+            target.clone_from(&self.live[0]);
+        }
         let device = format!("/dev/vg/{target}");
         if random.below(4) == 0 {
             self.files_come_and_go(&device, random, counts);

@@ -121,7 +121,7 @@ impl Activation {
 /// Deactivates what runs that were killed have left active, guard and all, and forgets what a boot has ended. What
 /// cannot be deactivated is in use by somebody, and stays.
 pub fn sweep(dm: &DeviceMapper, state: &StateDir) {
-    for held in record::all(state) {
+    for (_, held) in record::all(state) {
         let file = HeldFile::of(state, "volume", &held.of);
         let (Some(name), Some(_)) = (LvName::parse(&held.name), file.load()) else {
             continue;
