@@ -104,11 +104,15 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Each read and write of the pool's metadata takes so long from now on. Zero ends that.
+    /// Each read of the pool's metadata takes so long from now on. Zero ends that. Writes do not, or the kernel would be
+    /// at work on the reservation for most of the time: a guard that is killed then is a case by itself.
     fn slow_metadata(&self, milliseconds: u64) {
         let table = match milliseconds {
             0 => format!("linear {} 2048", self.guest.disk(1).display()),
-            _ => format!("delay {} 2048 {milliseconds}", self.guest.disk(1).display()),
+            _ => format!(
+                "delay {0} 2048 {milliseconds} {0} 2048 0",
+                self.guest.disk(1).display()
+            ),
         };
         self.guest.sh(&format!(
             "dmsetup load {SLOW} --table '0 32768 {table}'
