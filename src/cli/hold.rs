@@ -22,6 +22,8 @@ pub(super) fn run(args: &HoldArgs) -> Result<ExitCode> {
     // What a service manager sends to everybody ends the run, and through it the guard.
     rustix::process::setsid()
         .map_err(|error| Error::io("cannot leave the session", error.into()))?;
+    // `ps` would show it as `exe`. Not quite the run's own name: `killall -9 lvmsync` is to leave somebody who tidies up.
+    let _ = std::fs::write("/proc/self/comm", "lvmsync-guard");
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::default())
             .map_err(|error| Error::io("cannot watch for signals", error))?;

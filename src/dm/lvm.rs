@@ -72,7 +72,7 @@ impl LvRow {
 
     /// True if thin volumes read this volume where they are not mapped.
     pub fn is_external_origin(&self) -> bool {
-        ["extorigin", "thickextorigin", "thinextorigin"]
+        ["extthinorigin", "multiextthinorigin"]
             .iter()
             .any(|role| self.has_role(role))
     }

@@ -55,8 +55,7 @@ pub fn thin_volume(arg: &str, resolved: &Result<Resolved>) -> Result<Option<Thin
     let Some(row) = row.filter(|row| row.segtype == "thin") else {
         return Ok(None);
     };
-    let has_external_origins = rows.iter().any(LvRow::is_external_origin);
-    from_row(name, row, active, has_external_origins).map(Some)
+    from_row(name, row, active, &rows).map(Some)
 }
 
 /// The same volume, now that it was activated.
@@ -77,7 +76,7 @@ fn from_row(
     name: LvName,
     row: &LvRow,
     active: Option<Box<LogicalVolume>>,
-    group_has_external_origins: bool,
+    group: &[LvRow],
 ) -> Result<ThinVolume> {
     let wrong = |reason: String| Error::Lvm {
         what: name.to_string(),
@@ -105,18 +104,22 @@ fn from_row(
         }
         (device_id, size_bytes) = (id, volume.size_bytes);
     }
+    // LVM calls a volume with an external origin a snapshot as well, and that one is as live as any.
+    let origin = row.origin().filter(|_| row.is_thin_snapshot());
+    let origin = origin.filter(|origin| {
+        let is_it = |other: &&LvRow| other.name() == *origin && other.segtype == "thin";
+        let found = group.iter().find(is_it);
+        found.is_some_and(|found| found.pool_lv == row.pool_lv)
+    });
     Ok(ThinVolume {
         uuid: row.lv_uuid.clone(),
         pool: row.pool_lv.trim_matches(['[', ']']).to_owned(),
         device_id,
         size_bytes,
         read_only: row.is_read_only(),
-        is_snapshot: row.is_thin_snapshot() || row.skips_activation(),
-        origin: row
-            .origin()
-            .filter(|_| row.is_thin_snapshot())
-            .and_then(|origin| LvName::new(name.vg(), origin)),
-        group_has_external_origins,
+        is_snapshot: origin.is_some() || row.skips_activation(),
+        origin: origin.and_then(|origin| LvName::new(name.vg(), origin)),
+        group_has_external_origins: group.iter().any(LvRow::is_external_origin),
         active,
         name,
     })
@@ -127,23 +130,56 @@ mod tests {
     use super::*;
     use crate::dm::lvm::parse_report;
 
+    fn rows() -> Vec<LvRow> {
+        parse_report(include_str!("../../testdata/lvs/volumes.json")).unwrap()
+    }
+
     fn row() -> LvRow {
-        let rows = parse_report(include_str!("../../testdata/lvs/volumes.json")).unwrap();
-        let row = rows.into_iter().find(|row| row.name() == "t1snap").unwrap();
+        let row = rows().into_iter().find(|row| row.name() == "t1snap");
         LvRow {
             thin_id: "7".into(),
-            ..row
+            ..row.unwrap()
         }
     }
 
     #[test]
     fn an_inactive_snapshot_is_known_from_lvs() {
         let name = LvName::new("my-vg", "t1snap").unwrap();
-        let volume = from_row(name, &row(), None, false).unwrap();
+        let volume = from_row(name, &row(), None, &rows()).unwrap();
         assert_eq!((volume.device_id, volume.pool.as_str()), (7, "pool"));
         assert!(volume.is_snapshot && volume.active.is_none());
         assert_eq!(volume.size_bytes.to_string(), row().lv_size);
         assert_eq!(volume.origin.unwrap().to_string(), "my-vg/t1");
+        assert!(!volume.group_has_external_origins);
+    }
+
+    #[test]
+    fn a_volume_with_an_external_origin_is_no_snapshot() {
+        // As lvm2 2.03.16 shows them.
+        let origin = LvRow {
+            lv_name: "ext".into(),
+            lv_role: "public,origin,extthinorigin,multiextthinorigin".into(),
+            segtype: "linear".into(),
+            ..LvRow::default()
+        };
+        let on = LvRow {
+            lv_role: "public,snapshot,thinsnapshot".into(),
+            lv_attr: "Vwi-a-tz--".into(),
+            lv_skip_activation: String::new(),
+            origin: "ext".into(),
+            ..row()
+        };
+        let name = LvName::new("my-vg", "t1snap").unwrap();
+        let in_other_pool = LvRow {
+            segtype: "thin".into(),
+            pool_lv: "pool2".into(),
+            ..origin.clone()
+        };
+        for origin in [origin, in_other_pool] {
+            let volume = from_row(name.clone(), &on, None, &[on.clone(), origin]).unwrap();
+            assert!(!volume.is_snapshot && volume.origin.is_none());
+            assert!(volume.group_has_external_origins);
+        }
     }
 
     #[test]
@@ -156,7 +192,7 @@ mod tests {
             };
             let name = LvName::new("my-vg", "t1snap").unwrap();
             assert!(
-                from_row(name, &row, None, false).is_err(),
+                from_row(name, &row, None, &rows()).is_err(),
                 "{thin_id} {lv_size}"
             );
         }

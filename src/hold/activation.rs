@@ -6,14 +6,14 @@
 //! deactivated again.
 //!
 //! Guarantees: what was active before stays active; of several runs that read one volume the last one deactivates
-//! it; what killed runs left active is on record, and deactivated by the next run that reads the volume.
+//! it; what killed runs left active is on record, and deactivated by the next run that reads a thin volume.
 
 use std::fs::File;
 use std::thread;
 use std::time::Duration;
 
 use super::lock::LockFile;
-use super::record::{Held, HeldFile, name_of};
+use super::record::{self, Held, HeldFile, name_of};
 use super::reservation::Wait;
 use crate::dm::device::{DeviceMapper, device_path};
 use crate::dm::lvm;
@@ -68,7 +68,12 @@ impl Activation {
             ..Held::default()
         })?;
         let activation = Self { name, file, lock };
-        if !is_active && let Err(error) = activation.activate(dm) {
+        // A run that was killed may have left it active, and not yet read-only.
+        let taken = match is_active {
+            true => activation.protect(dm),
+            false => activation.activate(dm),
+        };
+        if let Err(error) = taken {
             let _ = activation.end();
             return Err(error);
         }
@@ -97,6 +102,11 @@ impl Activation {
     fn activate(&self, dm: &DeviceMapper) -> Result<()> {
         let name = self.name.to_string();
         lvchange(&["-ay", "-K", "--", &name], "activate", &name)?;
+        self.protect(dm)
+    }
+
+    fn protect(&self, dm: &DeviceMapper) -> Result<()> {
+        let name = self.name.to_string();
         let dm_name = self.name.dm_name();
         let info = dm.info(Selector::Name(&dm_name))?;
         let path = info.map(|info| device_path(info.device, &dm_name));
@@ -106,6 +116,45 @@ impl Activation {
             .and_then(ioctl::set_read_only)
             .map_err(|error| Error::io(format!("cannot make {name} read-only"), error))
     }
+}
+
+/// Deactivates what runs that were killed have left active, guard and all, and forgets what a boot has ended. What
+/// cannot be deactivated is in use by somebody, and stays.
+pub fn sweep(dm: &DeviceMapper, state: &StateDir) {
+    for (_, held) in record::all(state) {
+        let file = HeldFile::of(state, "volume", &held.of);
+        let (Some(name), Some(_)) = (LvName::parse(&held.name), file.load()) else {
+            continue;
+        };
+        let Ok(lock) = LockFile::open(&name_of("volume", &held.of)) else {
+            continue;
+        };
+        // Looked at again under the lock: a record that is there now is that of no living run.
+        if !lock.try_alone().unwrap_or(false) || file.load().as_ref() != Some(&held) {
+            continue;
+        }
+        let Ok(info) = dm.info(Selector::Name(&name.dm_name())) else {
+            continue;
+        };
+        match info.filter(|info| is_uuid_of(&info.uuid, &held.of)) {
+            Some(info) if info.open_count > 0 => {}
+            Some(_) if boot_id().unwrap_or_default() == held.boot => {
+                let _ = Activation { name, file, lock }.end();
+            }
+            _ => {
+                let _ = file.remove();
+            }
+        }
+    }
+}
+
+/// Whether device-mapper's UUID is that of the logical volume: `LVM-`, the group's, the volume's.
+fn is_uuid_of(device: &str, volume: &str) -> bool {
+    let plain = volume.replace('-', "");
+    plain.len() == 32
+        && device.len() == 68
+        && device.starts_with("LVM-")
+        && device.ends_with(&plain)
 }
 
 fn failed(name: &str, verb: &str, reason: &str) -> Error {

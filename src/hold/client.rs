@@ -1,7 +1,8 @@
 //! The run's side of the guard.
 //!
 //! Guarantees: the guard is a child in a session of its own, so that Ctrl-C does not reach it; when this handle
-//! goes, so does what it holds, and the drop waits until it is given back.
+//! goes, so does what it holds, and the drop waits until it is given back. A run that is told to stop does not wait
+//! for an answer any more.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -9,6 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use super::VERB;
 use super::message::{Answer, MAX_LINE_BYTES, Request, error_of};
+use crate::cancel::{Cancel, CancelableReader};
 use crate::dm::name::LvName;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
@@ -21,12 +23,13 @@ pub struct Guard {
     child: Child,
     /// Closed to end it.
     requests: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
+    answers: BufReader<CancelableReader<ChildStdout>>,
+    cancel: Cancel,
 }
 
 impl Guard {
     /// Starts one: this very program under a hidden verb.
-    pub fn start(state: &StateDir) -> Result<Self> {
+    pub fn start(state: &StateDir, cancel: &Cancel) -> Result<Self> {
         let failed = |error| Error::io("cannot start the guard process", error);
         let mut child = Command::new("/proc/self/exe")
             .arg0("lvmsync")
@@ -43,7 +46,8 @@ impl Guard {
         Ok(Self {
             child,
             requests: Some(requests),
-            answers: BufReader::new(answers),
+            answers: BufReader::new(CancelableReader::new(answers, cancel.clone())),
+            cancel: cancel.clone(),
         })
     }
 
@@ -85,7 +89,10 @@ impl Guard {
             .and_then(|out| out.write_all(&line))
             .map_err(gone)?;
         loop {
-            match self.answer().map_err(gone)? {
+            let answer = self.answer();
+            // The guard hears that nobody waits when its input closes.
+            self.cancel.check()?;
+            match answer.map_err(gone)? {
                 Answer::Note { text } => monitor.remark(&text),
                 Answer::Failed { code, text } => return Err(error_of(code, &text)),
                 answer => return Ok(answer),

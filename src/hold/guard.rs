@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::activation::Activation;
+use super::activation::{self, Activation};
 use super::message::{Answer, MAX_LINE_BYTES, Request};
 use super::reservation::{Pool, Reservation};
 use crate::dm::device::DeviceMapper;
@@ -32,7 +32,9 @@ pub fn run<I: Read + AsFd, O: Write>(input: I, mut out: O, state: &StateDir) -> 
         // The run may be gone: then the next read says so.
         let _ = say(&mut out, &answer);
     }
-    holding.give_back(&dm)
+    let result = holding.give_back(&dm);
+    activation::sweep(&dm, state);
+    result
 }
 
 #[derive(Default)]

@@ -5,7 +5,10 @@
 //! was still held when the last block was read. A base that may hold something else than it did when it was sent
 //! is refused. Nothing stays active or reserved that was not so before, see [`crate::hold`].
 
+use std::io;
+
 use super::{SendSource, SourceRequest, header, lost, refuse_suspended, warn_if_written};
+use crate::cancel::Cancel;
 use crate::changes::thin::{Root, ThinError, ThinMetadata, ThinVolume as InPool};
 use crate::delta::header::{Header, Source, State};
 use crate::delta::samples::Samples;
@@ -101,7 +104,7 @@ struct Opened {
 impl Opened {
     fn new(request: &SourceRequest<'_>, name: &str, thin: &ThinVolume) -> Result<Self> {
         half_written::refuse_logical_volume(&request.state, &thin.uuid, name)?;
-        let mut guard = Guard::start(&request.state)?;
+        let mut guard = Guard::start(&request.state, request.cancel)?;
         let volume = match &thin.active {
             // Asked for all the same where a run of ours may have activated it.
             Some(volume) if !thin.is_snapshot => (**volume).clone(),
@@ -175,7 +178,10 @@ impl Opened {
             &info.map(|info| info.name).unwrap_or_default(),
         );
         let root = self.guard.reserve(self.pool, request.monitor)?;
-        let device = Volume::open(&path)?;
+        let device = UntilCancelled {
+            device: Volume::open(&path)?,
+            cancel: request.cancel,
+        };
         let found = ThinMetadata::open(&device, Root::Held(root)).and_then(|metadata| {
             let found = work(&metadata)?;
             metadata.check_unchanged()?;
@@ -213,6 +219,29 @@ impl Opened {
             version: None,
             guard: Some(self.guard),
         })
+    }
+}
+
+/// Metadata whose reading ends when the run is told to stop: of a large pool it takes minutes.
+struct UntilCancelled<'a> {
+    device: Volume,
+    cancel: &'a Cancel,
+}
+
+impl ReadAt for UntilCancelled<'_> {
+    fn size_bytes(&self) -> u64 {
+        self.device.size_bytes()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("interrupted"));
+        }
+        self.device.read_exact_at(buffer, offset)
+    }
+
+    fn gap_worth_reading(&self) -> u64 {
+        self.device.gap_worth_reading()
     }
 }
 

@@ -7,6 +7,7 @@
     reason = "tests: what does not hold fails the test, and each test file uses its part of this"
 )]
 
+pub(crate) mod thin;
 pub(crate) mod two_rounds;
 
 use std::collections::BTreeSet;
@@ -248,7 +249,7 @@ pub(crate) fn exceptions(path: &str) -> (u64, BTreeSet<u64>) {
     (chunk as u64, chunks)
 }
 
-/// Running lvmsyncs, other than zombies: their ids with their command lines.
+/// Running lvmsyncs and their guards, other than zombies: their ids with their command lines.
 pub(crate) fn lvmsync_processes() -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap() {
@@ -258,7 +259,7 @@ pub(crate) fn lvmsync_processes() -> Vec<String> {
         if open
             .and_then(|mut file| file.read_to_string(&mut name))
             .is_err()
-            || name.trim() != "lvmsync"
+            || !["lvmsync", "lvmsync-guard"].contains(&name.trim())
         {
             continue;
         }
