@@ -23,6 +23,8 @@ pub struct PoolFigures {
     pub metadata: Share,
     /// Data blocks: in use, and in all.
     pub data: Share,
+    /// The block of the superblock of a metadata snapshot, while one is held.
+    pub held_root: Option<u64>,
     /// What it lets happen.
     pub mode: Mode,
     /// A write that finds no space fails at once. Otherwise it waits: for a minute, if nobody changed that.
@@ -90,10 +92,10 @@ fn figures(words: &str) -> Option<PoolFigures> {
     words.next()?.parse::<u64>().ok()?;
     let metadata = Share::parse(words.next()?)?;
     let data = Share::parse(words.next()?)?;
-    let held = words.next()?;
-    if held != "-" {
-        held.parse::<u64>().ok()?;
-    }
+    let held_root = match words.next()? {
+        "-" => None,
+        root => Some(root.parse().ok()?),
+    };
     let mode = match words.next()? {
         "rw" => Mode::ReadWrite,
         "ro" => Mode::ReadOnly,
@@ -117,6 +119,7 @@ fn figures(words: &str) -> Option<PoolFigures> {
     Some(PoolFigures {
         metadata,
         data,
+        held_root,
         mode,
         error_if_no_space,
         needs_check,
@@ -260,6 +263,7 @@ mod tests {
                 used: 64,
                 total: 256,
             },
+            held_root: None,
             mode: Mode::ReadWrite,
             error_if_no_space: false,
             needs_check: false,

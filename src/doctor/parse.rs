@@ -5,6 +5,10 @@
 use std::collections::BTreeSet;
 
 use super::facts::{Modules, PoolStatus};
+use crate::dm::{
+    self,
+    pool_status::{Mode, parse_pool_status},
+};
 
 /// `6.1.0-18-amd64` is 6 and 1.
 pub(super) fn kernel_version(release: &str) -> Option<(u32, u32)> {
@@ -31,27 +35,15 @@ fn module_name(line: &str) -> Option<String> {
 
 /// The status line of a thin pool.
 pub(super) fn pool_status(line: &str) -> Option<PoolStatus> {
-    let words: Vec<&str> = line.split_ascii_whitespace().collect();
-    if let ["Fail" | "Error"] = words.as_slice() {
-        return Some(PoolStatus::Failed);
-    }
-    let share = |text: &str| -> Option<(u64, u64)> {
-        let (used, total) = text.split_once('/')?;
-        Some((used.parse().ok()?, total.parse().ok()?))
-    };
-    let [_transaction, metadata, data, held, mode, rest @ ..] = words.as_slice() else {
-        return None;
-    };
-    let held_root = match *held {
-        "-" => false,
-        block => block.parse::<u64>().is_ok_and(|block| block != 0),
-    };
-    Some(PoolStatus::Running {
-        metadata: share(metadata)?,
-        data: share(data)?,
-        held_root,
-        restricted: matches!(*mode, "ro" | "out_of_data_space"),
-        needs_check: rest.contains(&"needs_check"),
+    Some(match parse_pool_status(line).ok()? {
+        dm::pool_status::PoolStatus::Failed => PoolStatus::Failed,
+        dm::pool_status::PoolStatus::Working(figures) => PoolStatus::Running {
+            metadata: (figures.metadata.used, figures.metadata.total),
+            data: (figures.data.used, figures.data.total),
+            held_root: figures.held_root.is_some(),
+            restricted: figures.mode != Mode::ReadWrite,
+            needs_check: figures.needs_check,
+        },
     })
 }
 

@@ -10,6 +10,7 @@ use super::lock::LockFile;
 use super::record::{Held, HeldFile, name_of};
 use crate::dm::device::{DeviceMapper, device_path};
 use crate::dm::name::split_dm_name;
+use crate::dm::pool_status::{PoolStatus, parse_pool_status};
 use crate::dm::table::{Target, parse_target};
 use crate::dm::wire::Selector;
 use crate::error::{Error, Result};
@@ -94,10 +95,13 @@ impl Pool {
     pub fn held_root(&self, dm: &DeviceMapper) -> Result<Option<u64>> {
         let lines = dm.status(self.device)?;
         let status = lines.first().map_or("", |line| line.params.as_str());
-        held_root(status).ok_or_else(|| Error::Lvm {
-            what: self.name.clone(),
-            reason: format!("the pool does not work; its status is `{status}`"),
-        })
+        match parse_pool_status(status) {
+            Ok(PoolStatus::Working(figures)) => Ok(figures.held_root),
+            _ => Err(Error::Lvm {
+                what: self.name.clone(),
+                reason: format!("the pool does not work; its status is `{status}`"),
+            }),
+        }
     }
 
     /// BLAKE3 of a block of the metadata, as it is on the disk now.
@@ -251,29 +255,9 @@ fn taken_away(pool: &Pool) -> Error {
     }
 }
 
-/// The held root of a thin-pool's status line: `transaction used/total used/total ROOT|- …`. The outer `None`:
-/// it is no such line.
-fn held_root(status: &str) -> Option<Option<u64>> {
-    match status.split_ascii_whitespace().nth(3)? {
-        "-" => Some(None),
-        root => Some(Some(root.parse().ok()?)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_held_root_is_the_fourth_word() {
-        let status = "4 13/1024 160/1600 - rw discard_passdown queue_if_no_space - 1024";
-        assert_eq!(held_root(status), Some(None));
-        let status = "4 13/1024 160/1600 15 ro discard_passdown queue_if_no_space needs_check 1024";
-        assert_eq!(held_root(status), Some(Some(15)));
-        for broken in ["Fail", "Error", "", "4 13/1024 160/1600 x"] {
-            assert_eq!(held_root(broken), None, "{broken}");
-        }
-    }
 
     #[test]
     fn only_the_same_bytes_in_the_same_block_of_the_same_pool_are_proof() {
