@@ -963,3 +963,100 @@ fn a_copy_on_one_machine_that_was_killed_goes_on() {
         }
     }
 }
+
+const MIB: usize = 1 << 20;
+
+/// A delta from `base` (none: a full copy) to state `number` whose frames of 1 MiB are `frames` of `target`.
+fn large_delta(
+    base: Option<&[u8]>,
+    number: usize,
+    target: &[u8],
+    frames: std::ops::Range<usize>,
+) -> Vec<u8> {
+    let extent = |frame: usize| Extent::new((frame * MIB) as u64, MIB as u64).unwrap();
+    let kind = Kind::Data;
+    let changes: ChangeList = frames
+        .clone()
+        .map(|frame| Change {
+            extent: extent(frame),
+            kind,
+        })
+        .collect();
+    let header = Header {
+        volume_size: target.len() as u64,
+        base_size: base.map(|base| base.len() as u64),
+        base: base.and_then(|_| state(number - 1)),
+        target: state(number),
+        source: if base.is_some() {
+            Source::Cow
+        } else {
+            Source::Full
+        },
+        granularity: CHUNK as u64,
+        created: 1_700_000_000,
+        codec: "none".to_owned(),
+        program: "test".to_owned(),
+        planned: Planned::default(),
+        list: Some(changes.digest()),
+        run: None,
+        undo_of: None,
+        undo_for: None,
+        from_offset: 0,
+        required_features: vec![],
+        features: vec![],
+    };
+    let samples = base.map_or_else(Samples::default, |base| {
+        Samples::take(&MemoryVolume::new(base.to_vec()), &changes).unwrap()
+    });
+    let mut writer = DeltaWriter::new(Vec::new(), &header, &samples).unwrap();
+    for frame in frames {
+        let data = &target[frame * MIB..][..MIB];
+        writer.data(extent(frame), Codec::None, data).unwrap();
+    }
+    writer.finish().unwrap().1
+}
+
+/// `copy.img` of 24 MiB in state s0; `s1.delta`, which changes its first 22 MiB, and `cut.delta`, its first 20.
+fn large_chain() -> (Dir, Vec<u8>, Vec<u8>) {
+    let dir = Dir {
+        directory: tempfile::tempdir().unwrap(),
+    };
+    let base = noise(24 * MIB, "s0");
+    let mut target = noise(24 * MIB, "s1");
+    target[22 * MIB..].copy_from_slice(&base[22 * MIB..]);
+    let delta = large_delta(Some(&base), 1, &target, 0..22);
+    fs::write(dir.path("cut.delta"), &delta[..20 * MIB]).unwrap();
+    fs::write(dir.path("s1.delta"), delta).unwrap();
+    fs::write(dir.path("copy.img"), &base).unwrap();
+    (dir, base, target)
+}
+
+#[test]
+fn an_undo_that_was_cut_stays_where_it_was_given_for_another_destination() {
+    let (dir, base, _) = large_chain();
+    for options in ["", "--force"] {
+        let other = format!("other{options}.img");
+        fs::write(dir.path(&other), &base).unwrap();
+        dir.ok(&format!("state adopt {other} lvm:s0"));
+        dir.fails("apply cut.delta copy.img --undo back", 6, &[]);
+        let whole = dir.read("back.partial");
+        dir.run(&format!("apply back {other} {options}"));
+        assert!(dir.path("back.partial").exists(), "{options}");
+        assert!(dir.read("back.partial") == whole);
+        assert!(dir.read(&other) == base);
+        dir.ok("apply back copy.img");
+        assert!(dir.read("copy.img") == base);
+        assert!(!dir.path("back.partial").exists());
+    }
+    // The same delta was cut there, too: its undo is another one.
+    fs::write(dir.path("third.img"), &base).unwrap();
+    dir.fails("apply cut.delta copy.img --undo back", 6, &[]);
+    let less = &dir.read("s1.delta")[..10 * MIB];
+    fs::write(dir.path("cut.sooner"), less).unwrap();
+    dir.fails("apply cut.sooner third.img", 6, &[]);
+    dir.fails("apply back third.img", 5, &["another destination"]);
+    dir.ok("apply back third.img --force");
+    assert!(dir.path("back.partial").exists());
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == base);
+}

@@ -136,6 +136,8 @@ impl<'a> Receiving<'a> {
             undo,
             options,
         };
+        // What holds the old content of another destination has not done its work here.
+        let is_own = header.undo_for.as_deref() == keeper.identity();
         let ready = match begin(&beginning, keeper)? {
             Begun::Ready(ready) => *ready,
             Begun::Already => {
@@ -150,7 +152,7 @@ impl<'a> Receiving<'a> {
                         Ok(Some(frame)) => end = frame.extent.end(),
                         Ok(None) => break,
                         // It was cut with its run, and has done its work.
-                        Err(_) if header.source == Source::Undo => {
+                        Err(_) if header.source == Source::Undo && is_own => {
                             took_back = true;
                             break;
                         }
@@ -218,7 +220,7 @@ impl<'a> Receiving<'a> {
             applied,
             delta_bytes: reader.position(),
             header: Some(header),
-            took_back: good_from.is_some(),
+            took_back: good_from.is_some() && is_own,
             ends_at,
         })
     }

@@ -137,11 +137,16 @@ impl Keeper {
             .cloned()
     }
 
+    /// What makes the destination this destination; `None` where no record is kept.
+    pub fn identity(&self) -> Option<&str> {
+        self.file.as_ref().map(RecordFile::identity)
+    }
+
     /// What an undo of `stream` that is kept now takes back.
     pub fn undoes(&self, stream: &StreamId) -> Undoes {
         Undoes {
             stream: stream.clone(),
-            destination: self.file.as_ref().map(|file| file.identity().to_owned()),
+            destination: self.identity().map(str::to_owned),
         }
     }
 
