@@ -1060,3 +1060,30 @@ fn an_undo_that_was_cut_stays_where_it_was_given_for_another_destination() {
     dir.ok("apply back copy.img");
     assert!(dir.read("copy.img") == base);
 }
+
+#[test]
+fn what_was_emptied_for_another_copy_is_not_gone_on_with() {
+    let dir = Dir {
+        directory: tempfile::tempdir().unwrap(),
+    };
+    let contents = |seed| {
+        let mut bytes = noise(3 * MIB, seed);
+        // As where a volume begins: what is looked at of a block is zero.
+        for frame in bytes.chunks_mut(MIB) {
+            frame[..CHUNK].fill(0);
+        }
+        bytes
+    };
+    let (one, two) = (contents("one"), contents("two"));
+    let (first, second) = (
+        large_delta(None, 1, &one, 0..3),
+        large_delta(None, 2, &two, 0..3),
+    );
+    fs::write(dir.path("one.cut"), &first[..5 * MIB / 2]).unwrap();
+    fs::write(dir.path("one.delta"), &first).unwrap();
+    fs::write(dir.path("two.cut"), &second[..MIB / 2]).unwrap();
+    dir.fails("apply one.cut new.img", 6, &[]);
+    dir.fails("apply two.cut new.img", 6, &[]);
+    dir.ok("apply one.delta new.img");
+    assert!(dir.read("new.img") == one);
+}

@@ -148,6 +148,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     let begun = keeper.begin(header, &stream, kept).and_then(|()| {
         // What a copy that is not this one has left there.
         if keeper.is_new_file() && !resumes && target.volume.size_bytes() > 0 {
+            keeper.was_emptied();
             let emptied = target.volume.set_size(0);
             emptied.map_err(|error| Error::io(format!("cannot empty {}", target.name), error))?;
         }

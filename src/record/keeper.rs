@@ -2,7 +2,7 @@
 //!
 //! Guarantees: [`Keeper::begin`] returns only when *incomplete* is durable, so no write comes before it;
 //! [`Keeper::complete`] is to be called after the last sync, so *complete* is never there too early; a run
-//! that wrote nothing puts the record back as it was.
+//! that wrote nothing puts the record back as it was, but for a watermark whose data it had emptied.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -165,6 +165,15 @@ impl Keeper {
     /// See [`Self::set_new_file`].
     pub fn is_new_file(&self) -> bool {
         self.is_new_file
+    }
+
+    /// What was in it is there no more: even if nothing comes of this run, there is nothing to go on from.
+    pub fn was_emptied(&mut self) {
+        let before = self.before.as_mut();
+        if let Some(cut) = before.and_then(|record| record.incomplete.as_mut()) {
+            cut.durable_offset = 0;
+            cut.marks.clear();
+        }
     }
 
     /// Where a run of `stream` would go on: from the offset of what was cut; at the end if all is there.
