@@ -1087,3 +1087,18 @@ fn what_was_emptied_for_another_copy_is_not_gone_on_with() {
     dir.ok("apply one.delta new.img");
     assert!(dir.read("new.img") == one);
 }
+
+#[test]
+fn a_file_that_another_run_made_longer_for_nothing_is_shortened_by_the_undo() {
+    let (dir, base, _) = large_chain();
+    let longer = noise(32 * MIB, "s1");
+    let delta = large_delta(Some(&base), 1, &longer, 0..22);
+    fs::write(dir.path("longer.cut"), &delta[..20 * MIB]).unwrap();
+    dir.fails("apply longer.cut copy.img --undo back", 6, &[]);
+    let full = large_delta(None, 2, &noise(40 * MIB, "s2"), 0..2);
+    fs::write(dir.path("full.cut"), &full[..MIB / 2]).unwrap();
+    dir.fails("apply full.cut copy.img", 6, &[]);
+    dir.ok("apply back copy.img");
+    assert_eq!(dir.read("copy.img").len(), base.len());
+    assert!(dir.read("copy.img") == base);
+}

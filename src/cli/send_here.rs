@@ -155,7 +155,7 @@ impl Job<'_> {
         let conclusion = Conclusion {
             header: Some(&source.header),
             target,
-            old_size_bytes: ready.old_size_bytes,
+            size_before: ready.size_before,
             monitor: self.monitor,
         };
         conclusion.conclude(ended, ready.result, keeper)

@@ -41,8 +41,8 @@ pub struct Ready<'a> {
     pub offset: u64,
     /// The undo that is being kept.
     pub undo: Option<UndoRecorder<Box<dyn DurableWrite + 'a>>>,
-    /// Size of the destination before the delta was first begun.
-    pub old_size_bytes: u64,
+    /// Size of the destination when this run began.
+    pub size_before: u64,
     /// An undo that was cut is good if it saved at least up to here.
     pub good_from: Option<u64>,
     /// The state that the destination holds when all is done; `None` where it has no identity.
@@ -145,12 +145,14 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         holds,
         forced: is_other,
     };
+    let mut size_before = target.volume.size_bytes();
     let begun = keeper.begin(header, &stream, kept).and_then(|()| {
         // What a copy that is not this one has left there.
         if keeper.is_new_file() && !resumes && target.volume.size_bytes() > 0 {
             keeper.was_emptied();
             let emptied = target.volume.set_size(0);
             emptied.map_err(|error| Error::io(format!("cannot empty {}", target.name), error))?;
+            size_before = 0;
         }
         grow(header, target)
     });
@@ -166,7 +168,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     Ok(Begun::Ready(Box::new(Ready {
         offset,
         undo,
-        old_size_bytes,
+        size_before,
         good_from: keeper
             .record()
             .and_then(|record| record.incomplete.as_ref()?.good_from)

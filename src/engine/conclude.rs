@@ -17,8 +17,8 @@ pub struct Conclusion<'a> {
     pub header: Option<&'a Header>,
     /// The destination.
     pub target: &'a Target<'a>,
-    /// Its size before.
-    pub old_size_bytes: u64,
+    /// Its size when this run began.
+    pub size_before: u64,
     /// Hears of it.
     pub monitor: &'a dyn Monitor,
 }
@@ -59,13 +59,12 @@ impl Conclusion<'_> {
             ));
             return Err(error);
         }
-        let grew = target.is_file && target.volume.size_bytes() > self.old_size_bytes;
-        if grew && !keeper.was_incomplete() {
+        if target.is_file && target.volume.size_bytes() > self.size_before {
             // It was made longer for what then did not come. As long as that is not undone, durably, it is not
             // what it was.
             let undone = target
                 .volume
-                .set_size(self.old_size_bytes)
+                .set_size(self.size_before)
                 .and_then(|()| target.volume.sync());
             if undone.is_err() {
                 return Err(error);

@@ -176,7 +176,7 @@ impl<'a> Receiving<'a> {
         let Ready {
             offset,
             undo,
-            old_size_bytes,
+            size_before,
             good_from,
             result,
         } = ready;
@@ -212,7 +212,7 @@ impl<'a> Receiving<'a> {
         let conclusion = Conclusion {
             header: Some(&header),
             target,
-            old_size_bytes,
+            size_before,
             monitor: options.monitor,
         };
         let applied = conclusion.conclude(ended, result, keeper)?;
@@ -256,7 +256,7 @@ impl<'a> Receiving<'a> {
         let conclusion = Conclusion {
             header: None,
             target,
-            old_size_bytes: size,
+            size_before: size,
             monitor: options.monitor,
         };
         let mut durable = |end: u64, applied: &Applied, _: &Places| on_durable(end, applied);
