@@ -1102,3 +1102,18 @@ fn a_file_that_another_run_made_longer_for_nothing_is_shortened_by_the_undo() {
     assert_eq!(dir.read("copy.img").len(), base.len());
     assert!(dir.read("copy.img") == base);
 }
+
+#[test]
+fn the_undo_of_what_only_made_a_file_longer_stays_when_the_run_fails_again() {
+    let (dir, base, _) = large_chain();
+    let longer = [base.clone(), noise(24 * MIB, "appended")].concat();
+    let delta = large_delta(Some(&base), 1, &longer, 24..48);
+    fs::write(dir.path("cut.delta"), &delta[..20 * MIB]).unwrap();
+    fs::write(dir.path("cut.sooner"), &delta[..MIB / 2]).unwrap();
+    let cut = |name: &str| dir.fails(&format!("apply {name} copy.img --undo back"), 6, &[]);
+    cut("cut.delta");
+    assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    cut("cut.sooner");
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == base);
+}

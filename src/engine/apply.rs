@@ -203,7 +203,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             let _ = (self.on_durable)(self.written_to, &self.applied, &self.places);
         }
         let has_undo = match self.undo.take() {
-            Some(undo) if !touched && !undo.is_resumed() => {
+            Some(undo) if !touched && !undo.stays() => {
                 undo.discard();
                 false
             }

@@ -322,6 +322,8 @@ fn open_undo<'u>(
     let samples = samples.below(header.volume_size);
     // Durable: from the moment in which the destination is on record as incomplete, the undo can be applied.
     let undo = UndoRecorder::new(out, &name, &header, &samples, options.undo_compression)?;
+    // A file that the run before has only made longer is made shorter by it.
+    let undo = if resumes { undo.staying() } else { undo };
     Ok((Some(undo), Some(name)))
 }
 

@@ -199,6 +199,8 @@ pub struct UndoRecorder<W: DurableWrite> {
     packed: Vec<u8>,
     /// Everything in the list before this volume offset was saved by an earlier run.
     saved_to: u64,
+    /// It is the undo of a run that goes on: what that one has written before needs it.
+    stays: bool,
     /// A save failed: what stands at the end of the file is not known.
     broken: bool,
 }
@@ -232,8 +234,16 @@ impl<W: DurableWrite> UndoRecorder<W> {
             old: Vec::new(),
             packed: Vec::new(),
             saved_to: 0,
+            stays: false,
             broken: false,
         })
+    }
+
+    /// From now on it stays, even if this run overwrites nothing.
+    #[must_use]
+    pub fn staying(mut self) -> Self {
+        self.stays = true;
+        self
     }
 
     /// Saves what `target`, called `name` in messages, holds in `extents` (ascending, each at most 1 MiB of data or any length of
@@ -305,9 +315,9 @@ impl<W: DurableWrite> UndoRecorder<W> {
         Ok(())
     }
 
-    /// It holds what an earlier run saved.
-    pub fn is_resumed(&self) -> bool {
-        self.saved_to > 0
+    /// An earlier run has written what it takes back.
+    pub fn stays(&self) -> bool {
+        self.stays
     }
 
     /// Gives the undo up: nothing was overwritten.
@@ -363,6 +373,7 @@ impl<'a> UndoRecorder<Box<dyn DurableWrite + 'a>> {
             old: Vec::new(),
             packed: Vec::new(),
             saved_to: part.frames_end,
+            stays: true,
             broken: false,
             writer: DeltaWriter::resume(out, part, hasher),
         })
