@@ -1117,3 +1117,17 @@ fn the_undo_of_what_only_made_a_file_longer_stays_when_the_run_fails_again() {
     dir.ok("apply back copy.img");
     assert!(dir.read("copy.img") == base);
 }
+
+#[test]
+fn an_undo_without_its_end_is_none_for_what_is_on_record_as_whole() {
+    let (dir, base, target) = large_chain();
+    dir.ok("apply s1.delta copy.img --undo back");
+    let undo = dir.read("back");
+    fs::write(dir.path("torn"), &undo[..10 * MIB]).unwrap();
+    dir.fails("apply --unfinished torn copy.img", 5, &["on record"]);
+    assert!(dir.read("copy.img") == target);
+    assert_eq!(dir.state("copy.img")["holds"]["id"], "lvm:s1");
+    dir.ok("apply --unfinished torn copy.img --force");
+    assert!(dir.read("copy.img") != base);
+    assert!(dir.state("copy.img")["holds"].is_null());
+}

@@ -100,6 +100,20 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         ));
     }
     refuse_hopeless_undo(beginning, keeper, &admission)?;
+    let is_new = matches!(
+        admission,
+        Admission::Fresh { .. } | Admission::Forced { .. }
+    );
+    // Of what its run has overwritten after it was cut, or after it was copied, it knows nothing.
+    let is_too_short = options.unfinished && is_new && keeper.is_whole();
+    if is_too_short && !options.force {
+        return Err(Error::refused(
+            target.name,
+            "on record as whole, and an undo that was cut leads back only from where its run was cut",
+            "If the undo is whole, apply it without --unfinished. If the record is wrong: lvmsync state forget DEST. \
+             --force puts back what there is, and the result is neither state.",
+        ));
+    }
     let matched = check(header, samples, target, options)?;
     let forced = matches!(admission, Admission::Forced { .. });
     let old_size_bytes = match keeper
@@ -176,7 +190,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         result: header
             .target
             .clone()
-            .filter(|_| !is_other && !keeper.is_forced() && !is_longer_file),
+            .filter(|_| !is_other && !keeper.is_forced() && !is_longer_file && !is_too_short),
     })))
 }
 

@@ -150,6 +150,12 @@ impl Keeper {
         }
     }
 
+    /// On record as whole, and nobody is known to have written to it since.
+    pub fn is_whole(&self) -> bool {
+        let is_complete = |record: &Record| record.incomplete.is_none();
+        self.record().is_some_and(is_complete) && self.policy.touched != Touched::Yes
+    }
+
     /// It was incomplete when this run began.
     pub fn was_incomplete(&self) -> bool {
         self.before
