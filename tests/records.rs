@@ -1131,3 +1131,19 @@ fn an_undo_without_its_end_is_none_for_what_is_on_record_as_whole() {
     assert!(dir.read("copy.img") != base);
     assert!(dir.state("copy.img")["holds"].is_null());
 }
+
+#[test]
+fn an_undo_that_failed_on_its_way_is_found_again_beside_an_older_one_of_that_name() {
+    let (dir, base, _) = large_chain();
+    fs::write(dir.path("back"), noise(5000, "the undo of an older run")).unwrap();
+    dir.fails("apply cut.delta copy.img --undo back --overwrite", 6, &[]);
+    let whole = dir.read("back.partial");
+    let mut damaged = whole.clone();
+    damaged[8 * MIB] ^= 1;
+    fs::write(dir.path("back.partial"), damaged).unwrap();
+    dir.fails("apply back copy.img", 6, &[]);
+    assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    fs::write(dir.path("back.partial"), whole).unwrap();
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == base);
+}

@@ -291,15 +291,26 @@ fn as_on_record(delta: String, keeper: &Keeper) -> String {
     let cut = keeper
         .record()
         .and_then(|record| record.incomplete.as_ref());
-    let Some(undo) = cut.and_then(|cut| cut.undo.as_deref()) else {
+    let partial = partial_name(Path::new(&delta));
+    let Some(cut) = cut.filter(|_| delta != "-" && partial.is_file()) else {
         return delta;
     };
-    let partial = partial_name(Path::new(&delta));
-    let is_meant = std::path::absolute(&delta).is_ok_and(|path| path == Path::new(undo));
-    if is_meant && partial.is_file() {
+    let is_kept =
+        |undo: &str| std::path::absolute(&delta).is_ok_and(|path| path == Path::new(undo));
+    // Once it is being applied, the record says of the run that kept it no more than what is undone.
+    let is_applied = || cut.undo_of.is_some() && stream_of(&partial) == cut.stream;
+    if cut.undo.as_deref().is_some_and(is_kept) || is_applied() {
         return partial.to_string_lossy().into_owned();
     }
     delta
+}
+
+/// Which delta is in a file; `None` if there is none.
+fn stream_of(path: &Path) -> Option<StreamId> {
+    let file = File::open(path).ok()?;
+    let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    let reader = DeltaReader::new(file).ok().filter(|_| is_file)?;
+    Some(StreamId::of(reader.header(), reader.samples()))
 }
 
 /// An undo that has taken back the run that was cut with it is of no use to anybody, and would stand in the way of
@@ -316,10 +327,7 @@ fn already_applied(deltas: &[String], target: &Destination, terminal: &Terminal)
         return 0;
     }
     let resume = |delta: &String| {
-        let file = File::open(delta).ok().filter(|_| delta != "-")?;
-        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-        let reader = DeltaReader::new(file).ok().filter(|_| is_file)?;
-        let stream = StreamId::of(reader.header(), reader.samples());
+        let stream = stream_of(Path::new(delta)).filter(|_| delta != "-")?;
         Some(target.keeper().resume_offset(&stream))
     };
     let last = deltas
