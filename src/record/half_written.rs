@@ -99,6 +99,7 @@ fn find(state: &StateDir, identities: &[String], called: Called<'_>) -> Result<O
         if identities
             .iter()
             .any(|whole| identity::is_part(&record.identity, whole))
+            && !identity::is_beside(&record.identity, identities)
             && let Some(refusal) = refuse_as_source(
                 &record,
                 Called {
@@ -162,6 +163,14 @@ mod tests {
                 .unwrap()
                 .starts_with("on record as incomplete")
         );
+        // Another partition of the same disk, below a volume on it or not, is none of its data; a piece of its own is.
+        let beside = |start: u64| format!("disk:serial:a:start={start}");
+        let (own, mine) = (beside(20_480), beside(2048));
+        assert_eq!(reason(&["lvm:x", &own, "disk:serial:a"]), None);
+        assert_eq!(reason(&[&own, "disk:serial:a"]), None);
+        assert!(reason(&["lvm:x", &own, "disk:serial:a", &mine]).is_some());
+        put(&format!("{own}:start=8"), "/dev/mapper/nested", true);
+        assert!(reason(&["lvm:x", &own, "disk:serial:a"]).is_some());
         for other in [
             "disk:serial:b",
             "disk:serial:aa",

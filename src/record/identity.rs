@@ -108,6 +108,20 @@ pub fn is_part(part: &str, whole: &str) -> bool {
     rest.is_some_and(|rest| rest.starts_with(":start=") || rest.starts_with(":offset="))
 }
 
+/// True if `part` is about a partition beside one that is among `identities`, and not about that one or a piece of it: they
+/// lie on one disk and share nothing.
+pub fn is_beside(part: &str, identities: &[String]) -> bool {
+    identities.iter().any(|own| {
+        let Some((disk, _)) = own.rsplit_once(":start=") else {
+            return false;
+        };
+        let is_on_disk = part
+            .strip_prefix(disk)
+            .is_some_and(|rest| rest.starts_with(":start="));
+        is_on_disk && part != own && !is_part(part, own)
+    })
+}
+
 /// What is below what is below, and so on: more than this is a loop in what sysfs says.
 const MOST_BELOW: usize = 1000;
 
