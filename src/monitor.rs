@@ -22,6 +22,23 @@ pub trait Monitor: Send + Sync {
     fn note(&self, text: &str);
 }
 
+/// Passes on what is said, and no progress: for work that is done in two goes.
+pub struct Words<'a>(pub &'a dyn Monitor);
+
+impl Monitor for Words<'_> {
+    fn plan(&self, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn warn(&self, text: &str) {
+        self.0.warn(text);
+    }
+    fn remark(&self, text: &str) {
+        self.0.remark(text);
+    }
+    fn note(&self, text: &str) {
+        self.0.note(text);
+    }
+}
+
 /// Listens to nothing.
 #[derive(Debug, Default)]
 pub struct Silent;

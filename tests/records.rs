@@ -1147,3 +1147,16 @@ fn an_undo_that_failed_on_its_way_is_found_again_beside_an_older_one_of_that_nam
     dir.ok("apply back copy.img");
     assert!(dir.read("copy.img") == base);
 }
+
+#[test]
+fn what_is_said_of_a_destination_is_said_with_atomic_as_well() {
+    let dir = Dir::with(64);
+    let said = dir.ok("send --from cow:store.img new.img copy.img --atomic");
+    assert!(said.contains("rests on the sampled blocks alone"), "{said}");
+    let mut other = dir.read("base.img");
+    other.iter_mut().for_each(|byte| *byte ^= 0x11);
+    fs::write(dir.path("other.img"), other).unwrap();
+    dir.ok("state adopt other.img lvm:x");
+    let said = dir.ok("send --from cow:store.img new.img other.img --atomic --force");
+    assert!(said.contains("other.img"), "{said}");
+}

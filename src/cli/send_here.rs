@@ -20,7 +20,7 @@ use crate::engine::pump::{PumpOptions, pump};
 use crate::engine::target::{Target, check};
 use crate::engine::throttle::Throttle;
 use crate::error::{Error, Result};
-use crate::monitor::Silent;
+use crate::monitor::{Silent, Words};
 use crate::record::keeper::Keeper;
 use crate::record::marks::Places;
 use crate::source::SendSource;
@@ -95,7 +95,8 @@ impl Job<'_> {
         destination.rehearse(&file, name, self.cancel, &Silent)?;
         file.rewind().map_err(failed)?;
         let mut nothing = |_: u64, _: &Applied| Ok(());
-        let received = destination.receive_now(file, name, self.cancel, &Silent, &mut nothing)?;
+        let words = Words(self.monitor);
+        let received = destination.receive_now(file, name, self.cancel, &words, &mut nothing)?;
         Ok(received.applied)
     }
 
