@@ -366,9 +366,24 @@ impl Destination {
 
     /// The content is durable; the name is made so.
     fn give_name(&mut self, name: &Path) -> Result<()> {
-        std::fs::rename(partial_name(name), name)
-            .and_then(|()| sync_directory_of(name))
-            .map_err(|error| Error::io(format!("cannot finish {}", name.display()), error))?;
+        let partial = partial_name(name);
+        match rename_new(&partial, name).and_then(|()| sync_directory_of(name)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let reason = format!(
+                    "something got this name while the copy was made; the copy is whole, and called {}",
+                    partial.display()
+                );
+                let way_out = "Give one of them another name.";
+                return Err(Error::refused(name.display().to_string(), reason, way_out));
+            }
+            Err(error) => {
+                return Err(Error::io(
+                    format!("cannot finish {}", name.display()),
+                    error,
+                ));
+            }
+        }
         let state_dir = StateDir::choose(self.options.state_dir.as_deref());
         self.keeper
             .moved_to(state_dir.file_of(&identity::of_path(name)))
@@ -394,6 +409,16 @@ impl Destination {
     /// What it is, for people.
     pub fn kind(&self) -> &'static str {
         if self.is_file { FILE } else { BLOCK_DEVICE }
+    }
+}
+
+/// Where the filesystem can, whatever has the new name already stays.
+fn rename_new(from: &Path, to: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => std::fs::rename(from, to),
+        renamed => Ok(renamed?),
     }
 }
 

@@ -1160,3 +1160,21 @@ fn what_is_said_of_a_destination_is_said_with_atomic_as_well() {
     let said = dir.ok("send --from cow:store.img new.img other.img --atomic --force");
     assert!(said.contains("other.img"), "{said}");
 }
+
+#[test]
+fn a_file_that_got_the_name_of_a_first_copy_meanwhile_stays() {
+    let (dir, base, _) = large_chain();
+    let mut child = dir
+        .command("send copy.img new.img --bwlimit 12M")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while !dir.path("new.img.partial").exists() && child.try_wait().unwrap().is_none() {}
+    fs::write(dir.path("new.img"), "somebody else's").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(said.contains("new.img.partial"), "{said}");
+    assert!(dir.read("new.img") == b"somebody else's");
+    assert!(dir.read("new.img.partial") == base);
+}
