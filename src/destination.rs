@@ -28,7 +28,8 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::monitor::{Monitor, Silent};
 use crate::partial_file::{partial_name, sync_directory_of};
-use crate::record::admission::Policy;
+use crate::record::admission::{Called, Policy};
+use crate::record::half_written;
 use crate::record::identity;
 use crate::record::keeper::Keeper;
 use crate::record::store::StateDir;
@@ -490,7 +491,8 @@ fn open_keeper(
     volume: &Volume,
     options: &DestinationOptions,
 ) -> Result<Keeper> {
-    let file = StateDir::choose(options.state_dir.as_deref()).file_of(known_as);
+    let state = StateDir::choose(options.state_dir.as_deref());
+    let file = state.file_of(known_as);
     let policy = Policy {
         force: options.force,
         require_record: options.require_record,
@@ -499,7 +501,13 @@ fn open_keeper(
     let watch =
         Watch::of(volume).map_err(|error| Error::io(format!("cannot look at {name}"), error))?;
     let keeper = Keeper::open(file, name, &options.from, policy, Some(watch), volume)?;
-    Ok(keeper.told_to(options.caller()))
+    let caller = options.caller();
+    let called = Called {
+        name,
+        caller: &caller,
+    };
+    let elsewhere = half_written::elsewhere(&state, volume.path(), called)?;
+    Ok(keeper.beside(elsewhere).told_to(caller))
 }
 
 /// A full copy may make a file under this name. What stands for a volume that is not there is no such name: for

@@ -1178,3 +1178,33 @@ fn a_file_that_got_the_name_of_a_first_copy_meanwhile_stays() {
     assert!(dir.read("new.img") == b"somebody else's");
     assert!(dir.read("new.img.partial") == base);
 }
+
+#[test]
+fn what_is_half_written_under_another_name_takes_no_increment() {
+    use lvmsync::record::{Incomplete, Record, store::StateDir};
+    let (dir, contents) = Dir::chain(2);
+    dir.ok("state adopt copy.img lvm:s0");
+    let file = dir.state("copy.img")["identity"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    // As a loop device on it leaves it.
+    let identity = format!("{file}:offset=0");
+    let record = Record {
+        identity: identity.clone(),
+        name: "/dev/loop7".to_owned(),
+        incomplete: Some(Incomplete::default()),
+        ..Record::default()
+    };
+    let state = StateDir::choose(Some(&dir.path("state")));
+    state.file_of(&identity).save(&record).unwrap();
+    let words = ["shares its data with /dev/loop7", "incomplete"];
+    dir.fails("apply s1.delta copy.img", 5, &words);
+    dir.fails("apply s1.delta copy.img --check", 5, &words);
+    assert!(dir.read("copy.img") == contents[0]);
+    dir.ok("apply s1.delta copy.img --force");
+    assert!(dir.read("copy.img") == contents[1]);
+    fs::write(dir.path("full.img"), &contents[2]).unwrap();
+    dir.ok("send full.img copy.img");
+    assert!(dir.read("copy.img") == contents[2]);
+}

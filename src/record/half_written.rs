@@ -70,11 +70,26 @@ pub fn remark(state: &StateDir, path: &Path, called: Called<'_>) -> Result<Optio
     }))
 }
 
+/// What stands in the way of writing to a volume, under whatever name that is on record; its own record is not looked at.
+pub fn elsewhere(state: &StateDir, path: &Path, called: Called<'_>) -> Result<Option<Refusal>> {
+    find_from(state, &identity::with_below(path), 1, called)
+}
+
 fn find(state: &StateDir, identities: &[String], called: Called<'_>) -> Result<Option<Refusal>> {
+    find_from(state, identities, 0, called)
+}
+
+/// The first of `identities` is that of the volume; the first `known` are not looked for.
+fn find_from(
+    state: &StateDir,
+    identities: &[String],
+    known: usize,
+    called: Called<'_>,
+) -> Result<Option<Refusal>> {
     let Some(own) = identities.first() else {
         return Ok(None);
     };
-    for known_as in identities {
+    for known_as in identities.iter().skip(known) {
         let Some(record) = state.file_of(known_as).load()? else {
             continue;
         };

@@ -29,6 +29,8 @@ pub struct Keeper {
     caller: Caller,
     policy: Policy,
     watch: Option<Watch>,
+    /// What it consists of, or a piece of it, is on record as half-written.
+    elsewhere: Option<Refusal>,
     /// The destination is a file that was made for this copy, or for one that was cut.
     is_new_file: bool,
     /// As it was when the run began.
@@ -71,6 +73,7 @@ impl Keeper {
         let policy = Policy { touched, ..policy };
         Ok(Self {
             watch,
+            elsewhere: None,
             is_new_file: false,
             now: current,
             before,
@@ -91,6 +94,7 @@ impl Keeper {
             caller: Caller::HERE,
             policy: Policy::default(),
             watch: None,
+            elsewhere: None,
             is_new_file: false,
             before: record.clone(),
             now: record,
@@ -102,6 +106,24 @@ impl Keeper {
     pub fn told_to(mut self, caller: Caller) -> Self {
         self.caller = caller;
         self
+    }
+
+    /// Something that shares its data may be half-written: then only what goes on here, or replaces everything, is put on
+    /// it.
+    #[must_use]
+    pub fn beside(mut self, elsewhere: Option<Refusal>) -> Self {
+        self.elsewhere = elsewhere;
+        self
+    }
+
+    fn refuse_beside(&self) -> Result<()> {
+        let is_cut = |record: &Record| record.incomplete.is_some();
+        match &self.elsewhere {
+            Some(refusal) if !self.policy.force && !self.record().is_some_and(is_cut) => {
+                Err(self.refused(refusal.clone()))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn called(&self) -> Called<'_> {
@@ -202,12 +224,16 @@ impl Keeper {
 
     /// Decides whether the delta may be applied.
     pub fn admit(&self, header: &Header, stream: &StreamId) -> Result<Admission> {
+        if !header.is_full_copy() {
+            self.refuse_beside()?;
+        }
         admit(self.record(), header, stream, self.called(), self.policy)
             .map_err(|refusal| self.refused(refusal))
     }
 
     /// Decides whether a version 3 stream may be applied.
     pub fn admit_anonymous(&self) -> Result<()> {
+        self.refuse_beside()?;
         admit_anonymous(self.record(), self.called(), self.policy)
             .map_err(|refusal| self.refused(refusal))
     }
