@@ -278,6 +278,7 @@ mod tests {
         assert_eq!(
             parse_pool_status(older),
             Ok(PoolStatus::Working(PoolFigures {
+                held_root: Some(77),
                 error_if_no_space: true,
                 ..figures
             }))

@@ -70,7 +70,11 @@ fn of_device(root: &Path, device: DeviceNumber) -> String {
         return format!("{}:start={start}", of_device(root, disk));
     }
     if let (Some(file), Some(offset)) = (read("loop/backing_file"), read("loop/offset")) {
-        return format!("{}:offset={offset}", of_file(Path::new(&file)));
+        let below = match VolumeIdentity::of_path(Path::new(&file)) {
+            Ok(VolumeIdentity::Block(device)) => of_device(root, device),
+            _ => of_file(Path::new(&file)),
+        };
+        return format!("{below}:offset={offset}");
     }
     let ids = [
         "wwid",
@@ -143,8 +147,11 @@ fn add_with_below(root: &Path, device: DeviceNumber, found: &mut Vec<String>) {
         add_with_below(root, disk, found);
     }
     if let Some(file) = read("loop/backing_file") {
-        let file = of_file(Path::new(file.trim_end_matches('\n')));
-        found.push(file);
+        let file = Path::new(file.trim_end_matches('\n'));
+        match VolumeIdentity::of_path(file) {
+            Ok(VolumeIdentity::Block(device)) => add_with_below(root, device, found),
+            _ => found.push(of_file(file)),
+        }
     }
     let slaves = fs::read_dir(directory.join("slaves"));
     for slave in slaves.into_iter().flatten().flatten() {
