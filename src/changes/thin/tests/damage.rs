@@ -52,10 +52,6 @@ fn every_bit_flip_is_refused_or_changes_nothing() {
     let expected = ask(whole.clone(), Root::Snapshot).unwrap();
     let mut refused = 0;
     for bit in 0..whole.len() * 8 {
-        // All of the headers, and of the rest a few bits: the checksum covers all bytes alike.
-        if bit / 8 % 4096 >= 512 && bit % 61 != 0 {
-            continue;
-        }
         let mut image = whole.clone();
         image[bit / 8] ^= 1 << (bit % 8);
         match ask(image, Root::Snapshot) {
