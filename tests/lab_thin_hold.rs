@@ -306,6 +306,7 @@ fn a_run_that_is_told_to_stop_gives_everything_back_at_once() {
         // While it waits for another one: that goes on, and is right.
         let first = bench.start();
         wait_until("reserved", || is_reserved(guest));
+        kill_process(pid(&first), Signal::STOP).unwrap();
         let second = bench.start();
         wait_until("a second guard", || processes("internal-guard").len() == 2);
         std::thread::sleep(Duration::from_millis(500));
@@ -317,6 +318,7 @@ fn a_run_that_is_told_to_stop_gives_everything_back_at_once() {
             "{:?}",
             start.elapsed()
         );
+        kill_process(pid(&first), Signal::CONT).unwrap();
         Run::of(first).ok();
         bench.nothing_left("one waited");
         bench.slow_metadata(0);
@@ -391,7 +393,11 @@ fn what_others_hold_is_left_alone_and_two_runs_take_turns() {
         bench.slow_metadata(40);
         let first = bench.start();
         wait_until("reserved", || is_reserved(guest));
+        kill_process(pid(&first), Signal::STOP).unwrap();
         let others = [bench.start(), bench.start()];
+        wait_until("three guards", || processes("internal-guard").len() == 3);
+        std::thread::sleep(Duration::from_millis(500));
+        kill_process(pid(&first), Signal::CONT).unwrap();
         let runs = others.map(|child| Run::of(child).ok());
         Run::of(first).ok();
         let waited = runs
