@@ -32,11 +32,13 @@ pub(super) fn full_copy(
 ) -> Result<SendSource> {
     let mut opened = Opened::new(request, name, new)?;
     let of_new = opened.in_pool(new);
-    let (changes, block_bytes) = opened.read(request, |metadata| {
-        Ok((metadata.mapped_changes(of_new)?, metadata.block_bytes()))
+    let (changes, was_written, block_bytes) = opened.read(request, |metadata| {
+        let changes = metadata.mapped_changes(of_new)?;
+        let was_written = metadata.was_written(of_new.device)?;
+        Ok((changes, was_written, metadata.block_bytes()))
     })?;
     let header = Header {
-        target: state_of(new),
+        target: state_of(new).filter(|_| !was_written),
         granularity: block_bytes,
         ..header(request, Source::Full, opened.volume.size_bytes, &changes)
     };
@@ -83,7 +85,7 @@ pub(super) fn increment(
     let header = Header {
         base_size: Some(old.size_bytes),
         base: state_of(old),
-        target: state_of(new),
+        target: state_of(new).filter(|_| !found.summary.new_was_written),
         granularity: block_bytes,
         ..header(request, Source::Thin, opened.volume.size_bytes, &changes)
     };
@@ -127,8 +129,9 @@ impl Opened {
                 reason: "it is not a thin volume any more".to_owned(),
             });
         };
+        let data = Volume::open(&volume.path)?;
         Ok(Self {
-            data: Volume::open(&volume.path)?,
+            data,
             volume,
             pool,
             metadata,
@@ -245,7 +248,9 @@ impl ReadAt for UntilCancelled<'_> {
     }
 }
 
-/// The identity of a state that stays what it is. What is live has none.
+/// The identity of a state that stays what it is. What is live has none, nor has a snapshot that was written after it
+/// was made (a clone that a machine runs from, for one): two sends of it would have one name and not one content, and
+/// the second would be taken for done, or go on where the first was cut.
 fn state_of(volume: &ThinVolume) -> Option<State> {
     (volume.is_snapshot || volume.read_only).then(|| State {
         id: format!("lvm:{}", volume.uuid),

@@ -47,22 +47,22 @@ pub(super) fn time_of(value: u64) -> u32 {
     (value & ((1 << TIME_BITS) - 1)) as u32
 }
 
-/// Reports all differences; returns the time of the newest mapping of the old tree that was looked at, which
-/// is every one that the trees do not share.
+/// Reports all differences; returns, for the old and the new tree, the time of the newest mapping that was looked
+/// at, which is every one that the trees do not share.
 pub(super) fn diff(
     blocks: &Blocks<'_>,
     [old, new]: [u64; 2],
     visit: impl FnMut(Difference),
-) -> Result<Option<u32>> {
+) -> Result<[Option<u32>; 2]> {
     if old == new {
-        return Ok(None);
+        return Ok([None; 2]);
     }
     let mut pair = Pair {
         old: Walk::new(blocks, Tree::Mappings, old)?,
         new: Walk::new(blocks, Tree::Mappings, new)?,
         horizon: Horizon::default(),
         found: Found {
-            newest: None,
+            newest: [None; 2],
             joiner: Joiner::new(visit),
         },
     };
@@ -79,7 +79,8 @@ struct Pair<'a, F: FnMut(Difference)> {
 }
 
 struct Found<F: FnMut(Difference)> {
-    newest: Option<u32>,
+    /// Of the old tree, and of the new one.
+    newest: [Option<u32>; 2],
     joiner: Joiner<F>,
 }
 
@@ -155,7 +156,7 @@ impl<F: FnMut(Difference)> Found<F> {
         let ((old_keys, old_values), (new_keys, new_values)) = (old.entries(), new.entries());
         let (old_values, new_values) = (old_values.as_chunks().0, new_values.as_chunks().0);
         let (mut at_old, mut at_new) = (0, 0);
-        let mut newest = self.newest;
+        let [mut newest_old, mut newest_new] = self.newest;
         while let (Some(old_key), Some(new_key), Some(old_value), Some(new_value)) = (
             old_keys.get(at_old),
             new_keys.get(at_new),
@@ -163,24 +164,27 @@ impl<F: FnMut(Difference)> Found<F> {
             new_values.get(at_new),
         ) {
             let (old_key, new_key) = (u64::from_le_bytes(*old_key), u64::from_le_bytes(*new_key));
+            let (old_value, new_value) = (
+                u64::from_le_bytes(*old_value),
+                u64::from_le_bytes(*new_value),
+            );
+            if new_key <= old_key {
+                newest_new = newest_new.max(Some(time_of(new_value)));
+                at_new += 1;
+            }
             if new_key < old_key {
                 self.joiner.push(Now::Mapped, new_key);
-                at_new += 1;
                 continue;
             }
-            let old_value = u64::from_le_bytes(*old_value);
-            newest = newest.max(Some(time_of(old_value)));
+            newest_old = newest_old.max(Some(time_of(old_value)));
             at_old += 1;
             if old_key < new_key {
                 self.joiner.push(Now::Unmapped, old_key);
-            } else {
-                at_new += 1;
-                if data_block_of(old_value) != data_block_of(u64::from_le_bytes(*new_value)) {
-                    self.joiner.push(Now::Mapped, new_key);
-                }
+            } else if data_block_of(old_value) != data_block_of(new_value) {
+                self.joiner.push(Now::Mapped, new_key);
             }
         }
-        self.newest = newest;
+        self.newest = [newest_old, newest_new];
         old.consume(at_old);
         new.consume(at_new);
     }
@@ -189,16 +193,17 @@ impl<F: FnMut(Difference)> Found<F> {
         let (keys, values) = old.entries();
         let count = count_below(keys, limit);
         for (key, value) in keys.iter().zip(values.as_chunks().0).take(count) {
-            self.newest = self.newest.max(Some(time_of(u64::from_le_bytes(*value))));
+            self.newest[0] = self.newest[0].max(Some(time_of(u64::from_le_bytes(*value))));
             self.joiner.push(Now::Unmapped, u64::from_le_bytes(*key));
         }
         old.consume(count);
     }
 
     fn only_new(&mut self, new: &mut Walk<'_>, limit: Option<u64>) {
-        let (keys, _) = new.entries();
+        let (keys, values) = new.entries();
         let count = count_below(keys, limit);
-        for key in keys.iter().take(count) {
+        for (key, value) in keys.iter().zip(values.as_chunks().0).take(count) {
+            self.newest[1] = self.newest[1].max(Some(time_of(u64::from_le_bytes(*value))));
             self.joiner.push(Now::Mapped, u64::from_le_bytes(*key));
         }
         new.consume(count);

@@ -38,6 +38,8 @@ pub use error::{ThinError, Tree};
 pub use run::Run;
 pub use superblock::{METADATA_BLOCK_BYTES, Superblock};
 
+use std::ops::ControlFlow;
+
 use crate::volume::ReadAt;
 use blocks::{Blocks, OneBlock};
 use diff::time_of;
@@ -80,6 +82,8 @@ pub struct DiffSummary {
     /// it is no snapshot. What it holds is then not what it held when it was made. A discard in it does
     /// not show.
     pub old_was_written: bool,
+    /// The same of the new device: what it holds now it may not hold tomorrow, under the same name.
+    pub new_was_written: bool,
 }
 
 /// The metadata of a thin pool. `device` is read when asked, and never changed.
@@ -197,7 +201,10 @@ impl<'a> ThinMetadata<'a> {
     pub fn mapped_from(&self, id: u64, first: u64, mut visit: impl FnMut(Run)) -> Result<()> {
         let root = self.known(id)?.1;
         let mut joiner = Joiner::new(|found: Difference| visit(found.run));
-        self.mappings(root, first, |key, _| joiner.push(Now::Mapped, key))?;
+        self.mappings(root, first, |key, _| {
+            joiner.push(Now::Mapped, key);
+            ControlFlow::Continue(())
+        })?;
         joiner.finish();
         Ok(())
     }
@@ -205,7 +212,7 @@ impl<'a> ThinMetadata<'a> {
     /// In which blocks the device `new` differs from the device `old`, ascending.
     ///
     /// Reads what the trees of the two do not share, at most twice as many blocks, and a few. Only where a
-    /// snapshot of `old` was made, all of `old` is read as well, to tell whether it was written to before.
+    /// snapshot of one of them was made, that one is read as well, to tell whether it was written to before.
     pub fn diff(
         &self,
         old: u64,
@@ -213,26 +220,45 @@ impl<'a> ThinMetadata<'a> {
         mut visit: impl FnMut(Difference),
     ) -> Result<DiffSummary> {
         let (details, old_root) = self.known(old)?;
-        let (_, new_root) = self.known(new)?;
+        let (new_details, new_root) = self.known(new)?;
         let mut summary = DiffSummary::default();
-        let mut newest = diff::diff(&self.blocks, [old_root, new_root], |difference| {
-            match difference.now {
-                Now::Mapped => summary.mapped_blocks += difference.run.blocks,
-                Now::Unmapped => summary.unmapped_blocks += difference.run.blocks,
-            }
-            visit(difference);
-        })?;
+        let [newest_old, newest_new] =
+            diff::diff(&self.blocks, [old_root, new_root], |difference| {
+                match difference.now {
+                    Now::Mapped => summary.mapped_blocks += difference.run.blocks,
+                    Now::Unmapped => summary.unmapped_blocks += difference.run.blocks,
+                }
+                visit(difference);
+            })?;
         // What is written to a snapshot later is mapped at its creation time or later, in nodes that are its
         // own alone, and so were compared; unless it handed them on to a snapshot of itself.
-        let later = |newest: Option<u32>| newest.is_some_and(|time| time >= details.creation_time);
-        let may_share = old == new || details.snapshotted_time > details.creation_time;
-        if may_share && !later(newest) {
-            self.mappings(old_root, 0, |_, value| {
-                newest = newest.max(Some(time_of(value)));
-            })?;
-        }
-        summary.old_was_written = later(newest);
+        let may_share = |of: DeviceDetails| old == new || of.snapshotted_time > of.creation_time;
+        let written = |of: DeviceDetails, root, newest: Option<u32>| {
+            let seen = newest.is_some_and(|time| of.is_later(time));
+            Ok(seen || (may_share(of) && self.is_written(of, root)?))
+        };
+        summary.old_was_written = written(details, old_root, newest_old)?;
+        summary.new_was_written = written(new_details, new_root, newest_new)?;
         Ok(summary)
+    }
+
+    /// Whether a device has mappings that are not older than itself: see [`DiffSummary::old_was_written`]. Reads its
+    /// tree up to the first of them.
+    pub fn was_written(&self, id: u64) -> Result<bool> {
+        let (details, root) = self.known(id)?;
+        self.is_written(details, root)
+    }
+
+    fn is_written(&self, details: DeviceDetails, root: u64) -> Result<bool> {
+        let mut found = false;
+        self.mappings(root, 0, |_, value| {
+            found = details.is_later(time_of(value));
+            match found {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })?;
+        Ok(found)
     }
 
     /// A device that must be there, and the root of its mappings.
@@ -253,8 +279,13 @@ impl<'a> ThinMetadata<'a> {
         }
     }
 
-    /// Every mapping from the key `first` on.
-    fn mappings(&self, root: u64, first: u64, mut visit: impl FnMut(u64, u64)) -> Result<()> {
+    /// Every mapping from the key `first` on, until `visit` has seen enough.
+    fn mappings(
+        &self,
+        root: u64,
+        first: u64,
+        mut visit: impl FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<()> {
         let mut walk = Walk::new(&self.blocks, Tree::Mappings, root)?;
         let alone = Horizon::default();
         loop {
@@ -266,8 +297,8 @@ impl<'a> ThinMetadata<'a> {
                     let (keys, values) = walk.entries();
                     for (key, value) in keys.iter().zip(values.as_chunks().0) {
                         let key = u64::from_le_bytes(*key);
-                        if key >= first {
-                            visit(key, u64::from_le_bytes(*value));
+                        if key >= first && visit(key, u64::from_le_bytes(*value)).is_break() {
+                            return Ok(());
                         }
                     }
                     let count = keys.len();
@@ -288,6 +319,11 @@ impl DeviceDetails {
             creation_time: times as u32,
             snapshotted_time: (times >> 32) as u32,
         }
+    }
+
+    /// Whether a mapping of this time was made after the device was.
+    fn is_later(self, time: u32) -> bool {
+        time >= self.creation_time
     }
 }
 

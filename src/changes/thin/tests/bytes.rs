@@ -1,5 +1,7 @@
 //! Change lists held against a model that looks at every sector.
 
+use std::ops::ControlFlow;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -71,7 +73,10 @@ proptest! {
         let root = metadata.superblock().mapping_root;
         for (id, map) in maps.iter_mut().enumerate() {
             let tree = look_up(&metadata.blocks, Tree::Devices, root, id as u64).unwrap().unwrap();
-            metadata.mappings(tree[0], 0, |key, value| map.extend([(key, value)])).unwrap();
+            metadata.mappings(tree[0], 0, |key, value| {
+                map.insert(key, value);
+                ControlFlow::Continue(())
+            }).unwrap();
         }
         let volume = |id: usize| ThinVolume {
             device: id as u64,

@@ -144,13 +144,18 @@ fn compare(metadata: &ThinMetadata<'_>, model: &Model) {
             let (found, summary) = differences(metadata, *old_id, *new_id).unwrap();
             assert_eq!(found, model_of(&old.mappings, &new.mappings));
             let count = |now| found.values().filter(|found| **found == now).count() as u64;
-            let written = |value: &u64| time_of(*value) >= old.created;
+            let written = |of: &Device| {
+                let later = |value: &u64| time_of(*value) >= of.created;
+                of.mappings.values().any(later)
+            };
+            assert_eq!(metadata.was_written(*new_id).unwrap(), written(new));
             assert_eq!(
                 summary,
                 DiffSummary {
                     mapped_blocks: count(Now::Mapped),
                     unmapped_blocks: count(Now::Unmapped),
-                    old_was_written: old.mappings.values().any(written),
+                    old_was_written: written(old),
+                    new_was_written: written(new),
                 }
             );
         }
