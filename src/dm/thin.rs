@@ -71,6 +71,33 @@ pub fn activated(volume: &ThinVolume) -> Result<LogicalVolume> {
     })
 }
 
+/// An error unless LVM still has this volume, under the number that it had. LVM gives a UUID to no second volume, so
+/// what is there now was there all the time; but the number of one that was removed goes to the next one at once.
+pub fn refuse_replaced(volume: &ThinVolume) -> Result<()> {
+    let rows = volumes_of(volume.name.vg())?;
+    if is_among(volume, &rows) {
+        return Ok(());
+    }
+    Err(Error::Lvm {
+        what: volume.name.to_string(),
+        reason: "another LVM command removed it just now, so what was read may be of the volume that got its number"
+            .to_owned(),
+    })
+}
+
+fn is_among(volume: &ThinVolume, rows: &[LvRow]) -> bool {
+    let row = rows.iter().find(|row| row.lv_uuid == volume.uuid);
+    row.is_some_and(|row| {
+        row.segtype == "thin"
+            && row.thin_id.parse() == Ok(volume.device_id)
+            && pool_of(row) == volume.pool
+    })
+}
+
+fn pool_of(row: &LvRow) -> &str {
+    row.pool_lv.trim_matches(['[', ']'])
+}
+
 /// Puts together what both know, and sees that they speak of one volume.
 fn from_row(
     name: LvName,
@@ -113,7 +140,7 @@ fn from_row(
     });
     Ok(ThinVolume {
         uuid: row.lv_uuid.clone(),
-        pool: row.pool_lv.trim_matches(['[', ']']).to_owned(),
+        pool: pool_of(row).to_owned(),
         device_id,
         size_bytes,
         read_only: row.is_read_only(),
@@ -151,6 +178,31 @@ mod tests {
         assert_eq!(volume.size_bytes.to_string(), row().lv_size);
         assert_eq!(volume.origin.unwrap().to_string(), "my-vg/t1");
         assert!(!volume.group_has_external_origins);
+    }
+
+    #[test]
+    fn a_volume_whose_number_another_one_got_is_not_there_any_more() {
+        let name = LvName::new("my-vg", "t1snap").unwrap();
+        let volume = from_row(name, &row(), None, &rows()).unwrap();
+        let renamed = LvRow {
+            lv_name: "other".into(),
+            ..row()
+        };
+        for there in [row(), renamed] {
+            assert!(is_among(&volume, &[there]));
+        }
+        let next = LvRow {
+            lv_uuid: "9tMMKB-v9gm-Tf6g-DUV2-hDMg-tdht-97qUQn".into(),
+            ..row()
+        };
+        let renumbered = LvRow {
+            thin_id: "8".into(),
+            ..row()
+        };
+        for gone in [next, renumbered] {
+            assert!(!is_among(&volume, &[gone]));
+        }
+        assert!(!is_among(&volume, &[]));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::delta::samples::Samples;
 use crate::dm::device::{DeviceMapper, device_path};
 use crate::dm::openers::writers_open;
 use crate::dm::snapshot::{LogicalVolume, Role};
-use crate::dm::thin::{ThinVolume, activated};
+use crate::dm::thin::{ThinVolume, activated, refuse_replaced};
 use crate::dm::wire::Selector;
 use crate::error::{Error, Result};
 use crate::hold::client::Guard;
@@ -65,6 +65,8 @@ pub(super) fn increment(
     let (found, block_bytes) = opened.read(request, |metadata| {
         Ok((metadata.changes(of_old, of_new)?, metadata.block_bytes()))
     })?;
+    // It is inactive, so nothing kept it: it was found by a number, and that a while ago if the pool was in use.
+    refuse_replaced(old)?;
     if found.summary.old_was_written {
         let reason = if old.is_snapshot {
             "blocks of it were written after it was made, so it may not hold what was sent"
@@ -130,6 +132,13 @@ impl Opened {
             });
         };
         let data = Volume::open(&volume.path)?;
+        // A name may have gone to another volume before this one was open; now it stays.
+        if data.device() != Some(activated(thin)?.device) {
+            return Err(Error::Lvm {
+                what: name.to_owned(),
+                reason: "another LVM command replaced it just now; run this again".to_owned(),
+            });
+        }
         Ok(Self {
             data,
             volume,
