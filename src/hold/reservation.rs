@@ -163,12 +163,16 @@ impl Reservation {
                 _ => error,
             });
         }
-        let Some(root) = pool.held_root(dm)? else {
-            return Err(taken_away(&pool));
+        // From here on it is ours: the kernel gives it to nobody else before it is released.
+        let root = match put_on_record(dm, &pool, &mut held, &file) {
+            Ok(root) => root,
+            Err(error) => {
+                if pool.message(dm, "release_metadata_snap").is_ok() {
+                    let _ = file.remove();
+                }
+                return Err(error);
+            }
         };
-        held.root = Some(root);
-        held.digest = Some(pool.digest(root)?);
-        file.save(&held)?;
         Ok(Self {
             pool,
             root,
@@ -194,6 +198,15 @@ impl Reservation {
         self.pool.message(dm, "release_metadata_snap")?;
         self.file.remove()
     }
+}
+
+/// Where the snapshot is that was just taken, and what is in it: from then on a record proves that it is ours.
+fn put_on_record(dm: &DeviceMapper, pool: &Pool, held: &mut Held, file: &HeldFile) -> Result<u64> {
+    let root = pool.held_root(dm)?.ok_or_else(|| taken_away(pool))?;
+    held.root = Some(root);
+    held.digest = Some(pool.digest(root)?);
+    file.save(held)?;
+    Ok(root)
 }
 
 /// A snapshot is there, and no living lvmsync holds it, for we have the lock.
