@@ -3,8 +3,9 @@
 //! Guarantees: a lock ends with the process that has it; the file stays, since removing it would let two hold
 //! "the" lock at once.
 
-use std::fs::{self, File};
+use std::fs::{DirBuilder, File};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use rustix::fs::{FlockOperation, flock};
@@ -32,11 +33,16 @@ impl LockFile {
     pub fn open(name: &str) -> Result<Self> {
         let path = path_of(name);
         let open = || {
-            fs::create_dir_all(DIRECTORY)?;
+            // Whoever can open a lock can take it, and keep everybody waiting.
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(DIRECTORY)?;
             File::options()
                 .create(true)
                 .truncate(false)
                 .write(true)
+                .mode(0o600)
                 .open(&path)
         };
         let file = open().map_err(|error| {
