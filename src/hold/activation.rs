@@ -32,6 +32,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Activation {
     name: LvName,
+    uuid: String,
     file: HeldFile,
     lock: LockFile,
 }
@@ -53,7 +54,12 @@ impl Activation {
         }
         let file = HeldFile::of(state, "volume", uuid);
         let boot = boot_id().unwrap_or_default();
-        let is_active = dm.info(Selector::Name(&name.dm_name()))?.is_some();
+        let found = dm.info(Selector::Name(&name.dm_name()))?;
+        if let Some(other) = found.as_ref().filter(|info| !is_uuid_of(&info.uuid, uuid)) {
+            let reason = format!("device {} has its name", other.device);
+            return Err(failed(&name.to_string(), "activate", &reason));
+        }
+        let is_active = found.is_some();
         let ours = file
             .load()
             .is_some_and(|held| held.boot == boot && held.of == uuid);
@@ -67,23 +73,33 @@ impl Activation {
             process: std::process::id(),
             ..Held::default()
         })?;
-        let activation = Self { name, file, lock };
+        let activation = Self {
+            name,
+            uuid: uuid.to_owned(),
+            file,
+            lock,
+        };
         // A run that was killed may have left it active, and not yet read-only.
         let taken = match is_active {
             true => activation.protect(dm),
             false => activation.activate(dm),
         };
         if let Err(error) = taken {
-            let _ = activation.end();
+            let _ = activation.end(dm);
             return Err(error);
         }
         Ok(Some(activation))
     }
 
     /// Deactivates it, unless another run still reads it: then that one will.
-    pub fn end(self) -> Result<()> {
+    pub fn end(self, dm: &DeviceMapper) -> Result<()> {
         if !self.lock.try_alone()? {
             return Ok(());
+        }
+        let found = dm.info(Selector::Name(&self.name.dm_name()))?;
+        if found.is_none_or(|info| !is_uuid_of(&info.uuid, &self.uuid)) {
+            // Somebody deactivated or renamed it. What has its name now is not ours to deactivate.
+            return self.file.remove();
         }
         let name = self.name.to_string();
         let mut result = Ok(());
@@ -109,6 +125,7 @@ impl Activation {
         let name = self.name.to_string();
         let dm_name = self.name.dm_name();
         let info = dm.info(Selector::Name(&dm_name))?;
+        let info = info.filter(|info| is_uuid_of(&info.uuid, &self.uuid));
         let path = info.map(|info| device_path(info.device, &dm_name));
         let path =
             path.ok_or_else(|| failed(&name, "activate", "it has no device all the same"))?;
@@ -139,7 +156,14 @@ pub fn sweep(dm: &DeviceMapper, state: &StateDir) {
         match info.filter(|info| is_uuid_of(&info.uuid, &held.of)) {
             Some(info) if info.open_count > 0 => {}
             Some(_) if boot_id().unwrap_or_default() == held.boot => {
-                let _ = Activation { name, file, lock }.end();
+                let uuid = held.of;
+                let activation = Activation {
+                    name,
+                    uuid,
+                    file,
+                    lock,
+                };
+                let _ = activation.end(dm);
             }
             _ => {
                 let _ = file.remove();

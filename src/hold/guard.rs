@@ -86,7 +86,7 @@ impl Holding {
     fn give_back(self, dm: &DeviceMapper) -> Result<()> {
         let mut result = self.reservation.map_or(Ok(()), |held| held.release(dm));
         for activation in self.activations.into_iter().rev() {
-            result = activation.end().and(result);
+            result = activation.end(dm).and(result);
         }
         result
     }
