@@ -32,6 +32,7 @@ use crate::hold::client::Guard;
 use crate::monitor::Monitor;
 use crate::record::half_written;
 use crate::record::store::StateDir;
+use crate::record::witness::was_written;
 use crate::volume::ReadAt;
 use crate::volume::file_version::{FileVersion, run_id};
 use crate::volume::open::Volume;
@@ -286,7 +287,7 @@ fn full_copy(request: &SourceRequest<'_>, new: &str, resolved: Resolved) -> Resu
     check_source(request, new, &resolved)?;
     let mut target = None;
     if let Resolved::LogicalVolume(volume) = &resolved {
-        target = state_of(volume);
+        target = lasting_state_of(volume);
         refuse_suspended(volume)?;
         warn_if_written(volume, request.monitor)?;
         if let Role::ThickSnapshot(snapshot) = &volume.role {
@@ -407,7 +408,7 @@ fn from_snapshot(
     let header = Header {
         base_size: Some(base_size),
         base: state_of(&base),
-        target: state_of(target),
+        target: lasting_state_of(target),
         granularity: snapshot.chunk_bytes,
         ..header(request, Source::Cow, size, &changes)
     };
@@ -472,6 +473,12 @@ fn state_of(volume: &LogicalVolume) -> Option<State> {
         id: format!("lvm:{}", volume.uuid),
         name: volume.name.to_string(),
     })
+}
+
+/// The same for what is read now. A snapshot that somebody writes to holds one thing today and another tomorrow, under
+/// one UUID: what was sent of it must not be taken for what it holds then.
+fn lasting_state_of(volume: &LogicalVolume) -> Option<State> {
+    state_of(volume).filter(|_| !was_written(volume.device))
 }
 
 /// Reads a live snapshot's table and looks at its status once more.

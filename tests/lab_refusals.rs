@@ -290,3 +290,29 @@ fn damage_undo_and_warnings() {
         }
     });
 }
+
+/// A snapshot keeps its UUID when somebody writes to it, so that UUID alone must not say what a copy holds.
+#[test]
+fn a_snapshot_that_was_written_to_is_not_there_already() {
+    let setup = setup().disk("64M").disk("64M");
+    lab::test(
+        "a_snapshot_that_was_written_to_is_not_there_already",
+        setup,
+        |guest| {
+            let tool = Tool::new(guest);
+            guest.volume_group("vg", 0);
+            two_states(guest, 4);
+            guest.volume_group("other", 1);
+            guest.volume("other", "copy", "8M");
+            tool.run("send vg/s2 other/copy").ok();
+            let again = tool.run("send vg/s2 other/copy").ok();
+            assert!(again.stderr.contains("already"), "{}", again.stderr);
+            write("/dev/vg/s2", &[7; 5000], 3_000_000);
+            for bytes in [[7; 5000], [8; 5000]] {
+                write("/dev/vg/s2", &bytes, 3_000_000);
+                tool.run("send vg/s2 other/copy").ok();
+                assert_same("/dev/other/copy", &content("/dev/vg/s2"), "sent again");
+            }
+        },
+    );
+}

@@ -76,6 +76,20 @@ impl Watch {
     }
 }
 
+/// Whether anything was written to or discarded in a device since it is active. What is below it does not count: the
+/// origin of a snapshot is another device.
+pub fn was_written(device: DeviceNumber) -> bool {
+    let path = format!("/sys/dev/block/{}:{}/stat", device.major, device.minor);
+    fs::read_to_string(path).is_ok_and(|stat| counts_writes(&stat))
+}
+
+fn counts_writes(stat: &str) -> bool {
+    let words: Vec<&str> = stat.split_whitespace().collect();
+    [WRITTEN_SECTORS, DISCARDED_SECTORS]
+        .iter()
+        .any(|index| words.get(*index).is_some_and(|count| *count != "0"))
+}
+
 fn of_device(boot: &str, sequence: Option<&str>, stat: &str) -> Option<String> {
     let sequence = sequence.map_or(String::new(), |sequence| format!("/{}", sequence.trim()));
     let words: Vec<&str> = stat.split_whitespace().collect();
@@ -117,6 +131,14 @@ fn but_for_change(text: &str) -> Option<[&str; 4]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_and_flushes_are_no_writes() {
+        let only_read = "  10 0 80 5 0 0 0 7 0 12 12 0 0 0 1 3 0";
+        assert!(!counts_writes(only_read) && !counts_writes(""));
+        assert!(counts_writes("  10 0 80 5 17 0 128 7 0 12 12 0 0 0 1 3 0"));
+        assert!(counts_writes("  10 0 80 5 0 0 0 7 0 12 12 3 0 24 1 0 0"));
+    }
 
     #[test]
     fn a_device_is_untouched_only_on_the_same_boot_with_the_same_counts() {
