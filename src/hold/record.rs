@@ -6,15 +6,21 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ExitCode, Result};
 use crate::partial_file::{PartialFile, sync_directory_of};
 use crate::record::store::StateDir;
 
 /// A file of this size is no record.
 const MAX_BYTES: u64 = 64 << 10;
+
+/// A record takes milliseconds, and a slow disk seconds.
+const ATTEMPTS: u32 = 500;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What is held, by whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,11 +71,25 @@ impl HeldFile {
         if let Some(directory) = self.path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
         }
-        let file = PartialFile::create(&self.path, true)?;
+        let file = self.alone()?;
         file.file()
             .and_then(|mut file| file.write_all(&text))
             .map_err(failed)?;
         file.persist()
+    }
+
+    /// Several runs that read one volume write the same record, at the same time perhaps: each has its turn.
+    fn alone(&self) -> Result<PartialFile> {
+        let mut attempts = 0;
+        loop {
+            match PartialFile::create(&self.path, true) {
+                Err(error) if error.exit_code() == ExitCode::Refused && attempts < ATTEMPTS => {
+                    attempts += 1;
+                    thread::sleep(PAUSE);
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Removes it, durably.
@@ -137,6 +157,25 @@ mod tests {
         assert_eq!(file.load(), None);
         file.remove().unwrap();
         assert!(all(&state).is_empty());
+    }
+
+    #[test]
+    fn runs_that_write_one_record_at_the_same_time_take_turns() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::choose(Some(directory.path()));
+        let file = HeldFile::of(&state, "volume", "abc");
+        file.save(&Held::default()).unwrap();
+        thread::scope(|scope| {
+            for process in 0..4 {
+                let file = &file;
+                let held = Held {
+                    process,
+                    ..Held::default()
+                };
+                scope.spawn(move || (0..20).for_each(|_| file.save(&held).unwrap()));
+            }
+        });
+        assert!(file.load().is_some());
     }
 
     #[test]
