@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ExitCode, Result};
 use crate::partial_file::{PartialFile, sync_directory_of};
-use crate::record::store::StateDir;
+use crate::record::store::{StateDir, make_directory};
 
 /// A file of this size is no record.
 const MAX_BYTES: u64 = 64 << 10;
@@ -69,7 +69,7 @@ impl HeldFile {
         };
         let text = serde_json::to_vec(held).map_err(|error| failed(io::Error::other(error)))?;
         if let Some(directory) = self.path.parent() {
-            fs::create_dir_all(directory).map_err(failed)?;
+            make_directory(directory)?;
         }
         let file = self.alone()?;
         file.file()

@@ -182,7 +182,7 @@ impl RecordFile {
 }
 
 /// Makes a directory that only its owner can look into, durably.
-fn make_directory(directory: &Path) -> Result<()> {
+pub(crate) fn make_directory(directory: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if directory.is_dir() {
         return Ok(());
