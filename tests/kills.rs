@@ -1,7 +1,7 @@
-//! Runs that are killed at random moments: sender, receiver, ssh; over a real ssh, from a stored delta, from volume to
-//! volume. After each the record tells the truth, and the destination is finished or taken back, exactly.
+//! Runs that are killed at random moments: sender, receiver, ssh, the link between two hosts; over a real ssh, from a
+//! stored delta, from volume to volume. After each the record tells the truth, and the destination is finished or taken back, exactly.
 //!
-//! Needs sshd, which `cargo xtask test` installs, and no root. `LVMSYNC_KILL_SEED=N` repeats the choices of a run,
+//! Needs sshd, which `cargo xtask test` installs, and root for the links alone. `LVMSYNC_KILL_SEED=N` repeats the choices of a run,
 //! though not what the scheduler does.
 
 #![allow(
@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use kill_kit::bench::Bench;
 use kill_kit::case::{Blow, Case, Goal, Known, Victim, Way};
+use kill_kit::network::{End, Link, Network};
 use kill_kit::sshd::Sshd;
 use kill_kit::{Random, long, seed};
 use rustix::process::Signal;
@@ -39,10 +40,10 @@ struct Kind {
 
 impl Kind {
     fn name(self) -> String {
-        let signal = if self.signal == Signal::KILL {
-            "SIGKILL"
-        } else {
-            "SIGTERM"
+        let signal = match self.signal {
+            _ if self.victim == Victim::Link => "cut",
+            Signal::KILL => "SIGKILL",
+            _ => "SIGTERM",
         };
         let run = match self.way {
             Way::Far => "increments over ssh",
@@ -55,6 +56,7 @@ impl Kind {
             Victim::Sender => "the program",
             Victim::Receiver => "receiver",
             Victim::Ssh => "ssh",
+            Victim::Link => "link",
         };
         format!("{run}, {victim} {signal}")
     }
@@ -77,8 +79,8 @@ struct Tally {
     by_itself: u32,
 }
 
-fn usual(bench: &Bench, way: Way) -> Usual {
-    let case = Case::new(bench, way, false, "usual");
+fn usual(bench: &Bench, link: Option<Link<'_>>, way: Way) -> Usual {
+    let case = Case::new(bench, link, way, false, "usual");
     let ended = case.run(Goal::Finish { retries: None }, None);
     assert_eq!(ended.code, Some(0), "{}", ended.said);
     Usual {
@@ -123,6 +125,13 @@ fn case(
             },
             signal: kind.signal,
             after: moment(random),
+            end: if random.one_in(2) {
+                End::Near
+            } else {
+                End::Far
+            },
+            back_after: (goal == Goal::Finish { retries: None } || random.one_in(2))
+                .then(|| Duration::from_millis(random.below(6000))),
         });
         let before = known;
         let resumes = kind.way.over_ssh() && goal != Goal::TakeBack && !strikes;
@@ -201,19 +210,24 @@ fn case(
     }
 }
 
-/// All `kinds`, so many cases of each, side by side.
-fn matrix(benches: &[Bench; 2], kinds: &[Kind], cases: u32, workers: usize) {
+/// All `kinds`, so many cases of each, side by side: one after another on each of `lanes`.
+fn matrix(benches: &[Bench; 2], kinds: &[Kind], cases: u32, lanes: &[Option<Link<'_>>]) {
     let seed = seed();
     println!("kills: LVMSYNC_KILL_SEED={seed}");
     let mut ways: Vec<Way> = kinds.iter().map(|kind| kind.way).collect();
     ways.dedup();
     let usuals: Vec<(Way, [Usual; 2])> = ways
         .iter()
-        .map(|way| (*way, [0, 1].map(|size| usual(&benches[size], *way))))
+        .map(|way| {
+            (
+                *way,
+                [0, 1].map(|size| usual(&benches[size], lanes[0], *way)),
+            )
+        })
         .collect();
     let tallies = Mutex::new(vec![Tally::default(); kinds.len()]);
     let next = AtomicUsize::new(0);
-    let work = || loop {
+    let work = |link: Option<Link<'_>>| loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
         let (kind_number, round) = (number % kinds.len(), number / kinds.len());
         if round >= cases as usize {
@@ -226,7 +240,7 @@ fn matrix(benches: &[Bench; 2], kinds: &[Kind], cases: u32, workers: usize) {
         let bench = &benches[size];
         let usual = usuals.iter().find(|(way, _)| *way == kind.way);
         let usual = &usual.unwrap().1[size];
-        let one = Case::new(bench, kind.way, undo, &format!("{seed}-{number}"));
+        let one = Case::new(bench, link, kind.way, undo, &format!("{seed}-{number}"));
         let run = || case(&one, bench, kind, undo, usual, &mut random);
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(tally) => tallies.lock().unwrap()[kind_number].add(tally),
@@ -243,7 +257,11 @@ fn matrix(benches: &[Bench; 2], kinds: &[Kind], cases: u32, workers: usize) {
         }
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let work = &work;
+        let threads: Vec<_> = lanes
+            .iter()
+            .map(|link| scope.spawn(move || work(*link)))
+            .collect();
         for thread in threads {
             if let Err(panic) = thread.join() {
                 resume_unwind(panic);
@@ -318,7 +336,7 @@ fn killed_increments_over_ssh() {
         victim,
         signal,
     });
-    matrix(&benches, &kinds, cases(8, 200), 2);
+    matrix(&benches, &kinds, cases(8, 200), &[None; 2]);
 }
 
 #[test]
@@ -337,7 +355,29 @@ fn killed_first_copies_over_ssh() {
         victim,
         signal,
     });
-    matrix(&benches, &kinds, cases(2, 50), 1);
+    matrix(&benches, &kinds, cases(2, 50), &[None]);
+}
+
+#[test]
+fn cut_links() {
+    // Most of the time both ends wait for each other.
+    let Some(network) = Network::new(3) else {
+        println!("kills: SKIPPED: links are cut in network namespaces, which need root and `ip`");
+        return;
+    };
+    let Some(sshd) = Sshd::start_in(&network) else {
+        return;
+    };
+    let benches = benches(Some(&sshd));
+    let lanes: Vec<_> = network.links().map(Some).collect();
+    for (way, sample, in_long) in [(Way::Far, 4, 200), (Way::FirstCopy, 2, 50)] {
+        let kind = Kind {
+            way,
+            victim: Victim::Link,
+            signal: Signal::KILL,
+        };
+        matrix(&benches, &[kind], cases(sample, in_long), &lanes);
+    }
 }
 
 #[test]
@@ -365,5 +405,5 @@ fn killed_runs_on_this_machine() {
         (Way::Local, Signal::KILL),
         (Way::Local, Signal::TERM),
     ];
-    matrix(&benches, &kinds.map(kind), cases(4, 50), 1);
+    matrix(&benches, &kinds.map(kind), cases(4, 50), &[None]);
 }

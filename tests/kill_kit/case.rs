@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::bench::Bench;
+use super::network::{End, Link};
 use super::processes::{MARK, marked, signal, wait_until_gone};
 use super::text;
 
@@ -36,6 +37,8 @@ pub(crate) enum Victim {
     Sender,
     Receiver,
     Ssh,
+    /// Nobody: the cable.
+    Link,
 }
 
 /// Who is killed, how, and how long after the start.
@@ -44,6 +47,10 @@ pub(crate) struct Blow {
     pub(crate) victim: Victim,
     pub(crate) signal: Signal,
     pub(crate) after: Duration,
+    /// For a link: which end goes down.
+    pub(crate) end: End,
+    /// For a link: how long it is down; `None` until nothing of the run is left.
+    pub(crate) back_after: Option<Duration>,
 }
 
 /// What a run is for.
@@ -79,6 +86,8 @@ pub(crate) struct Ended {
 
 pub(crate) struct Case<'b> {
     bench: &'b Bench,
+    /// The cable between sender and receiver; `None`: the loopback device, or no receiver.
+    link: Option<Link<'b>>,
     way: Way,
     undo: bool,
     directory: tempfile::TempDir,
@@ -87,9 +96,16 @@ pub(crate) struct Case<'b> {
 
 impl<'b> Case<'b> {
     /// A destination in the base state, or none for a first copy.
-    pub(crate) fn new(bench: &'b Bench, way: Way, undo: bool, mark: &str) -> Self {
+    pub(crate) fn new(
+        bench: &'b Bench,
+        link: Option<Link<'b>>,
+        way: Way,
+        undo: bool,
+        mark: &str,
+    ) -> Self {
         let case = Self {
             bench,
+            link,
             way,
             undo,
             directory: tempfile::tempdir().unwrap(),
@@ -99,10 +115,11 @@ impl<'b> Case<'b> {
             fs::write(case.destination(), &bench.base).unwrap();
         }
         let script = format!(
-            "#!/bin/sh\nexport LVMSYNC_STATE_DIR='{}' {MARK}='{}'\nexec '{}' \"$@\"\n",
+            "#!/bin/sh\nexport LVMSYNC_STATE_DIR='{}' {MARK}='{}'\nexec '{}' \"$@\" {}\n",
             case.path("state").display(),
             case.mark,
-            env!("CARGO_BIN_EXE_lvmsync")
+            env!("CARGO_BIN_EXE_lvmsync"),
+            case.timeout().join(" ")
         );
         fs::create_dir(case.path("run")).unwrap();
         fs::write(case.path("run/far"), script).unwrap();
@@ -112,6 +129,15 @@ impl<'b> Case<'b> {
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Where a link is cut nobody says so: only the silence tells.
+    fn timeout(&self) -> &'static [&'static str] {
+        if self.link.is_some() {
+            &["--timeout", "3"]
+        } else {
+            &[]
+        }
     }
 
     /// Leaves everything for whoever wants to look.
@@ -154,7 +180,10 @@ impl<'b> Case<'b> {
             "new.img"
         })));
         if let Some(rsh) = &self.bench.rsh {
-            words.push(format!("127.0.0.1:{destination}"));
+            let host = self.link.map(|link| link.far_address());
+            let host = host.unwrap_or_else(|| "127.0.0.1".to_owned());
+            words.push(format!("{host}:{destination}"));
+            words.extend(self.timeout().iter().map(|word| (*word).to_owned()));
             words.extend([word("-e"), rsh.clone()]);
             words.extend([word("--remote-path"), shown(self.path("run/far"))]);
             if let Some(retries) = retries {
@@ -174,8 +203,11 @@ impl<'b> Case<'b> {
     pub(crate) fn run(&self, goal: Goal, blow: Option<Blow>) -> Ended {
         let start = Instant::now();
         let output = |name: &str| fs::File::create(self.path("run").join(name)).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_lvmsync"))
-            .args(self.arguments(goal))
+        let mut words = self.link.map_or_else(Vec::new, |link| link.near());
+        words.push(env!("CARGO_BIN_EXE_lvmsync").to_owned());
+        words.extend(self.arguments(goal));
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
             .env("LVMSYNC_STATE_DIR", self.path("state"))
             .env(MARK, &self.mark)
             .stdin(Stdio::null())
@@ -200,6 +232,9 @@ impl<'b> Case<'b> {
         };
         let seconds = start.elapsed().as_secs_f64();
         wait_until_gone(&self.mark);
+        if let Some(link) = self.link {
+            link.mend();
+        }
         let read = |name: &str| fs::read(self.path("run").join(name)).unwrap();
         Ended {
             code: status.code(),
@@ -212,11 +247,20 @@ impl<'b> Case<'b> {
     /// Waits for the moment, and for the victim if it has not begun yet.
     fn strike(&self, child: &mut Child, blow: Blow) {
         std::thread::sleep(blow.after);
+        if let (Victim::Link, Some(link)) = (blow.victim, self.link) {
+            link.cut(blow.end);
+            if let Some(pause) = blow.back_after {
+                std::thread::sleep(pause);
+                link.mend();
+            }
+            return;
+        }
         while child.try_wait().unwrap().is_none() {
             let victim = match blow.victim {
                 Victim::Sender => Some(child.id()),
                 Victim::Receiver => self.find(|process| process.line.contains(" serve")),
                 Victim::Ssh => self.find(|process| process.program == "ssh"),
+                Victim::Link => None,
             };
             if victim.is_some_and(|pid| signal(pid, blow.signal)) {
                 return;

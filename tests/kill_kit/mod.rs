@@ -13,6 +13,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod case;
+pub(crate) mod network;
 pub(crate) mod processes;
 pub(crate) mod sshd;
 

@@ -10,8 +10,8 @@ pub(crate) const FOR_FUZZERS: Need = Need {
     package: "g++",
 };
 
-/// `tests/kills.rs` has a sshd of its own. The lab needs the same.
-pub(crate) const FOR_KILLS: [Need; 2] = [
+/// `tests/kills.rs` has a sshd and links of its own. The lab needs the same.
+pub(crate) const FOR_KILLS: [Need; 3] = [
     Need {
         program: "sshd",
         package: "openssh-server",
@@ -19,6 +19,10 @@ pub(crate) const FOR_KILLS: [Need; 2] = [
     Need {
         program: "ssh",
         package: "openssh-client",
+    },
+    Need {
+        program: "ip",
+        package: "iproute2",
     },
 ];
 
