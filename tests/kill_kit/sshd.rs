@@ -39,20 +39,20 @@ impl Sshd {
         // Somebody may take the port between the look and the start.
         (0..5).find_map(|_| {
             let port = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?;
-            Self::listen(vec!["127.0.0.1".to_owned()], port.port(), vec![], vec![])
+            Self::listen(vec!["127.0.0.1".to_owned()], port.port(), &[], vec![])
         })
     }
 
     /// On the far host, for clients on the near one.
     pub(crate) fn start_in(network: &Network) -> Option<Self> {
         let addresses = network.links().map(|link| link.far_address()).collect();
-        Self::listen(addresses, 22, network.far(), network.near())
+        Self::listen(addresses, 22, &network.far(), network.near())
     }
 
     fn listen(
         addresses: Vec<String>,
         port: u16,
-        enter: Vec<String>,
+        enter: &[String],
         client: Vec<String>,
     ) -> Option<Self> {
         let program = program()?;
@@ -80,7 +80,7 @@ impl Sshd {
         )
         .unwrap();
         let listening = Self {
-            guard: start(&program, directory.path(), &enter, &addresses, port)?,
+            guard: start(&program, directory.path(), enter, &addresses, port)?,
             directory,
             enter: client,
             addresses,
