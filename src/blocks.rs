@@ -5,11 +5,13 @@
 
 use std::iter::from_fn;
 
-use crate::change_list::ChangeListBuilder;
-use crate::extent::{Extent, Kind};
+use crate::extent::Extent;
 
 /// What is compared first, and read at most in one go.
 pub const PIECE_BYTES: u64 = 1 << 20;
+/// What is looked at closer in a piece that differs. To make digests of parts of this size costs hardly more than of
+/// the whole piece; of blocks it would cost twice as much.
+pub const PART_BYTES: u64 = 16 << 10;
 /// What a difference is told by.
 pub const BLOCK_BYTES: u64 = 4096;
 /// Bytes of a digest.
@@ -18,9 +20,14 @@ pub const DIGEST_BYTES: usize = blake3::OUT_LEN;
 /// BLAKE3 of some bytes of a volume.
 pub type Digest = [u8; DIGEST_BYTES];
 
-/// The digest of `bytes`.
+/// The digest of `bytes`, which are no more than a part.
 pub fn digest(bytes: &[u8]) -> Digest {
     *blake3::hash(bytes).as_bytes()
+}
+
+/// The digest of what is more than a part: of the digests of its parts.
+pub fn digest_of_parts(parts: &[Digest]) -> Digest {
+    digest(parts.as_flattened())
 }
 
 /// The parts of `extent`, cut at the multiples of `size`.
@@ -41,21 +48,25 @@ pub fn parts(extent: Extent, size: u64) -> u64 {
     (extent.end() - 1) / size - extent.offset() / size + 1
 }
 
-/// Adds those blocks of `extent` in which its bytes in `one` and in `other` differ.
-pub fn add_differing(extent: Extent, one: &[u8], other: &[u8], differing: &mut ChangeListBuilder) {
+/// Adds the runs of blocks of `extent` in which its bytes in `one` and in `other` differ.
+pub fn differing_runs(extent: Extent, one: &[u8], other: &[u8], runs: &mut Vec<Extent>) {
     if one == other {
         return;
     }
     let mut rest = (one, other);
+    let mut run: Option<Extent> = None;
     for block in cut(extent, BLOCK_BYTES) {
         let length = usize_of(block.length());
         let (a, after_a) = rest.0.split_at(length.min(rest.0.len()));
         let (b, after_b) = rest.1.split_at(length.min(rest.1.len()));
         if a != b {
-            differing.push(block, Kind::Data);
+            run = Extent::from_range(run.map_or(block.offset(), |run| run.offset()), block.end());
+        } else {
+            runs.extend(run.take());
         }
         rest = (after_a, after_b);
     }
+    runs.extend(run);
 }
 
 /// Some parts that are near each other, to be read in one go.

@@ -10,6 +10,7 @@ mod pooled;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::cancel::Cancel;
 use crate::commands::{Caller, Via};
@@ -65,6 +66,8 @@ pub struct DestinationOptions {
     pub no_links: bool,
     /// The delta is an undo whose run was cut.
     pub unfinished: bool,
+    /// The stream is made while this destination is compared.
+    pub compared: bool,
     /// Compression of the undo file.
     pub undo_compression: Compression,
     /// Where records are kept, if not where they are by default.
@@ -94,7 +97,7 @@ impl DestinationOptions {
 
 /// An open destination.
 pub struct Destination {
-    volume: Pooled,
+    volume: Arc<Pooled>,
     /// It was made for this copy, and nothing is on record of it. Dropped after `volume`: an open one cannot go.
     new_volume: Option<NewVolume>,
     name: String,
@@ -191,7 +194,7 @@ impl Destination {
                 options.caller(),
             )?,
             is_file: matches!(volume.volume.identity(), VolumeIdentity::File { .. }),
-            volume,
+            volume: Arc::new(volume),
             new_volume,
             name: name.to_owned(),
             made,
@@ -219,6 +222,21 @@ impl Destination {
         &self.volume.volume
     }
 
+    /// Its name, as the user said it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is open, to be read while it is written. To be dropped before this is.
+    pub fn readable(&self) -> Arc<dyn ReadAt> {
+        self.volume.clone()
+    }
+
+    /// It was made for this copy and holds nothing yet: there is nothing to be compared with.
+    pub fn is_empty(&self) -> bool {
+        self.keeper.is_new_file() || self.new_volume.is_some()
+    }
+
     /// Its size in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.volume.volume.size_bytes()
@@ -227,7 +245,7 @@ impl Destination {
     /// As the engine wants it.
     pub fn target(&self) -> Target<'_> {
         Target {
-            volume: &self.volume,
+            volume: &*self.volume,
             name: &self.name,
             is_file: self.is_file,
             room_bytes: self.volume.room_bytes(),
@@ -244,6 +262,7 @@ impl Destination {
             force: self.options.force,
             allow_smaller: self.options.allow_smaller,
             unfinished: self.options.unfinished,
+            compared: self.options.compared,
             undo_compression: self.options.undo_compression,
             cancel,
             monitor,
@@ -337,7 +356,7 @@ impl Destination {
         work: impl FnOnce(&Target<'_>, &UndoFiles, &ReceiveOptions<'_>, &mut Keeper) -> Result<T>,
     ) -> Result<T> {
         let target = Target {
-            volume: &self.volume,
+            volume: &*self.volume,
             name: &self.name,
             is_file: self.is_file,
             room_bytes: self.volume.room_bytes(),

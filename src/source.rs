@@ -25,6 +25,7 @@ use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::{LogicalVolume, Role, ThickSnapshot};
 use crate::dm::table::SnapshotStatus;
 use crate::dm::thin::{ThinVolume, thin_volume};
+use crate::engine::compare::Side;
 use crate::engine::copy_list::whole_volume;
 use crate::error::{Error, Result};
 use crate::extent::{Change, Extent, Kind};
@@ -98,6 +99,14 @@ fn find(name: &str) -> Result<Found> {
 }
 
 impl SendSource {
+    /// The volume that the data is read from, as the engine wants it.
+    pub fn side(&self) -> Side<'_> {
+        Side {
+            volume: &self.data,
+            name: &self.name,
+        }
+    }
+
     /// The reason behind an error while the data was read: a snapshot that fills up meanwhile answers
     /// every read with an I/O error and says why only in its status.
     pub fn explain(&self, error: Error) -> Error {

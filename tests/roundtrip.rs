@@ -23,6 +23,7 @@ use lvmsync::delta::codec::Compression;
 use lvmsync::delta::header::{Header, Planned, Source};
 use lvmsync::delta::samples::Samples;
 use lvmsync::engine::apply::{Applied, Applier, Ended};
+use lvmsync::engine::compare::Side;
 use lvmsync::engine::deliver::{DeltaSink, Proto3Sink};
 use lvmsync::engine::pump::{PumpOptions, pump};
 use lvmsync::engine::receive::Receiving;
@@ -128,17 +129,16 @@ impl Model {
         let cancel = Cancel::new();
         let monitor = Recording::default();
         let options = PumpOptions {
-            name: "target",
             compression,
             cancel: &cancel,
             monitor: &monitor,
+            unlike: None,
         };
-        let result = pump(
-            &MemoryVolume::new(self.target.clone()),
-            changes,
-            sink,
-            &options,
-        );
+        let source = Side {
+            volume: &MemoryVolume::new(self.target.clone()),
+            name: "target",
+        };
+        let result = pump(source, changes, sink, &options);
         assert_eq!(
             monitor.progress().1,
             changes.total_bytes(),
@@ -251,6 +251,7 @@ fn apply_with(
         force,
         allow_smaller: false,
         unfinished: false,
+        compared: false,
         undo_compression: Compression::Lz4,
         cancel: &cancel,
         monitor,
@@ -394,7 +395,8 @@ proptest! {
         let cancel = Cancel::new();
         let options = ReceiveOptions {
             force: false, allow_smaller: false,
-        unfinished: false, undo_compression: Compression::None,
+        unfinished: false,
+            compared: false, undo_compression: Compression::None,
             cancel: &cancel, monitor: &Silent,
         };
         let header = model.header(&changes);
@@ -570,6 +572,7 @@ fn the_undo_is_durable_before_anything_is_overwritten() {
         force: false,
         allow_smaller: false,
         unfinished: false,
+        compared: false,
         undo_compression: Compression::None,
         cancel: &cancel,
         monitor: &Silent,

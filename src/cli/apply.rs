@@ -161,6 +161,7 @@ impl WriteArgs {
             make: None,
             no_links: false,
             unfinished: false,
+            compared: false,
             undo_compression,
             state_dir: self.state.state_dir.clone(),
             require_record: self.require_record,

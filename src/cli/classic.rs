@@ -211,6 +211,7 @@ fn send(
         remote: &remote,
         dry_run: false,
         verify: false,
+        comparing: false,
         cancel,
         monitor: terminal,
         speaker: terminal.speaker(),

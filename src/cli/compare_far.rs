@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::gate::{Admitted, Gate};
 use crate::monitor::Monitor;
 use crate::record::store::StateDir;
-use crate::session::compare_client::CompareClient;
+use crate::session::client::Outgoing;
 use crate::session::handshake::FEATURE_COMPARE;
 use crate::session::line::{Line, LineWriter};
 use crate::session::message::{Done, OPERATION_COMPARE, Open, Ready};
@@ -30,7 +30,7 @@ use crate::session::server::Server;
 /// A volume at the far end of a session.
 pub(super) struct Far {
     end: RemoteEnd,
-    client: CompareClient<LineWriter<ChildStdin>>,
+    out: Outgoing<LineWriter<ChildStdin>>,
     /// What was found there.
     pub(super) ready: Ready,
 }
@@ -57,8 +57,8 @@ impl Far {
             via: via(remote, host),
             ..Open::default()
         };
-        let (ready, client) = client.compare(open).map_err(|error| end.explain(error))?;
-        Ok(Self { end, client, ready })
+        let (ready, out) = client.open(open).map_err(|error| end.explain(error))?;
+        Ok(Self { end, out, ready })
     }
 
     /// Compares and ends the session.
@@ -69,20 +69,13 @@ impl Far {
         cancel: &Cancel,
         monitor: &dyn Monitor,
     ) -> Result<ChangeList> {
-        match compare_there(extents, near, &mut self.client, cancel, monitor) {
+        match compare_there(extents, near, self.out, cancel, monitor) {
             Ok(differing) => {
-                let done = self.client.finish();
-                done.map_err(|error| self.end.explain(error))?;
                 self.end.close();
                 Ok(differing)
             }
-            Err(Failed::Here(error)) => {
-                self.client.abort(&error.to_string());
-                Err(error)
-            }
+            Err(Failed::Here(error)) => Err(error),
             Err(Failed::There(error)) => {
-                // Closes its input, so that it ends.
-                drop(self.client);
                 cancel.check()?;
                 Err(self.end.explain(error))
             }

@@ -21,6 +21,8 @@ mod send_here;
 mod serve;
 mod state;
 mod summary;
+mod sync;
+mod sync_far;
 mod thin;
 mod timeout;
 mod verify;
@@ -33,8 +35,8 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 9] = [
-    "diff", "send", "apply", "compare", "inspect", "state", "doctor", "serve", "help",
+const VERBS: [&str; 10] = [
+    "diff", "send", "apply", "sync", "compare", "inspect", "state", "doctor", "serve", "help",
 ];
 
 const AFTER_HELP: &str = "\
@@ -85,6 +87,7 @@ enum Verb {
     Diff(diff::DiffArgs),
     Send(Box<send::SendArgs>),
     Apply(apply::ApplyArgs),
+    Sync(Box<sync::SyncArgs>),
     Compare(compare::CompareArgs),
     Inspect(inspect::InspectArgs),
     State(state::StateVerb),
@@ -208,6 +211,7 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Diff(args) => diff::run(&args, cancel),
         Verb::Send(args) => send::run(&args, cancel),
         Verb::Apply(args) => apply::run(&args, cancel),
+        Verb::Sync(args) => sync::run(&args, cancel),
         Verb::Compare(args) => compare::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
         Verb::State(args) => state::run(&args),

@@ -10,6 +10,7 @@ use super::attempts::{Attempts, Failed, is_held, is_lost};
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
+use super::sync_far::Places;
 use crate::commands::{Caller, Via, word};
 use crate::delta::codec::Compression;
 use crate::delta::stream::StreamId;
@@ -18,11 +19,11 @@ use crate::error::{Error, Result};
 use crate::session::SessionError;
 use crate::session::client::SessionEvents;
 use crate::session::handshake::{
-    FEATURE_ATOMIC, FEATURE_CREATE_VOLUME, FEATURE_RECORD, FEATURE_UNDO,
+    FEATURE_ATOMIC, FEATURE_CREATE_VOLUME, FEATURE_RECORD, FEATURE_SYNC, FEATURE_UNDO,
 };
 use crate::session::line::Line;
 use crate::session::message::{
-    Ack, ApplyOptions, CreateVolume, OPERATION_APPLY, Open, SourceIdentity,
+    Ack, ApplyOptions, CreateVolume, OPERATION_APPLY, OPERATION_SYNC, Open, SourceIdentity,
 };
 use crate::session::remote::{OnLine, RemoteEnd, RemoteOptions};
 use crate::session::text::sanitise;
@@ -120,8 +121,13 @@ fn attempt(
             error,
         })?;
     client.limit_acks(source.header.volume_size);
+    let operation = if job.comparing {
+        OPERATION_SYNC
+    } else {
+        OPERATION_APPLY
+    };
     let open = Open {
-        operation: OPERATION_APPLY.to_owned(),
+        operation: operation.to_owned(),
         destination: path.to_owned(),
         options: apply_options(job, source),
         source: identity(source),
@@ -158,11 +164,21 @@ fn attempt(
         }
     }
     attempts.reached(from_offset);
+    let compares = job.comparing && !ready.empty;
+    summary.goes_on_at(from_offset, compares);
     let sent = if job.dry_run {
         rehearse(source, &mut out, host)
+    } else if compares {
+        let places = Places {
+            from_offset,
+            destination_bytes: ready.size_bytes,
+        };
+        super::sync_far::send(job, source, places, &mut out, host, summary)
     } else {
         job.write_delta(source, from_offset, &mut out, host, summary)
     };
+    let before = summary.wire_bytes.unwrap_or(0);
+    summary.wire_bytes = Some(before + out.traffic_bytes());
     match sent {
         Ok(()) => {
             let done = out.finish().map_err(|error| explain(error, &mut end))?;
@@ -181,6 +197,9 @@ fn attempt(
 /// What the far end must know for what is asked.
 fn required_features(job: &Job<'_>) -> Vec<&'static str> {
     let mut features = vec![FEATURE_RECORD];
+    if job.comparing {
+        features.push(FEATURE_SYNC);
+    }
     if job.write.undo.is_some() {
         features.push(FEATURE_UNDO);
     }

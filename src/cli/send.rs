@@ -172,6 +172,8 @@ pub(super) struct Job<'a> {
     pub(super) remote: &'a RemoteArgs,
     pub(super) dry_run: bool,
     pub(super) verify: bool,
+    /// Write only what differs.
+    pub(super) comparing: bool,
     pub(super) cancel: &'a Cancel,
     pub(super) monitor: &'a dyn Monitor,
     pub(super) speaker: Speaker,
@@ -198,6 +200,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
         remote: &args.remote,
         dry_run: args.dry_run,
         verify: args.verify,
+        comparing: false,
         cancel,
         monitor: &terminal,
         speaker: terminal.speaker(),
@@ -397,10 +400,10 @@ impl Job<'_> {
         sink: &mut dyn crate::engine::FrameSink,
     ) -> Result<()> {
         let options = PumpOptions {
-            name: &source.name,
             compression: self.to.compress,
             cancel: self.cancel,
             monitor: self.monitor,
+            unlike: None,
         };
         let rest;
         let changes = if from_offset == 0 {
@@ -409,7 +412,7 @@ impl Job<'_> {
             rest = source.changes.from_offset(from_offset);
             &rest
         };
-        pump(&source.data, changes, sink, &options).map_err(|error| source.explain(error))?;
+        pump(source.side(), changes, sink, &options).map_err(|error| source.explain(error))?;
         source.check_unchanged()
     }
 }

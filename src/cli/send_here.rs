@@ -9,11 +9,13 @@ use std::sync::{Mutex, PoisonError};
 use super::send::Job;
 use super::summary::Summary;
 use crate::delta::codec::Compression;
+use crate::delta::header::{Header, Source};
 use crate::delta::stream::StreamId;
 use crate::destination::Destination;
 use crate::engine::apply::{Applied, Applier};
 use crate::engine::begin::{Beginning, Begun, Ready, begin};
 use crate::engine::behind::{Behind, Closes};
+use crate::engine::compare::Side;
 use crate::engine::conclude::Conclusion;
 use crate::engine::deliver::TargetSink;
 use crate::engine::pump::{PumpOptions, pump};
@@ -35,6 +37,7 @@ impl Job<'_> {
     ) -> Result<()> {
         let mut options = self.write.options(self.to.compress);
         options.create = source.header.is_full_copy();
+        options.compared = self.comparing;
         options.make = self.write.make(&source.header);
         if self.dry_run && Destination::could_make(destination, &options)?.is_some() {
             return Ok(());
@@ -45,12 +48,18 @@ impl Job<'_> {
         let mut sources = vec![source.data.identity()];
         sources.extend(self.store_identity());
         let mut destination = Destination::open(destination, &sources, &options)?;
-        let stream = StreamId::of(&source.header, &source.samples);
+        let compares = self.comparing && !destination.is_empty();
+        let header = if compares {
+            &source.header.clone().by_comparing()
+        } else {
+            &source.header
+        };
+        let stream = StreamId::of(header, &source.samples);
         if self.dry_run {
-            destination.keeper().admit(&source.header, &stream)?;
+            destination.keeper().admit(header, &stream)?;
             let options = destination.receive_options(self.cancel, self.monitor);
             let target = destination.target();
-            return check(&source.header, &source.samples, &target, &options).map(|_| ());
+            return check(header, &source.samples, &target, &options).map(|_| ());
         }
         if self.write.atomic {
             let applied = self.by_spool(source, &mut destination)?;
@@ -64,7 +73,7 @@ impl Job<'_> {
             self.monitor,
             |target, undo, options, keeper| {
                 let beginning = Beginning {
-                    header: &source.header,
+                    header,
                     samples: &source.samples,
                     target,
                     undo,
@@ -72,10 +81,16 @@ impl Job<'_> {
                 };
                 match begin(&beginning, keeper)? {
                     Begun::Already => Ok(Applied::default()),
-                    Begun::Ready(ready) => self.copy(source, target, *ready, keeper),
+                    Begun::Ready(ready) => {
+                        summary.goes_on_at(ready.offset, compares);
+                        self.copy(source, header, target, *ready, keeper)
+                    }
                 }
             },
         )?;
+        if summary.compared_bytes.is_some() {
+            summary.extents = applied.data_frames + applied.zero_frames;
+        }
         summary.data_bytes = applied.data_bytes;
         summary.zero_bytes = applied.zero_bytes;
         summary.bytes_sent = applied.data_bytes;
@@ -104,6 +119,7 @@ impl Job<'_> {
     fn copy(
         &self,
         source: &SendSource,
+        header: &Header,
         target: &Target<'_>,
         ready: Ready<'_>,
         keeper: &mut Keeper,
@@ -113,11 +129,15 @@ impl Job<'_> {
         let durable =
             |end: u64, _: &Applied, places: &Places| kept().durable(end, places, target.volume);
         // Frames stay in memory: to compress them would be work for nothing.
+        let unlike = (header.source == Source::Compare).then_some(Side {
+            volume: target.volume,
+            name: target.name,
+        });
         let options = PumpOptions {
-            name: &source.name,
             compression: Compression::None,
             cancel: self.cancel,
             monitor: self.monitor,
+            unlike,
         };
         let rest;
         let changes = if ready.offset == 0 {
@@ -148,13 +168,13 @@ impl Job<'_> {
             }
             let throttle = Throttle::new(self.to.bwlimit, self.cancel);
             let mut sink = TargetSink::new(&mut applier, throttle);
-            let result = pump(&source.data, changes, &mut sink, &options)
+            let result = pump(source.side(), changes, &mut sink, &options)
                 .map_err(|error| source.explain(error))
                 .and_then(|()| source.check_unchanged());
             applier.end(result)
         });
         let conclusion = Conclusion {
-            header: Some(&source.header),
+            header: Some(header),
             target,
             size_before: ready.size_before,
             monitor: self.monitor,

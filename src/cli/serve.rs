@@ -23,7 +23,9 @@ use crate::record::store::StateDir;
 use crate::session::SessionError;
 use crate::session::limits::WithoutProto3;
 use crate::session::line::{Line, LineReader, LineWriter};
-use crate::session::message::{Ack, ApplyOptions, Done, OPERATION_COMPARE, Open, Ready};
+use crate::session::message::{
+    Ack, ApplyOptions, Done, OPERATION_COMPARE, OPERATION_SYNC, Open, Ready,
+};
 use crate::session::server::{Replies, Server};
 use crate::session::text::sanitise;
 use crate::sys::device::DeviceNumber;
@@ -184,6 +186,8 @@ fn serve(
     // It was there a moment ago, and a dry run makes nothing.
     options.create &= !open.options.dry_run;
     options.make = options.make.filter(|_| !open.options.dry_run);
+    let syncs = open.operation == OPERATION_SYNC;
+    options.compared = syncs;
     let source = source_here(open);
     let mut destination = Destination::open(&admitted.destination, source.as_slice(), &options)?;
     gate.confirm(&admitted, destination.volume())?;
@@ -191,7 +195,8 @@ fn serve(
     let (resume_at, already) = match stream.map(|stream| destination.keeper().resume_offset(stream))
     {
         Some(Resume::At(offset)) => (offset, false),
-        Some(Resume::Done) => (0, true),
+        // Whoever asks for a comparison wants to see it.
+        Some(Resume::Done) => (0, !syncs),
         _ => (0, false),
     };
     server
@@ -201,6 +206,7 @@ fn serve(
             kind: destination.kind().to_owned(),
             resume_at,
             already,
+            empty: destination.is_empty(),
         })
         .map_err(lost)?;
     let on_durable = &mut |offset: u64, applied: &Applied| {
@@ -216,6 +222,15 @@ fn serve(
     let what = "the sender";
     let received = if open.options.dry_run {
         destination.rehearse(server, what, cancel, &monitor)?
+    } else if syncs {
+        super::sync_far::receive(
+            server,
+            &mut destination,
+            replies,
+            cancel,
+            &monitor,
+            on_durable,
+        )?
     } else {
         let input = WithoutProto3::new(server);
         destination.receive(input, what, cancel, &monitor, on_durable)?
@@ -275,6 +290,7 @@ fn destination_options(options: &ApplyOptions, admitted: &Admitted) -> Result<De
         create: options.create,
         make: make.transpose()?,
         unfinished: false,
+        compared: false,
         undo_compression: Compression::None,
         state_dir: None,
         require_record: options.require_record,

@@ -17,12 +17,18 @@ pub(super) struct Summary {
     pub(super) volume_size: u64,
     /// Extents in the change list.
     pub(super) extents: u64,
+    /// Bytes of the volume that were compared at both ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) compared_bytes: Option<u64>,
     /// Bytes of the volume that travelled as data.
     pub(super) data_bytes: u64,
     /// Bytes of the volume that travelled as zero.
     pub(super) zero_bytes: u64,
     /// Bytes that went over the wire or into the file.
     pub(super) bytes_sent: u64,
+    /// Bytes of the session, both ways, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) wire_bytes: Option<u64>,
     /// Wall-clock time.
     pub(super) seconds: f64,
     /// The undo that was written.
@@ -40,6 +46,11 @@ pub(super) struct Summary {
 }
 
 impl Summary {
+    /// A run begins at this volume offset, by comparing or not.
+    pub(super) fn goes_on_at(&mut self, offset: u64, compares: bool) {
+        self.compared_bytes = compares.then(|| self.volume_size.saturating_sub(offset));
+    }
+
     /// "sent 12.5 MiB in 1.2 s (10.4 MiB/s); a full copy would be 256.0 MiB, 20 times as much".
     pub(super) fn sentence(&self, verb: &str) -> String {
         let elapsed = Duration::try_from_secs_f64(self.seconds).unwrap_or_default();

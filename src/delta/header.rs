@@ -13,8 +13,12 @@ use crate::extent::MAX_OFFSET;
 /// The delta begins at [`Header::from_offset`]: what lies before is already at the other end of a session.
 pub const FEATURE_CONTINUED: &str = "continued";
 
+/// There are positions among the frames, see [`super::record::RecordType::Position`]: the stream of a sync, which is
+/// made while both ends are compared.
+pub const FEATURE_POSITIONS: &str = "positions";
+
 /// Features that this version can honour when a delta requires them.
-const KNOWN_FEATURES: [&str; 1] = [FEATURE_CONTINUED];
+const KNOWN_FEATURES: [&str; 2] = [FEATURE_CONTINUED, FEATURE_POSITIONS];
 
 /// A state of a volume: the id is compared, the name is for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,9 +148,23 @@ impl Header {
         header
     }
 
-    /// True when this delta stands on no base.
+    /// True when this delta stands on no base: it carries everything, or what differed when both ends were compared.
     pub fn is_full_copy(&self) -> bool {
-        self.source == Source::Full
+        matches!(self.source, Source::Full | Source::Compare)
+    }
+
+    /// There may be positions among the frames.
+    pub fn has_positions(&self) -> bool {
+        let is_it = |name: &String| name == FEATURE_POSITIONS;
+        self.required_features.iter().any(is_it)
+    }
+
+    /// The header of the same copy, made by comparing.
+    #[must_use]
+    pub fn by_comparing(mut self) -> Self {
+        self.source = Source::Compare;
+        self.required_features.push(FEATURE_POSITIONS.to_owned());
+        self
     }
 
     /// The payload of the record.

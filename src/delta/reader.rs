@@ -25,6 +25,7 @@ pub struct DeltaReader<R: Read> {
     samples: Samples,
     /// A frame's record header that was read while looking for samples.
     pending: Option<(RecordHeader, u64)>,
+    has_positions: bool,
     /// The undo ends behind its header: said when its first frame is asked for.
     torn: Option<FormatError>,
     /// The payload that the caller has not taken yet.
@@ -36,6 +37,15 @@ pub struct DeltaReader<R: Read> {
     counts: Counts,
     index: IndexChecker,
     finished: bool,
+}
+
+/// What comes between header and index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A frame.
+    Frame(FrameHeader),
+    /// Up to this volume offset nothing more comes: what no frame covers was equal.
+    Position(u64),
 }
 
 /// A frame as it stands in the delta.
@@ -83,6 +93,7 @@ impl<R: Read> DeltaReader<R> {
 
         let mut reader = Self {
             input,
+            has_positions: header.has_positions(),
             header,
             samples: Samples::default(),
             pending: None,
@@ -149,9 +160,20 @@ impl<R: Read> DeltaReader<R> {
         }
     }
 
-    /// The next frame; `None` after a trailer that proves the delta whole. The payload of a data frame
-    /// is taken with [`Self::payload`]; one that is not taken is read and checked all the same.
+    /// The next frame, as [`Self::next_item`]; positions are left out.
     pub fn next_frame(&mut self) -> Result<Option<FrameHeader>, FormatError> {
+        loop {
+            match self.next_item()? {
+                Some(Item::Frame(frame)) => return Ok(Some(frame)),
+                Some(Item::Position(_)) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next frame or position; `None` after a trailer that proves the delta whole. The payload of a data frame
+    /// is taken with [`Self::payload`]; one that is not taken is read and checked all the same.
+    pub fn next_item(&mut self) -> Result<Option<Item>, FormatError> {
         if self.finished {
             return Ok(None);
         }
@@ -166,6 +188,9 @@ impl<R: Read> DeltaReader<R> {
                 (self.read_record_or_trailer()?, at)
             }
         };
+        if record.kind == RecordType::Position {
+            return self.position_at(&record, at).map(Some);
+        }
         let Some((extent, kind)) = record.frame() else {
             self.finish(record, at)?;
             return Ok(None);
@@ -195,12 +220,30 @@ impl<R: Read> DeltaReader<R> {
         if kind == Kind::Data {
             self.open_payload = Some((record, at));
         }
-        Ok(Some(FrameHeader {
+        Ok(Some(Item::Frame(FrameHeader {
             extent,
             kind,
             record,
             at,
-        }))
+        })))
+    }
+
+    fn position_at(&mut self, record: &RecordHeader, at: u64) -> Result<Item, FormatError> {
+        if !self.has_positions {
+            let expected = "a frame, an index or the trailer";
+            return Err(out_of_order(at, record.kind.name().to_owned(), expected));
+        }
+        let allowed = self.frames_end_volume..=self.header.volume_size;
+        if !allowed.contains(&record.offset) {
+            return Err(FormatError::Field {
+                at,
+                field: "position",
+                found: record.offset.to_string(),
+                expected: format!("{} to {}", allowed.start(), allowed.end()),
+            });
+        }
+        self.frames_end_volume = record.offset;
+        Ok(Item::Position(record.offset))
     }
 
     /// Reads, checks and decompresses the payload of the data frame that [`Self::next_frame`] gave last

@@ -25,6 +25,8 @@ pub enum RecordType {
     Data,
     /// `Z`
     Zero,
+    /// `P`
+    Position,
     /// `I`
     Index,
     /// `T`
@@ -32,11 +34,12 @@ pub enum RecordType {
 }
 
 impl RecordType {
-    const ALL: [(u8, RecordType); 6] = [
+    const ALL: [(u8, RecordType); 7] = [
         (b'H', RecordType::Header),
         (b'S', RecordType::Samples),
         (b'D', RecordType::Data),
         (b'Z', RecordType::Zero),
+        (b'P', RecordType::Position),
         (b'I', RecordType::Index),
         (b'T', RecordType::Trailer),
     ];
@@ -62,6 +65,7 @@ impl RecordType {
             RecordType::Samples => "samples",
             RecordType::Data => "a data frame",
             RecordType::Zero => "a zero frame",
+            RecordType::Position => "a position",
             RecordType::Index => "an index",
             RecordType::Trailer => "a trailer",
         }
@@ -77,7 +81,7 @@ pub struct RecordHeader {
     pub codec: Codec,
     /// Bytes of payload that follow.
     pub stored_length: u32,
-    /// Volume offset of a frame in bytes, otherwise 0.
+    /// Volume offset of a frame in bytes, or a position; otherwise 0.
     pub offset: u64,
     /// Bytes of the volume that a frame covers, otherwise 0.
     pub length: u64,
@@ -106,6 +110,18 @@ impl RecordHeader {
             stored_length: 0,
             offset: extent.offset(),
             length: extent.length(),
+            payload_crc: 0,
+        }
+    }
+
+    /// A position: up to here nothing more comes.
+    pub fn position(offset: u64) -> Self {
+        Self {
+            kind: RecordType::Position,
+            codec: Codec::None,
+            stored_length: 0,
+            offset,
+            length: 0,
             payload_crc: 0,
         }
     }
@@ -165,7 +181,7 @@ impl RecordHeader {
             expected: expected.to_owned(),
         };
         let kind = RecordType::from_byte(bytes[0])
-            .ok_or_else(|| field("type", bytes[0].to_string(), "one of H, S, D, Z, I, T"))?;
+            .ok_or_else(|| field("type", bytes[0].to_string(), "one of H, S, D, Z, P, I, T"))?;
         let codec = Codec::from_number(bytes[1])
             .filter(|codec| *codec == Codec::None || kind == RecordType::Data)
             .ok_or_else(|| {
@@ -214,6 +230,10 @@ impl RecordHeader {
                     "a frame below 2^63",
                 ));
             }
+            RecordType::Position if header.offset <= crate::extent::MAX_OFFSET => {}
+            RecordType::Position => {
+                return Err(field("offset", header.offset.to_string(), "below 2^63"));
+            }
             _ if header.offset != 0 => {
                 return Err(field("offset", header.offset.to_string(), "0"));
             }
@@ -233,6 +253,7 @@ impl RecordHeader {
             }
             RecordType::Data => (1..=MAX_FRAME_BYTES, 1..=self.length),
             RecordType::Zero => (1..=crate::extent::MAX_OFFSET, 0..=0),
+            RecordType::Position => (0..=0, 0..=0),
             RecordType::Index => (0..=0, 16..=u64::from(MAX_INDEX_BYTES)),
             RecordType::Trailer => (
                 0..=0,

@@ -29,7 +29,12 @@ impl StreamId {
         };
         put(&header.volume_size.to_le_bytes());
         put(&header.base_size.unwrap_or(u64::MAX).to_le_bytes());
-        put(header.source.word().as_bytes());
+        // Whether everything is sent or what differs: in the end it is the same, and so it is where either was cut.
+        let source = match header.source {
+            Source::Compare => Source::Full,
+            source => source,
+        };
+        put(source.word().as_bytes());
         put(&header.granularity.to_le_bytes());
         for state in [&header.base, &header.target] {
             put(state.as_ref().map_or("", |state| &state.id).as_bytes());
@@ -85,6 +90,17 @@ mod tests {
         second.program = "another".into();
         second.planned.extents += 7;
         assert_eq!(id(&first), id(&second));
+    }
+
+    #[test]
+    fn a_copy_by_comparing_goes_on_where_a_whole_one_was_cut() {
+        let full = Header {
+            source: Source::Full,
+            base: None,
+            base_size: None,
+            ..header(1 << 20)
+        };
+        assert_eq!(id(&full), id(&full.clone().by_comparing()));
     }
 
     #[test]

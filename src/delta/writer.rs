@@ -113,6 +113,22 @@ impl<W: Write> DeltaWriter<W> {
         self.frame(RecordHeader::zero(extent), extent)
     }
 
+    /// Says that up to this volume offset nothing more comes, and passes everything on. The header has
+    /// [`FEATURE_POSITIONS`].
+    ///
+    /// [`FEATURE_POSITIONS`]: super::header::FEATURE_POSITIONS
+    pub fn position(&mut self, offset: u64) -> io::Result<()> {
+        if offset < self.frames_end || offset > self.volume_size {
+            return Err(invalid(format!(
+                "position {offset} after {} in a volume of {}",
+                self.frames_end, self.volume_size
+            )));
+        }
+        self.frames_end = offset;
+        self.put(&RecordHeader::position(offset).encode())?;
+        self.flush()
+    }
+
     /// Writes index and trailer, flushes, and returns what was written: the counts (the delta's length is
     /// `trailer_at` + 128) and the writer below.
     pub fn finish(mut self) -> io::Result<(Counts, W)> {

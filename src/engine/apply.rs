@@ -174,6 +174,29 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         Ok(())
     }
 
+    /// Up to this volume offset the target is as it should be once what was handed over is written. Told on as
+    /// durable now and then, so that a run that writes little does not begin anew.
+    pub fn reached(&mut self, offset: u64) -> Result<()> {
+        if self.asked.elapsed() < ASK_EVERY {
+            return Ok(());
+        }
+        self.release_held()?;
+        self.put_zeroes()?;
+        self.asked = Instant::now();
+        self.written_to = self.written_to.max(offset);
+        match self.behind {
+            Some(behind) => {
+                let asked = behind.ask(self.written_to, &self.applied, &self.places);
+                self.sync_failed |= asked.is_err();
+                asked
+            }
+            None => {
+                self.sync()?;
+                (self.on_durable)(self.written_to, &self.applied, &self.places)
+            }
+        }
+    }
+
     /// Makes everything durable and closes the undo. What is held is written only here, so this fails like any
     /// write.
     pub fn finish(&mut self) -> Result<Applied> {
@@ -375,6 +398,10 @@ impl<W: DurableWrite> FrameSink for Applier<'_, W> {
 
     fn zero(&mut self, extent: Extent) -> Result<()> {
         self.write_zeroes(extent)
+    }
+
+    fn position(&mut self, offset: u64) -> Result<()> {
+        self.reached(offset)
     }
 }
 

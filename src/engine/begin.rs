@@ -4,7 +4,7 @@
 //! Guarantees: when [`begin`] returns, the record says *incomplete*, durably, and nothing was written but the
 //! size of a file; if it fails, the record is what it was.
 
-use super::target::{ReceiveOptions, Target, check, grow, size_while_written};
+use super::target::{ReceiveOptions, Target, check, cuts_file, grow, size_while_written};
 use super::undo::{DurableWrite, FoundUndo, Old, UndoPlace, UndoRecorder, Undoes, undo_header};
 use crate::delta::header::{Header, Source, State};
 use crate::delta::samples::Samples;
@@ -58,6 +58,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         options,
         ..
     } = *beginning;
+    refuse_compared_elsewhere(header, target.name, options)?;
     let stream = StreamId::of(header, samples);
     let admission = keeper.admit(header, &stream)?;
     let told = |remark: &str| {
@@ -125,7 +126,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         _ => target.volume.size_bytes(),
     };
     let resumes = matches!(admission, Admission::Resume { .. });
-    let is_longer_file = header.is_full_copy()
+    let is_longer_file = header.source == Source::Full
         && target.is_file
         && !keeper.is_new_file()
         && target.volume.size_bytes() > header.volume_size;
@@ -194,6 +195,22 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     })))
 }
 
+/// What differed from another destination, or from this one at another time, makes nothing whole.
+pub(super) fn refuse_compared_elsewhere(
+    header: &Header,
+    name: &str,
+    options: &ReceiveOptions<'_>,
+) -> Result<()> {
+    if header.source != Source::Compare || options.compared {
+        return Ok(());
+    }
+    Err(Error::refused(
+        name,
+        "this stream was made by comparing with a destination, and is for that one, in that session",
+        "Make the destination equal with lvmsync sync, or send it a full copy.",
+    ))
+}
+
 /// An undo that would not lead back is worse than none.
 fn refuse_hopeless_undo(
     beginning: &Beginning<'_, '_>,
@@ -208,7 +225,8 @@ fn refuse_hopeless_undo(
         && target.is_file
         && header
             .base_size
-            .is_some_and(|size| size > header.volume_size);
+            .is_some_and(|size| size > header.volume_size)
+        || cuts_file(header, target);
     let reason = if shrinks {
         "what is applied makes the file shorter, and an undo would not hold what is cut off"
     } else if keeper.was_incomplete() && !matches!(admission, Admission::Resume { .. }) {

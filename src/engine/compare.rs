@@ -5,33 +5,30 @@
 //! meanwhile; where somebody does, the list may be too long and is never too short for what was read. Memory is
 //! a few buffers and 16 bytes for each extent that differs.
 //!
-//! Over a session each end reads and hashes for itself. Pieces of 1 MiB are compared first, and blocks only in
-//! those that differ; up to [`MAX_UNANSWERED`] requests are under way, so that no end waits for the wire.
+//! Over a session each end reads and hashes for itself. Pieces of 1 MiB are compared first, parts of 16 KiB in those
+//! that differ, which costs no second read, and blocks only in parts that differ; up to [`MAX_UNANSWERED`] requests are
+//! under way, so that no end waits for the wire.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::io::{Read, Write};
 
-use super::digester::{Digester, buffer};
-use crate::blocks::{BLOCK_BYTES, PIECE_BYTES, Reading, add_differing, cut, parts, readings};
+use super::FrameSink;
+use super::digester::Digester;
+use super::pump::{PumpOptions, pump};
+use crate::blocks::{BLOCK_BYTES, Digest, PART_BYTES, PIECE_BYTES, parts};
 use crate::cancel::Cancel;
 use crate::change_list::{ChangeList, ChangeListBuilder};
+use crate::delta::codec::{Codec, Compression};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Kind};
 use crate::monitor::Monitor;
 use crate::session::SessionError;
-use crate::session::compare_client::{CompareClient, MAX_UNANSWERED};
-use crate::session::compare_wire::{
-    REQUEST_HEADER_BYTES, Request, RequestError, RequestHeader, requests,
-};
-use crate::session::server::Server;
-use crate::sys::aligned::AlignedBuffer;
+use crate::session::asker::{Asker, MAX_UNANSWERED};
+use crate::session::client::Outgoing;
+use crate::session::compare_wire::{Request, requests};
+use crate::session::server::{Replies, Server};
 
 pub use super::digester::Side;
-
-/// Buffers that a reader may be ahead of the comparison.
-const AHEAD: usize = 2;
 
 /// Which bytes of `extents` differ between two volumes that are both here. Both are read at the same time.
 pub fn compare_here(
@@ -41,71 +38,30 @@ pub fn compare_here(
     cancel: &Cancel,
     monitor: &dyn Monitor,
 ) -> Result<ChangeList> {
-    let gap = one
-        .volume
-        .gap_worth_reading()
-        .max(other.volume.gap_worth_reading());
-    let plan = || readings(pieces(extents), gap);
-    thread::scope(|scope| {
-        let [one, other] = [one, other].map(|side| {
-            let (to_caller, filled) = sync_channel(AHEAD);
-            let (give_back, used) = sync_channel(AHEAD + 2);
-            scope.spawn(move || read_all(side, plan(), &used, &to_caller, cancel));
-            Lane { filled, give_back }
-        });
-        // Returning drops both lanes, which ends the readers wherever they are.
-        let mut differing = ChangeListBuilder::default();
-        for reading in plan() {
-            let (a, b) = (one.next()?, other.next()?);
-            for ((part, a), (_, b)) in reading.bytes_of(&a).zip(reading.bytes_of(&b)) {
-                add_differing(part, a, b, &mut differing);
-                monitor.advance(part.length());
-            }
-            one.done_with(a);
-            other.done_with(b);
-        }
-        Ok(differing.finish())
-    })
+    let mut differing = Differing::default();
+    let options = PumpOptions {
+        compression: Compression::None,
+        cancel,
+        monitor,
+        unlike: Some(other),
+    };
+    pump(one, extents, &mut differing, &options)?;
+    Ok(differing.0.finish())
 }
 
-fn pieces(extents: &ChangeList) -> impl Iterator<Item = Extent> + '_ {
-    extents
-        .iter()
-        .flat_map(|change| cut(change.extent, PIECE_BYTES))
-}
+/// Keeps where something differs, and nothing of what.
+#[derive(Default)]
+struct Differing(ChangeListBuilder);
 
-/// The way from a reader, and back for its buffers.
-struct Lane {
-    filled: Receiver<Result<AlignedBuffer>>,
-    give_back: SyncSender<AlignedBuffer>,
-}
-
-impl Lane {
-    fn next(&self) -> Result<AlignedBuffer> {
-        let lost = || Error::io("a reading thread was lost", io::ErrorKind::Other.into());
-        self.filled.recv().unwrap_or_else(|_| Err(lost()))
+impl FrameSink for Differing {
+    fn data(&mut self, extent: Extent, _: Codec, _: &[u8], _: u32) -> Result<()> {
+        self.0.push(extent, Kind::Data);
+        Ok(())
     }
 
-    fn done_with(&self, buffer: AlignedBuffer) {
-        let _ = self.give_back.try_send(buffer);
-    }
-}
-
-fn read_all(
-    side: Side<'_>,
-    plan: impl Iterator<Item = Reading>,
-    used: &Receiver<AlignedBuffer>,
-    to_caller: &SyncSender<Result<AlignedBuffer>>,
-    cancel: &Cancel,
-) {
-    for reading in plan {
-        let mut buffer = used.try_recv().unwrap_or_else(|_| buffer());
-        let read = cancel.check();
-        let read = read.and_then(|()| side.read(reading.span, &mut buffer).map(|_| ()));
-        let failed = read.is_err();
-        if to_caller.send(read.map(|()| buffer)).is_err() || failed {
-            return;
-        }
+    fn zero(&mut self, extent: Extent) -> Result<()> {
+        self.0.push(extent, Kind::Data);
+        Ok(())
     }
 }
 
@@ -130,76 +86,172 @@ impl From<SessionError> for Failed {
     }
 }
 
-/// Which bytes of `extents` differ between a volume here and the far end's. The caller ends the session.
+/// Which bytes of `extents` differ between a volume here and the far end's, whose session ends with this.
 pub fn compare_there<W: Write>(
     extents: &ChangeList,
     near: Side<'_>,
-    far: &mut CompareClient<W>,
+    mut far: Outgoing<W>,
     cancel: &Cancel,
     monitor: &dyn Monitor,
 ) -> std::result::Result<ChangeList, Failed> {
+    let mut differing = ChangeListBuilder::default();
+    let mut gather = |settled: Settled| {
+        for change in settled.differing.iter() {
+            differing.push(change.extent, change.kind);
+        }
+        Ok(())
+    };
+    let compared = far.asker().map_err(Failed::There).and_then(|mut asker| {
+        compare_in_order(extents, near, &mut asker, cancel, monitor, &mut gather)
+    });
+    match compared {
+        Ok(()) => far
+            .finish()
+            .map(|_| differing.finish())
+            .map_err(Failed::There),
+        Err(Failed::Here(error)) => {
+            far.abort(&error.to_string());
+            Err(Failed::Here(error))
+        }
+        Err(Failed::There(error)) => {
+            let reason = far.abort(&error.to_string());
+            // Where the connection broke or the far end failed, that is the reason; unless it broke because of this.
+            let reason = reason.filter(|_| !matches!(error, SessionError::Digests { .. }));
+            Err(Failed::There(reason.unwrap_or(error)))
+        }
+    }
+}
+
+/// Some of the volume that is compared to the last block.
+pub struct Settled {
+    /// What of it differs.
+    pub differing: ChangeList,
+    /// Volume offset of its end: everything before is settled as well.
+    pub end: u64,
+}
+
+/// The same; what is settled is told in order, a few mebibytes at a time.
+pub fn compare_in_order<W: Write>(
+    extents: &ChangeList,
+    near: Side<'_>,
+    far: &mut Asker<W>,
+    cancel: &Cancel,
+    monitor: &dyn Monitor,
+    on_settled: &mut dyn FnMut(Settled) -> Result<()>,
+) -> std::result::Result<(), Failed> {
     let mut digester = Digester::new(near);
     let mut in_pieces = requests(extents.iter().map(|change| change.extent));
+    let mut windows = Windows::default();
     // Each answer adds at most one of these, so there are never more than requests under way.
-    let mut in_blocks: VecDeque<Request> = VecDeque::new();
-    let mut unanswered: VecDeque<Request> = VecDeque::new();
-    let mut differing = ChangeListBuilder::default();
+    let mut closer: VecDeque<(u64, Request)> = VecDeque::new();
+    let mut unanswered: VecDeque<(u64, Request)> = VecDeque::new();
     loop {
-        while unanswered.len() < MAX_UNANSWERED
-            && let Some(request) = in_blocks.pop_front().or_else(|| in_pieces.next())
-        {
+        while unanswered.len() < MAX_UNANSWERED {
+            let next = closer.pop_front();
+            let next = next.or_else(|| in_pieces.next().map(|request| windows.open(request)));
+            let Some((window, request)) = next else { break };
             far.ask_for(&request)?;
-            unanswered.push_back(request);
+            unanswered.push_back((window, request));
         }
-        let Some(request) = unanswered.pop_front() else {
-            return Ok(differing.finish());
+        let Some((number, request)) = unanswered.pop_front() else {
+            return Ok(());
         };
         let ours = digester.digests(&request, cancel)?;
         let theirs = far.answer(ours.len())?;
-        let parts = request.differing(&ours, &theirs);
-        if request.block == BLOCK_BYTES {
-            add_blocks(&request.extents, parts, &mut differing);
-        } else {
-            in_blocks.extend(look_closer(parts, &mut differing));
+        let Some(window) = windows.get(number) else {
+            continue;
+        };
+        let next = look_closer(&request, &ours, &theirs, &mut window.differing);
+        if next.is_none() {
+            window.is_open = false;
+        }
+        closer.extend(next.map(|request| (number, request)));
+        if request.block == PIECE_BYTES {
             monitor.advance(request.bytes());
         }
+        while let Some(settled) = windows.settled() {
+            on_settled(settled)?;
+        }
     }
 }
 
-/// Asks again for the pieces that differ, in blocks. What lies in one block is known already.
+/// Requests that were asked in pieces, in order, and what was found in them.
+#[derive(Default)]
+struct Windows {
+    windows: VecDeque<Window>,
+    /// Number of the first of them.
+    first: u64,
+}
+
+struct Window {
+    differing: ChangeListBuilder,
+    end: u64,
+    /// There is an answer that it waits for.
+    is_open: bool,
+}
+
+impl Windows {
+    fn open(&mut self, request: Request) -> (u64, Request) {
+        let number = self.first + self.windows.len() as u64;
+        self.windows.push_back(Window {
+            differing: ChangeListBuilder::default(),
+            end: request.extents.last().map_or(0, |extent| extent.end()),
+            is_open: true,
+        });
+        (number, request)
+    }
+
+    fn get(&mut self, number: u64) -> Option<&mut Window> {
+        let place = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        self.windows.get_mut(place)
+    }
+
+    fn settled(&mut self) -> Option<Settled> {
+        if self.windows.front()?.is_open {
+            return None;
+        }
+        let window = self.windows.pop_front()?;
+        self.first += 1;
+        Some(Settled {
+            differing: window.differing.finish(),
+            end: window.end,
+        })
+    }
+}
+
+/// Adds what differs, as far as that is known to the block, and asks again for what may differ in some of its blocks
+/// only. What differed, and of which no part does any more, was written to meanwhile: it counts as different, since
+/// once it was.
 fn look_closer(
-    pieces: impl Iterator<Item = Extent>,
+    request: &Request,
+    ours: &[Digest],
+    theirs: &[Digest],
     differing: &mut ChangeListBuilder,
 ) -> Option<Request> {
-    let (small, large): (Vec<Extent>, Vec<Extent>) =
-        pieces.partition(|piece| parts(*piece, BLOCK_BYTES) == 1);
-    for block in small {
-        differing.push(block, Kind::Data);
-    }
-    (!large.is_empty()).then_some(Request {
-        block: BLOCK_BYTES,
-        extents: large,
-    })
-}
-
-/// Adds the `blocks` that differ. A piece that differed, and in which no block does any more, was written to
-/// meanwhile: it counts as different, since once it was.
-fn add_blocks(
-    pieces: &[Extent],
-    blocks: impl Iterator<Item = Extent>,
-    differing: &mut ChangeListBuilder,
-) {
-    let mut blocks = blocks.peekable();
-    for piece in pieces {
+    let finer = match request.block {
+        PIECE_BYTES => PART_BYTES,
+        _ => BLOCK_BYTES,
+    };
+    let mut found = request.differing(ours, theirs).peekable();
+    let mut extents = Vec::new();
+    for extent in &request.extents {
         let mut none = true;
-        while let Some(block) = blocks.next_if(|block| block.end() <= piece.end()) {
-            differing.push(block, Kind::Data);
+        while let Some(part) = found.next_if(|part| part.end() <= extent.end()) {
             none = false;
+            if request.block == BLOCK_BYTES || parts(part, BLOCK_BYTES) == 1 {
+                differing.push(part, Kind::Data);
+            } else {
+                extents.push(part);
+            }
         }
-        if none {
-            differing.push(*piece, Kind::Data);
+        if none && request.block < PIECE_BYTES {
+            differing.push(*extent, Kind::Data);
         }
     }
+    (!extents.is_empty()).then_some(Request {
+        block: finer,
+        extents,
+    })
 }
 
 /// The far end: answers the requests of a session until it ends. The caller says Done.
@@ -209,48 +261,38 @@ pub fn answer<R: Read, W: Write>(
     cancel: &Cancel,
 ) -> std::result::Result<(), Failed> {
     let replies = server.replies();
-    let size_bytes = side.volume.size_bytes();
-    let mut digester = Digester::new(side);
-    while let Some(request) = next_request(server, size_bytes)? {
-        replies.digests(&digester.digests(&request, cancel)?)?;
+    let mut answering = Answering::new(side, &replies, cancel);
+    while let Some(request) = server.next_asked()? {
+        answering.answer(&request)?;
     }
     Ok(())
 }
 
-/// The next request of a stream of them; `None` where it ends between two.
-pub fn next_request(
-    input: &mut impl Read,
+/// Answers requests for digests of one volume.
+pub struct Answering<'a, W> {
+    digester: Digester<'a>,
     size_bytes: u64,
-) -> std::result::Result<Option<Request>, SessionError> {
-    let mut header = [0; REQUEST_HEADER_BYTES];
-    match fill(input, &mut header)? {
-        0 => return Ok(None),
-        REQUEST_HEADER_BYTES => {}
-        _ => return Err(RequestError::Truncated.into()),
-    }
-    let header = RequestHeader::decode(header)?;
-    let mut rest = vec![0; header.rest_bytes];
-    let filled = fill(input, &mut rest)?;
-    Ok(Some(header.request(&rest[..filled], size_bytes)?))
+    replies: &'a Replies<W>,
+    cancel: &'a Cancel,
 }
 
-/// Reads until `buffer` is full or the input ends; says how much came.
-fn fill(input: &mut impl Read, buffer: &mut [u8]) -> std::result::Result<usize, SessionError> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match input.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => {
-                return Err(SessionError::Io {
-                    action: "cannot read what is asked",
-                    source,
-                });
-            }
+impl<'a, W: Write> Answering<'a, W> {
+    /// Reads `side` and answers to `replies`.
+    pub fn new(side: Side<'a>, replies: &'a Replies<W>, cancel: &'a Cancel) -> Self {
+        Self {
+            digester: Digester::new(side),
+            size_bytes: side.volume.size_bytes(),
+            replies,
+            cancel,
         }
     }
-    Ok(filled)
+
+    /// Answers one request.
+    pub fn answer(&mut self, request: &[u8]) -> std::result::Result<(), Failed> {
+        let request = Request::decode(request, self.size_bytes).map_err(SessionError::from)?;
+        let digests = self.digester.digests(&request, self.cancel)?;
+        Ok(self.replies.digests(&digests)?)
+    }
 }
 
 #[cfg(test)]

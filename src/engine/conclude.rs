@@ -4,7 +4,7 @@
 //! not touched has its old size and its old record again; one that was is left on record as incomplete.
 
 use super::apply::{Applied, Ended};
-use super::target::Target;
+use super::target::{Target, cuts_file};
 use crate::delta::header::{Header, Source, State};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
@@ -38,6 +38,9 @@ impl Conclusion<'_> {
                 report_skipped(&applied, target, self.monitor);
                 if let Some(header) = self.header {
                     shrink_after_undo(header, target)?;
+                    if cuts_file(header, target) {
+                        set_size(header, target)?;
+                    }
                 }
                 keeper.complete(result, &places, target.volume)?;
                 return Ok(applied);
@@ -84,15 +87,18 @@ fn shrink_after_undo(header: &Header, target: &Target<'_>) -> Result<()> {
     if !was_grown {
         return Ok(());
     }
+    set_size(header, target)
+}
+
+/// Durably.
+fn set_size(header: &Header, target: &Target<'_>) -> Result<()> {
     target
         .volume
         .set_size(header.volume_size)
         .and_then(|()| target.volume.sync())
         .map_err(|error| {
-            Error::io(
-                format!("cannot give {} its old size back", target.name),
-                error,
-            )
+            let size = Bytes(header.volume_size);
+            Error::io(format!("cannot make {} {size} long", target.name), error)
         })
 }
 

@@ -41,6 +41,12 @@ impl<'a, W: Write> DeltaSink<'a, W> {
 }
 
 impl<W: Write> FrameSink for DeltaSink<'_, W> {
+    fn position(&mut self, offset: u64) -> Result<()> {
+        self.writer
+            .position(offset)
+            .map_err(|error| failed(self.name, error))
+    }
+
     fn data(&mut self, extent: Extent, codec: Codec, stored: &[u8], crc: u32) -> Result<()> {
         self.writer
             .data_with_crc(extent, codec, stored, crc)
@@ -140,6 +146,10 @@ impl<W: DurableWrite> FrameSink for TargetSink<'_, '_, W> {
 
     fn zero(&mut self, extent: Extent) -> Result<()> {
         self.applier.zero(extent)
+    }
+
+    fn position(&mut self, offset: u64) -> Result<()> {
+        self.applier.position(offset)
     }
 
     fn waits_for_device(&self) -> bool {

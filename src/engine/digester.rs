@@ -1,13 +1,16 @@
 //! Reads extents of a volume and makes digests of their parts, with a few threads.
 //!
-//! Guarantees: digests are in the order of the parts; memory is one buffer of 1 MiB a thread; a read that fails
-//! names the volume and the place.
+//! Guarantees: digests are in the order of the parts; memory is one buffer of 1 MiB a thread, and 4 MiB for the digests of
+//! what was read last; a read that fails names the volume and the place.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use crate::blocks::{Digest, PIECE_BYTES, Reading, digest, readings, usize_of};
+use crate::blocks::{
+    Digest, PART_BYTES, PIECE_BYTES, Reading, digest, digest_of_parts, readings, usize_of,
+};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
@@ -17,6 +20,9 @@ use crate::volume::ReadAt;
 
 /// More readers do not help a disk.
 const MAX_WORKERS: usize = 4;
+
+/// Pieces whose parts are remembered: more than two ends can have under way, in 4 MiB.
+const KNOWN_PIECES: usize = 2048;
 
 /// A volume that is read to be compared.
 #[derive(Clone, Copy)]
@@ -62,6 +68,7 @@ pub(super) fn buffer() -> AlignedBuffer {
 pub struct Digester<'a> {
     side: Side<'a>,
     buffers: Vec<AlignedBuffer>,
+    known: KnownParts,
 }
 
 impl<'a> Digester<'a> {
@@ -72,11 +79,38 @@ impl<'a> Digester<'a> {
         Self {
             side,
             buffers: buffers.collect(),
+            known: KnownParts::default(),
         }
     }
 
     /// A digest of each part that `request` asks for.
     pub fn digests(&mut self, request: &Request, cancel: &Cancel) -> Result<Vec<Digest>> {
+        if request.block == PART_BYTES
+            && let Some(known) = self.known.all_of(&request.extents)
+        {
+            return Ok(known);
+        }
+        if request.block <= PART_BYTES {
+            return self.read(request, cancel);
+        }
+        let parts = Request {
+            block: PART_BYTES,
+            extents: request.extents.clone(),
+        };
+        let parts = self.read(&parts, cancel)?;
+        let mut rest = parts.as_slice();
+        let mut digests = Vec::new();
+        for piece in request.parts() {
+            let count = usize_of(crate::blocks::parts(piece, PART_BYTES)).min(rest.len());
+            let (here, behind) = rest.split_at(count);
+            digests.push(digest_of_parts(here));
+            self.known.put(piece, here);
+            rest = behind;
+        }
+        Ok(digests)
+    }
+
+    fn read(&mut self, request: &Request, cancel: &Cancel) -> Result<Vec<Digest>> {
         let side = self.side;
         let mut digests = vec![Digest::default(); request.parts().count()];
         let mut places = digests.as_mut_slice();
@@ -124,4 +158,30 @@ fn fill(side: Side<'_>, reading: &Reading, buffer: &mut [u8], places: &mut [Dige
         *place = digest(part);
     }
     Ok(())
+}
+
+/// Digests of parts of the pieces that were read last: whoever finds that a piece differs asks for them next.
+#[derive(Default)]
+struct KnownParts {
+    /// Oldest first.
+    pieces: VecDeque<(Extent, Vec<Digest>)>,
+}
+
+impl KnownParts {
+    fn put(&mut self, piece: Extent, parts: &[Digest]) {
+        if self.pieces.len() >= KNOWN_PIECES {
+            self.pieces.pop_front();
+        }
+        self.pieces.push_back((piece, parts.to_vec()));
+    }
+
+    /// `None` unless all are known.
+    fn all_of(&self, pieces: &[Extent]) -> Option<Vec<Digest>> {
+        let mut digests = Vec::new();
+        for piece in pieces {
+            let found = self.pieces.iter().rev().find(|(known, _)| known == piece)?;
+            digests.extend_from_slice(&found.1);
+        }
+        Some(digests)
+    }
 }

@@ -4,6 +4,7 @@
 //! only after sync. The engine knows volumes by their traits alone: no paths, no LVM.
 
 pub mod apply;
+mod batch;
 pub mod begin;
 pub mod behind;
 pub mod compare;
@@ -34,6 +35,13 @@ pub trait FrameSink {
 
     /// A zero frame, of any length.
     fn zero(&mut self, extent: Extent) -> Result<()>;
+
+    /// Up to this volume offset nothing more comes: what no frame covered is there already. Said now and then, where
+    /// both ends are compared.
+    fn position(&mut self, offset: u64) -> Result<()> {
+        let _ = offset;
+        Ok(())
+    }
 
     /// True if frames are written to a device while the caller waits, so that reading on meanwhile gains much.
     /// A stream has a buffer behind it that somebody else empties.

@@ -1,7 +1,8 @@
 //! Reads a change list from a volume and delivers it as frames, in order.
 //!
 //! Guarantees: frames reach the sink in ascending order, whatever thread read them; each carries the
-//! checksum that was computed right after it was read; at most `AHEAD` steps a worker are in memory.
+//! checksum that was computed right after it was read; at most `AHEAD` steps a worker are in memory. With
+//! another volume to be held against, only what differs from that one reaches the sink.
 //!
 //! Every worker walks the same plan and takes each n-th step of it, and the sink's thread asks the workers
 //! in turn: the order is kept without a queue to sort, and reads, compression and delivery overlap.
@@ -9,40 +10,43 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use std::time::{Duration, Instant};
+
+use super::FrameSink;
+use super::batch::{Batch, Body, Reader};
+use super::digester::Side;
 use super::plan::{Step, steps};
-use super::{FrameSink, zeroes};
+use crate::blocks::{PIECE_BYTES, cut};
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::delta::MAX_FRAME_BYTES;
-use crate::delta::codec::{Codec, Compression, Compressor};
+use crate::delta::codec::Compression;
 use crate::error::{Error, Result};
-use crate::extent::{Extent, Kind};
+use crate::extent::Extent;
 use crate::monitor::Monitor;
-use crate::sys::aligned::AlignedBuffer;
-use crate::volume::ReadAt;
 
 /// Steps that a worker may be ahead of the sink. Each costs a buffer of up to 1 MiB.
 const AHEAD: usize = 2;
-/// Larger steps get a buffer for the largest, so that it need not grow step by step.
-const SMALL_STEP_BYTES: usize = 64 << 10;
 /// More readers do not help a disk, and each costs buffers.
 const MAX_WORKERS: usize = 4;
+/// How often the sink is told how far both volumes are the same.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// What is read and how it is packed.
 pub struct PumpOptions<'a> {
-    /// Name of the volume for messages.
-    pub name: &'a str,
     /// How payloads are compressed.
     pub compression: Compression,
     /// Stops the run.
     pub cancel: &'a Cancel,
-    /// Hears of every frame delivered.
+    /// Hears of every step delivered.
     pub monitor: &'a dyn Monitor,
+    /// Leave out what is the same in this volume, and say now and then how far it is so.
+    pub unlike: Option<Side<'a>>,
 }
 
 /// Delivers all of `changes`, read from `source`, to `sink`.
 pub fn pump(
-    source: &dyn ReadAt,
+    source: Side<'_>,
     changes: &ChangeList,
     sink: &mut dyn FrameSink,
     options: &PumpOptions<'_>,
@@ -79,20 +83,50 @@ pub fn pump(
 /// With one processor, and with somebody else to empty what the sink fills, reading ahead saves less than it
 /// costs: two switches of threads for each step that is handed over, and page faults for each buffer.
 fn pump_here(
-    source: &dyn ReadAt,
+    source: Side<'_>,
     changes: &ChangeList,
     sink: &mut dyn FrameSink,
     options: &PumpOptions<'_>,
 ) -> Result<()> {
-    let mut reader = Reader::new(source, options)?;
+    let mut reader = Reader::new(source, options.unlike, options.compression)?;
     let mut delivery = Delivery::new(sink, options);
     let mut batch = Batch::default();
-    for step in steps(changes, source.gap_worth_reading()) {
+    for step in plan(changes, source, options) {
         options.cancel.check()?;
         reader.read(step, &mut batch)?;
         delivery.deliver(&batch)?;
     }
     delivery.finish()
+}
+
+/// Zeroes that are held against the other volume are read there, so they are cut like everything that is read.
+fn plan<'a>(
+    changes: &'a ChangeList,
+    source: Side<'_>,
+    options: &PumpOptions<'_>,
+) -> impl Iterator<Item = Step> + use<'a> {
+    let compares = options.unlike.is_some();
+    steps(changes, source.volume.gap_worth_reading()).flat_map(move |step| match step {
+        Step::Zero(extent) if compares => Pieces::Cut(Box::new(cut(extent, PIECE_BYTES))),
+        step => Pieces::Whole(Some(step)),
+    })
+}
+
+/// One step, or what it was cut into.
+enum Pieces {
+    Whole(Option<Step>),
+    Cut(Box<dyn Iterator<Item = Extent>>),
+}
+
+impl Iterator for Pieces {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        match self {
+            Pieces::Whole(step) => step.take(),
+            Pieces::Cut(pieces) => pieces.next().map(Step::Zero),
+        }
+    }
 }
 
 fn worker_count(changes: &ChangeList) -> usize {
@@ -103,39 +137,7 @@ fn worker_count(changes: &ChangeList) -> usize {
     processors.clamp(1, MAX_WORKERS)
 }
 
-/// What was made of one step.
-struct Batch {
-    buffer: AlignedBuffer,
-    packed: Vec<u8>,
-    frames: Vec<Frame>,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self {
-            buffer: AlignedBuffer::new(0),
-            packed: Vec::new(),
-            frames: Vec::new(),
-        }
-    }
-}
-
-struct Frame {
-    extent: Extent,
-    body: Body,
-}
-
-enum Body {
-    Zero,
-    /// A range of the batch's `buffer`, or of `packed` where it is compressed.
-    Data {
-        codec: Codec,
-        start: usize,
-        length: usize,
-        crc: u32,
-    },
-}
-
+/// From a worker, and back for its buffers.
 type Lane = (Receiver<Result<Batch>>, SyncSender<Batch>);
 
 fn deliver(lanes: &[Lane], sink: &mut dyn FrameSink, options: &PumpOptions<'_>) -> Result<()> {
@@ -157,6 +159,8 @@ struct Delivery<'a> {
     options: &'a PumpOptions<'a>,
     /// Zeroes that follow each other become one frame, over any number of steps.
     zeroes: Option<Extent>,
+    /// When the sink was told how far all is the same.
+    told: Instant,
 }
 
 impl<'a> Delivery<'a> {
@@ -165,6 +169,7 @@ impl<'a> Delivery<'a> {
             sink,
             options,
             zeroes: None,
+            told: Instant::now(),
         }
     }
 
@@ -190,16 +195,18 @@ impl<'a> Delivery<'a> {
                     if let Some(run) = self.zeroes.take() {
                         self.sink.zero(run)?;
                     }
-                    let bytes: &[u8] = if codec == Codec::None {
-                        &batch.buffer
-                    } else {
-                        &batch.packed
-                    };
-                    let stored = &bytes[start..start + length];
+                    let stored = batch.payload(codec, start, length);
                     self.sink.data(frame.extent, codec, stored, crc)?;
                 }
             }
-            self.options.monitor.advance(frame.extent.length());
+        }
+        self.options.monitor.advance(batch.covered_bytes);
+        if self.options.unlike.is_some() && self.told.elapsed() >= TELL_EVERY {
+            self.told = Instant::now();
+            if let Some(run) = self.zeroes.take() {
+                self.sink.zero(run)?;
+            }
+            self.sink.position(batch.end)?;
         }
         Ok(())
     }
@@ -213,7 +220,7 @@ impl<'a> Delivery<'a> {
 }
 
 struct Worker<'a> {
-    source: &'a dyn ReadAt,
+    source: Side<'a>,
     changes: &'a ChangeList,
     number: usize,
     workers: usize,
@@ -223,14 +230,15 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     fn run(self, options: &PumpOptions<'_>) {
-        let mut reader = match Reader::new(self.source, options) {
+        let reader = Reader::new(self.source, options.unlike, options.compression);
+        let mut reader = match reader {
             Ok(reader) => reader,
             Err(error) => {
                 let _ = self.to_sink.send(Err(error));
                 return;
             }
         };
-        for step in steps(self.changes, self.source.gap_worth_reading())
+        for step in plan(self.changes, self.source, options)
             .skip(self.number)
             .step_by(self.workers)
         {
@@ -243,122 +251,6 @@ impl Worker<'_> {
             let failed = batch.is_err();
             if self.to_sink.send(batch).is_err() || failed {
                 return;
-            }
-        }
-    }
-}
-
-/// Reads steps, and packs what it read.
-struct Reader<'a> {
-    source: &'a dyn ReadAt,
-    options: &'a PumpOptions<'a>,
-    compressor: Compressor,
-    scratch: Vec<u8>,
-}
-
-impl<'a> Reader<'a> {
-    fn new(source: &'a dyn ReadAt, options: &'a PumpOptions<'a>) -> Result<Self> {
-        let compressor = Compressor::new(options.compression)
-            .map_err(|error| Error::io("cannot start zstd", error))?;
-        Ok(Self {
-            source,
-            options,
-            compressor,
-            scratch: Vec::new(),
-        })
-    }
-
-    fn read(&mut self, step: Step, batch: &mut Batch) -> Result<()> {
-        batch.frames.clear();
-        batch.packed.clear();
-        let (read, frames) = match step {
-            Step::Zero(extent) => {
-                batch.frames.push(Frame {
-                    extent,
-                    body: Body::Zero,
-                });
-                return Ok(());
-            }
-            Step::Read { read, frames } => (read, frames),
-        };
-        let length = usize::try_from(read.length()).unwrap_or(0);
-        if batch.buffer.len() < length {
-            let largest = usize::try_from(MAX_FRAME_BYTES).unwrap_or(length);
-            let room = if length <= SMALL_STEP_BYTES {
-                SMALL_STEP_BYTES
-            } else {
-                largest
-            };
-            batch.buffer = AlignedBuffer::new(room);
-        }
-        self.source
-            .read_exact_at(&mut batch.buffer[..length], read.offset())
-            .map_err(|error| {
-                let action = format!(
-                    "cannot read {} bytes at {} of {}",
-                    length,
-                    read.offset(),
-                    self.options.name
-                );
-                Error::io(action, error)
-            })?;
-        for extent in frames {
-            let start = usize::try_from(extent.offset() - read.offset()).unwrap_or(0);
-            let end = start + usize::try_from(extent.length()).unwrap_or(0);
-            for (range, kind) in zeroes::split(&batch.buffer[start..end]) {
-                let at = extent.offset() + range.start as u64;
-                let Some(piece) = Extent::new(at, range.len() as u64) else {
-                    continue;
-                };
-                let body = match kind {
-                    Kind::Zero => Body::Zero,
-                    Kind::Data => {
-                        let data = &batch.buffer[start + range.start..start + range.end];
-                        pack(
-                            data,
-                            start + range.start,
-                            &mut self.compressor,
-                            &mut self.scratch,
-                            &mut batch.packed,
-                        )
-                    }
-                };
-                batch.frames.push(Frame {
-                    extent: piece,
-                    body,
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Compresses `data`, which stands at `start` of the batch's buffer, where that makes it smaller.
-fn pack(
-    data: &[u8],
-    start: usize,
-    compressor: &mut Compressor,
-    scratch: &mut Vec<u8>,
-    packed: &mut Vec<u8>,
-) -> Body {
-    match compressor.compress(data, scratch) {
-        None => {
-            let crc = crc32c::crc32c(data);
-            Body::Data {
-                codec: Codec::None,
-                start,
-                length: data.len(),
-                crc,
-            }
-        }
-        Some(codec) => {
-            let start = packed.len();
-            packed.extend_from_slice(scratch);
-            Body::Data {
-                codec,
-                start,
-                length: scratch.len(),
-                crc: crc32c::crc32c(scratch),
             }
         }
     }

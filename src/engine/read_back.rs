@@ -6,7 +6,7 @@
 use std::io::Read;
 
 use super::digester::{Side, buffer};
-use crate::blocks::{PIECE_BYTES, add_differing, cut, usize_of};
+use crate::blocks::{PIECE_BYTES, cut, differing_runs, usize_of};
 use crate::cancel::Cancel;
 use crate::change_list::{ChangeList, ChangeListBuilder};
 use crate::delta::reader::DeltaReader;
@@ -54,7 +54,11 @@ pub fn read_back(
             };
             let expected = expected.and_then(|bytes| bytes.get(..usize_of(piece.length())));
             let found = side.read(piece, &mut room)?;
-            add_differing(piece, expected.unwrap_or_default(), found, &mut differing);
+            let mut runs = Vec::new();
+            differing_runs(piece, expected.unwrap_or_default(), found, &mut runs);
+            for run in runs {
+                differing.push(run, Kind::Data);
+            }
         }
         monitor.advance(frame.extent.length());
     }

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 
 use super::apply::{Applied, Applier};
-use super::begin::{Beginning, Begun, Ready, begin};
+use super::begin::{Beginning, Begun, Ready, begin, refuse_compared_elsewhere};
 use super::conclude::Conclusion;
 use super::order::Ordered;
 use super::target::{ReceiveOptions, Target, check};
@@ -16,7 +16,7 @@ use super::undo::{DurableWrite, Old, UndoPlace, UndoRecorder, undo_header};
 use crate::delta::FormatError;
 use crate::delta::header::{Header, Planned, Source};
 use crate::delta::proto3::{FirstLine, Proto3Reader, read_first_line};
-use crate::delta::reader::{DeltaReader, FrameHeader};
+use crate::delta::reader::{DeltaReader, Item};
 use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
 use crate::error::{Error, ExitCode, Result};
@@ -71,6 +71,7 @@ pub fn rehearse(
         source,
     };
     let mut reader = DeltaReader::new(input).map_err(damaged)?;
+    refuse_compared_elsewhere(reader.header(), target.name, options)?;
     let stream = StreamId::of(reader.header(), reader.samples());
     keeper.admit(reader.header(), &stream)?;
     check(reader.header(), reader.samples(), target, options)?;
@@ -362,7 +363,7 @@ impl Frames<'_> {
         let mut end = 0;
         loop {
             self.options.cancel.check()?;
-            let frame = match next_frame(reader, &mut buffer, self.offset) {
+            let item = match next_item(reader, &mut buffer, self.offset) {
                 // What was not synced when the run was cut may be anything; nothing was overwritten for it.
                 Err(error) if self.may_end_at(end) && error.exit_code() == ExitCode::Damaged => {
                     self.options.monitor.warn(&format!(
@@ -371,13 +372,18 @@ impl Frames<'_> {
                     ));
                     return Ok(Some(end));
                 }
-                frame => frame.map_err(|source| Error::Damaged {
+                item => item.map_err(|source| Error::Damaged {
                     what: self.what.to_owned(),
                     source,
                 })?,
             };
-            let Some(frame) = frame else {
-                return Ok(None);
+            let frame = match item {
+                Some(Item::Frame(frame)) => frame,
+                Some(Item::Position(position)) => {
+                    applier.reached(position)?;
+                    continue;
+                }
+                None => return Ok(None),
             };
             end = frame.extent.end();
             self.options.monitor.advance(frame.extent.length());
@@ -399,14 +405,16 @@ impl Frames<'_> {
     }
 }
 
-/// The next frame, its data in the first bytes of `buffer`; without its data if it ends at or before `offset`.
-fn next_frame<R: Read>(
+/// The next frame or position, a frame's data in the first bytes of `buffer`; without its data if it ends at or before
+/// `offset`.
+fn next_item<R: Read>(
     reader: &mut DeltaReader<R>,
     buffer: &mut AlignedBuffer,
     offset: u64,
-) -> std::result::Result<Option<FrameHeader>, FormatError> {
-    let Some(frame) = reader.next_frame()? else {
-        return Ok(None);
+) -> std::result::Result<Option<Item>, FormatError> {
+    let item = reader.next_item()?;
+    let Some(Item::Frame(frame)) = item else {
+        return Ok(item);
     };
     if frame.kind == Kind::Data && frame.extent.end() > offset {
         let length = usize::try_from(frame.extent.length()).unwrap_or(0);
@@ -415,7 +423,7 @@ fn next_frame<R: Read>(
         }
         reader.payload(&mut buffer[..length])?;
     }
-    Ok(Some(frame))
+    Ok(item)
 }
 
 fn apply_pieces<R: Read, W: DurableWrite>(

@@ -5,7 +5,7 @@
 
 use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
-use crate::delta::header::Header;
+use crate::delta::header::{Header, Source};
 use crate::delta::samples::Samples;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
@@ -32,6 +32,8 @@ pub struct ReceiveOptions<'a> {
     pub allow_smaller: bool,
     /// The delta is the undo of an apply that was cut: put back what it saved, as far as that goes.
     pub unfinished: bool,
+    /// The stream is made while this destination is compared: it carries what differs here, and is of no use elsewhere.
+    pub compared: bool,
     /// Compression of the undo.
     pub undo_compression: Compression,
     /// Stops the run.
@@ -54,6 +56,13 @@ pub fn grow(header: &Header, target: &Target<'_>) -> Result<()> {
         );
         Error::io(action, error)
     })
+}
+
+/// A file that is longer than the volume is made as long as that, in the end: who compares wants the same file.
+pub fn cuts_file(header: &Header, target: &Target<'_>) -> bool {
+    header.source == Source::Compare
+        && target.is_file
+        && target.volume.size_bytes() > header.volume_size
 }
 
 /// The size that [`grow`] leaves the destination with.
@@ -130,7 +139,7 @@ fn check_samples(
     }
     if samples.is_empty() {
         options.monitor.warn(&format!(
-            "{}: this delta changes nearly everything, so there are no unchanged blocks by which to see that \
+            "{}: this delta has no samples of blocks that it leaves alone, so it cannot be seen whether \
              the destination is its base",
             target.name
         ));

@@ -107,6 +107,7 @@ fn run(
             force: flags & 1 != 0,
             allow_smaller: flags & 2 != 0,
             unfinished: false,
+            compared: false,
             undo_compression: Compression::Lz4,
             cancel: &cancel,
             monitor: &Silent,

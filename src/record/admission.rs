@@ -110,7 +110,8 @@ pub fn admit(
         return to_incomplete(record, header, stream, called, policy);
     }
     let is_this = record.stream.as_ref() == Some(stream) && !record.forced;
-    let is_there = is_this && policy.touched == Touched::No;
+    // Who asks for a comparison wants to see it.
+    let is_there = is_this && policy.touched == Touched::No && header.source != Source::Compare;
     if header.is_full_copy() && (policy.force || !is_there) {
         return Ok(Admission::Fresh { remark: None });
     }

@@ -8,16 +8,18 @@
 //! stream stops the sender at its next message.
 
 use std::io::{self, Read, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::SessionError;
+use super::asker::MAX_UNANSWERED;
 use super::handshake::{Agreed, agree};
 use super::limits::{AckCheck, Bounded};
 use super::line::ping_interval;
 use super::message::{Ack, Done, HEADER_BYTES, Hello, Message, Open, Ready};
 use super::text::sanitise;
-use super::transport::{MessageReader, MessageWriter};
+use super::transport::{MessageReader, MessageWriter, Traffic};
 
 /// Bytes of the stream in one Data message.
 pub const DATA_BYTES: usize = 256 << 10;
@@ -153,10 +155,13 @@ impl<R: Read + Send + 'static, W: Write + Send + 'static> Client<R, W> {
 
 /// The stream: what is written here arrives at the far end's reader.
 pub struct Outgoing<W> {
-    writer: MessageWriter<W>,
+    pub(super) writer: MessageWriter<W>,
     /// Room for a header, then the bytes that wait to be sent.
     buffer: Vec<u8>,
-    answers: Arc<Answers>,
+    pub(super) answers: Arc<Answers>,
+    /// Digests as they come back.
+    pub(super) digests: Option<Receiver<Vec<u8>>>,
+    traffic: [Traffic; 2],
 }
 
 impl<W: Write> Outgoing<W> {
@@ -168,7 +173,9 @@ impl<W: Write> Outgoing<W> {
     ) -> Self {
         let answers = Arc::new(Answers::default());
         let theirs = Arc::clone(&answers);
-        let listen = move || theirs.settle(listen(reader, &*events, acks, &theirs));
+        let traffic = [reader.traffic(), writer.traffic()];
+        let (to_asker, digests) = sync_channel(MAX_UNANSWERED);
+        let listen = move || theirs.settle(listen(reader, &*events, acks, &theirs, &to_asker));
         let spawned = std::thread::Builder::new()
             .name("session".to_owned())
             .spawn(listen);
@@ -182,7 +189,14 @@ impl<W: Write> Outgoing<W> {
             writer,
             buffer: vec![0; HEADER_BYTES],
             answers,
+            digests: Some(digests),
+            traffic,
         }
+    }
+
+    /// Bytes that went by, both ways, so far.
+    pub fn traffic_bytes(&self) -> u64 {
+        self.traffic.iter().map(Traffic::bytes).sum()
     }
 
     /// Ends the stream and waits until the far end says that all is durable.
@@ -241,7 +255,7 @@ impl<W: Write> Write for Outgoing<W> {
 
 /// What came back, shared by the reading thread and the caller. The first outcome stands.
 #[derive(Default)]
-struct Answers {
+pub(super) struct Answers {
     state: Mutex<State>,
     settled: Condvar,
 }
@@ -249,6 +263,8 @@ struct Answers {
 #[derive(Default)]
 struct State {
     end_sent: bool,
+    /// Requests for digests that were not answered yet.
+    unanswered: usize,
     outcome: Option<Result<Done, SessionError>>,
 }
 
@@ -265,11 +281,26 @@ impl Answers {
         self.settled.notify_all();
     }
 
+    /// One more request for digests is sent, unless something failed.
+    pub(super) fn asks(&self) -> io::Result<()> {
+        self.check()?;
+        self.lock().unanswered += 1;
+        Ok(())
+    }
+
+    /// Digests came: were they asked for?
+    fn answered(&self) -> bool {
+        let mut state = self.lock();
+        let was_asked = state.unanswered > 0;
+        state.unanswered = state.unanswered.saturating_sub(1);
+        was_asked
+    }
+
     fn failed(&self) -> bool {
         matches!(self.lock().outcome, Some(Err(_)))
     }
 
-    fn check(&self) -> io::Result<()> {
+    pub(super) fn check(&self) -> io::Result<()> {
         match &self.lock().outcome {
             Some(Err(error)) => Err(error.as_io()),
             _ => Ok(()),
@@ -278,7 +309,7 @@ impl Answers {
 
     /// After a failed write: the outcome is what the far end says, or how the connection ended, or, if
     /// neither comes in time, `error`.
-    fn wait_for_last_words(&self, error: SessionError) {
+    pub(super) fn wait_for_last_words(&self, error: SessionError) {
         let unsettled = |state: &mut State| state.outcome.is_none();
         let waited = self
             .settled
@@ -304,6 +335,7 @@ fn listen<R: Read>(
     events: &dyn SessionEvents,
     mut acks: AckCheck,
     answers: &Answers,
+    to_asker: &SyncSender<Vec<u8>>,
 ) -> Result<Done, SessionError> {
     loop {
         match reader.expect("Done")? {
@@ -312,6 +344,10 @@ fn listen<R: Read>(
                 events.acknowledged(&ack);
             }
             Message::Warning(warning) => events.warning(&sanitise(&warning.text)),
+            // No more are under way than there is room for. Where nobody waits any more, nobody needs them.
+            Message::Digests(digests) if answers.answered() => {
+                let _ = to_asker.send(digests);
+            }
             Message::Done(_) if !answers.lock().end_sent => {
                 return Err(SessionError::Order {
                     expected: "Ack",

@@ -1,4 +1,4 @@
-//! What is asked in the operation `compare`: requests for digests, as bytes.
+//! What is asked in the operations `compare` and `sync`: requests for digests, as bytes.
 //!
 //! Pure. Guarantees: a request that was read has 1 to [`MAX_EXTENTS`] extents that ascend and lie in the
 //! volume, at most [`MAX_BYTES`] together and with at most [`MAX_DIGESTS`] parts: what it costs is known
@@ -69,20 +69,14 @@ pub struct Request {
     pub extents: Vec<Extent>,
 }
 
-/// The first bytes of a request, checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestHeader {
-    block: u64,
-    /// Bytes that follow: the extents.
-    pub rest_bytes: usize,
-}
-
-impl RequestHeader {
-    /// Reads the header.
-    pub fn decode(bytes: [u8; REQUEST_HEADER_BYTES]) -> Result<Self, RequestError> {
-        let [c0, c1, c2, c3, b0, b1, b2, b3] = bytes;
-        let count = u32::from_le_bytes([c0, c1, c2, c3]);
-        let block = u32::from_le_bytes([b0, b1, b2, b3]);
+impl Request {
+    /// Reads a request for a volume of `size_bytes`.
+    pub fn decode(bytes: &[u8], size_bytes: u64) -> Result<Self, RequestError> {
+        let Some(([c0, c1, c2, c3, b0, b1, b2, b3], rest)) = bytes.split_first_chunk() else {
+            return Err(RequestError::Truncated);
+        };
+        let count = u32::from_le_bytes([*c0, *c1, *c2, *c3]);
+        let block = u32::from_le_bytes([*b0, *b1, *b2, *b3]);
         let extents = usize_of(count.into());
         if extents == 0 || extents > MAX_EXTENTS {
             return Err(RequestError::Extents(count));
@@ -90,21 +84,13 @@ impl RequestHeader {
         if !block.is_power_of_two() || !(BLOCK_BYTES..=PIECE_BYTES).contains(&block.into()) {
             return Err(RequestError::Block(block));
         }
-        Ok(Self {
-            block: block.into(),
-            rest_bytes: extents * EXTENT_BYTES,
-        })
-    }
-
-    /// Reads what followed, for a volume of `size_bytes`.
-    pub fn request(self, rest: &[u8], size_bytes: u64) -> Result<Request, RequestError> {
         let (words, remainder) = rest.as_chunks::<8>();
-        if rest.len() != self.rest_bytes || !remainder.is_empty() {
+        if rest.len() != extents * EXTENT_BYTES || !remainder.is_empty() {
             return Err(RequestError::Truncated);
         }
         let (pairs, _) = words.as_chunks::<2>();
         let mut request = Request {
-            block: self.block,
+            block: block.into(),
             extents: Vec::with_capacity(pairs.len()),
         };
         let (mut position, mut bytes, mut digests) = (0, 0, 0);
@@ -121,7 +107,7 @@ impl RequestHeader {
             position = extent.end();
             // Disjoint and below 2^63: the sums cannot pass 2^64.
             bytes += length;
-            digests += parts(extent, self.block);
+            digests += parts(extent, request.block);
             request.extents.push(extent);
         }
         if bytes > MAX_BYTES || digests > MAX_DIGESTS {
@@ -132,9 +118,7 @@ impl RequestHeader {
         }
         Ok(request)
     }
-}
 
-impl Request {
     /// As it is sent.
     pub fn encode(&self) -> Vec<u8> {
         let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
@@ -210,11 +194,6 @@ mod tests {
     use crate::extent::{Change, Kind};
     use proptest::prelude::*;
 
-    fn decode(bytes: &[u8], size_bytes: u64) -> Result<Request, RequestError> {
-        let (header, rest) = bytes.split_first_chunk().ok_or(RequestError::Truncated)?;
-        RequestHeader::decode(*header)?.request(rest, size_bytes)
-    }
-
     fn raw(count: u32, block: u32, extents: &[(u64, u64)]) -> Vec<u8> {
         let mut bytes = [count.to_le_bytes(), block.to_le_bytes()].concat();
         for (offset, length) in extents {
@@ -257,10 +236,10 @@ mod tests {
             (raw(1, 4096, &[(1, 8 * mib)]), "2049 parts"),
             (raw(2, 4096, &[(0, 1)]), "and then nothing"),
         ] {
-            let text = decode(&bytes, 64 * mib).unwrap_err().to_string();
+            let text = Request::decode(&bytes, 64 * mib).unwrap_err().to_string();
             assert!(text.contains(word), "{word} in {text}");
         }
-        assert!(decode(&raw(1, 4096, &[(0, 8 * mib)]), 8 * mib).is_ok());
+        assert!(Request::decode(&raw(1, 4096, &[(0, 8 * mib)]), 8 * mib).is_ok());
     }
 
     proptest! {
@@ -276,9 +255,9 @@ mod tests {
             let size = 64 << 20;
             let mut all = Vec::new();
             for request in requests(list.iter().map(|change| change.extent)) {
-                prop_assert_eq!(decode(&request.encode(), size), Ok(request.clone()));
+                prop_assert_eq!(Request::decode(&request.encode(), size), Ok(request.clone()));
                 let again = Request { block: BLOCK_BYTES, ..request };
-                prop_assert_eq!(decode(&again.encode(), size), Ok(again.clone()));
+                prop_assert_eq!(Request::decode(&again.encode(), size), Ok(again.clone()));
                 all.extend(again.extents);
             }
             let joined: ChangeList =
@@ -288,7 +267,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..100), size in any::<u64>()) {
-            if let Ok(request) = decode(&bytes, size) {
+            if let Ok(request) = Request::decode(&bytes, size) {
                 prop_assert_eq!(request.encode(), bytes);
             }
         }

@@ -36,6 +36,7 @@ pub struct Hello {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
     /// `apply`: a delta stream follows, to be applied to `destination`. `compare`: requests for digests of it.
+    /// `sync`: both, among each other.
     pub operation: String,
     /// Volume, as the user named it; resolved by the server.
     pub destination: String,
@@ -74,6 +75,9 @@ pub const OPERATION_APPLY: &str = "apply";
 
 /// [`Open::operation`]: answer the requests for digests that follow.
 pub const OPERATION_COMPARE: &str = "compare";
+
+/// [`Open::operation`]: answer the requests for digests that come in between the delta stream, and apply that.
+pub const OPERATION_SYNC: &str = "sync";
 
 /// How a delta is to be applied. A receiver ignores fields that it does not know, so whoever adds one
 /// that must not be ignored names a feature for it in [`Hello::requires`].
@@ -129,6 +133,8 @@ pub struct Ready {
     pub resume_at: u64,
     /// The stream that was announced was applied already: nothing of it need be sent.
     pub already: bool,
+    /// The destination holds nothing yet: there is nothing to be compared with.
+    pub empty: bool,
 }
 
 /// How far the server is. Sent from time to time, only with values that have grown.

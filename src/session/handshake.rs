@@ -31,6 +31,9 @@ pub const FEATURE_DRY_RUN: &str = "dry-run";
 /// Digests of what a destination holds can be asked for.
 pub const FEATURE_COMPARE: &str = "compare";
 
+/// A delta stream can be made while both ends are compared.
+pub const FEATURE_SYNC: &str = "sync";
+
 /// A record is kept of the destination's state, and a stream that was cut goes on.
 pub const FEATURE_RECORD: &str = "record";
 
@@ -46,6 +49,7 @@ pub const FEATURES: &[&str] = &[
     FEATURE_UNDO,
     FEATURE_DRY_RUN,
     FEATURE_COMPARE,
+    FEATURE_SYNC,
     FEATURE_RECORD,
     FEATURE_ATOMIC,
     FEATURE_CREATE_VOLUME,

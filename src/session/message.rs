@@ -57,12 +57,14 @@ pub enum Tag {
     Bye = 10,
     /// Both ways, at any time after Hello: still here. Needs no answer.
     Ping = 11,
-    /// To the client: the answer to one request of a compare.
+    /// To the client: the answer to one Ask.
     Digests = 12,
+    /// To the server: a request for digests of what the destination holds.
+    Ask = 13,
 }
 
 impl Tag {
-    const ALL: [Tag; 12] = [
+    const ALL: [Tag; 13] = [
         Tag::Hello,
         Tag::Open,
         Tag::Ready,
@@ -75,6 +77,7 @@ impl Tag {
         Tag::Bye,
         Tag::Ping,
         Tag::Digests,
+        Tag::Ask,
     ];
 
     /// The type with this number.
@@ -97,6 +100,7 @@ impl Tag {
             Tag::Bye => "Bye",
             Tag::Ping => "Ping",
             Tag::Digests => "Digests",
+            Tag::Ask => "Ask",
         }
     }
 
@@ -125,6 +129,7 @@ pub enum Message {
     Bye(Bye),
     Ping,
     Digests(Vec<u8>),
+    Ask(Vec<u8>),
 }
 
 /// What is wrong with bytes that should be a message.
@@ -246,6 +251,7 @@ impl Header {
         Ok(match self.tag {
             Tag::Data => Message::Data(payload),
             Tag::Digests => Message::Digests(payload),
+            Tag::Ask => Message::Ask(payload),
             Tag::End => Message::End,
             Tag::Ping => Message::Ping,
             Tag::Hello => Message::Hello(self.contents(&payload)?),
@@ -333,6 +339,7 @@ impl Message {
             Message::Bye(_) => Tag::Bye,
             Message::Ping => Tag::Ping,
             Message::Digests(_) => Tag::Digests,
+            Message::Ask(_) => Tag::Ask,
         }
     }
 
@@ -363,7 +370,7 @@ impl Message {
     pub fn encode(&self) -> Result<Vec<u8>, MessageError> {
         let tag = self.tag();
         let payload = match self {
-            Message::Data(bytes) | Message::Digests(bytes) => bytes.clone(),
+            Message::Data(bytes) | Message::Digests(bytes) | Message::Ask(bytes) => bytes.clone(),
             Message::End | Message::Ping => Vec::new(),
             Message::Hello(contents) => json(tag, contents)?,
             Message::Open(contents) => json(tag, contents)?,

@@ -43,7 +43,7 @@ fn type_numbers_and_a_whole_message_are_pinned() {
     let numbers: Vec<u8> = (0..=255)
         .filter(|n| Tag::from_number(*n).is_some())
         .collect();
-    assert_eq!(numbers, (1..=12).collect::<Vec<u8>>());
+    assert_eq!(numbers, (1..=13).collect::<Vec<u8>>());
     assert_eq!(Tag::from_number(4), Some(Tag::Data));
     let bytes = Message::Data(b"123456789".to_vec()).encode().unwrap();
     assert_eq!(

@@ -5,8 +5,8 @@
 //! a failing end reach the other in full. Everything but [`remote`] works over any `Read` and `Write`.
 //! `docs/protocol.md` is the specification.
 
+pub mod asker;
 pub mod client;
-pub mod compare_client;
 pub mod compare_wire;
 mod contents;
 pub mod endpoint;

@@ -4,14 +4,18 @@
 //! before is an error, never a short stream; after Done or Error nothing more is said.
 
 use std::io::{self, Read, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::SessionError;
+use super::asker::MAX_UNANSWERED;
 use super::client::wrong_order;
 use super::handshake::{Agreed, agree};
 use super::line::ping_interval;
-use super::message::{Ack, Done, Hello, Message, OPERATION_APPLY, OPERATION_COMPARE, Open, Ready};
+use super::message::{
+    Ack, Done, Hello, Message, OPERATION_APPLY, OPERATION_COMPARE, OPERATION_SYNC, Open, Ready,
+};
 use super::transport::{MessageReader, MessageWriter};
 use crate::blocks::Digest;
 use crate::error::{Error, ExitCode};
@@ -27,6 +31,8 @@ pub struct Server<R, W> {
     position: usize,
     ended: bool,
     failure: Option<SessionError>,
+    /// Where requests for digests go that come in between the stream.
+    asked: Option<SyncSender<Vec<u8>>>,
 }
 
 impl<R: Read, W: Write> Server<R, W> {
@@ -61,6 +67,7 @@ impl<R: Read, W: Write> Server<R, W> {
                 position: 0,
                 ended: false,
                 failure: None,
+                asked: None,
             }),
             Err(error) => {
                 let _ = replies.fail_with(ExitCode::Remote, &error.to_string());
@@ -78,7 +85,8 @@ impl<R: Read, W: Write> Server<R, W> {
     pub fn request(&mut self) -> Result<Open, SessionError> {
         match self.reader.expect("Open")? {
             Message::Open(open)
-                if [OPERATION_APPLY, OPERATION_COMPARE].contains(&open.operation.as_str()) =>
+                if [OPERATION_APPLY, OPERATION_COMPARE, OPERATION_SYNC]
+                    .contains(&open.operation.as_str()) =>
             {
                 Ok(open)
             }
@@ -113,12 +121,44 @@ impl<R: Read, W: Write> Server<R, W> {
         self.failure
     }
 
+    /// In the operation `compare`: the next request for digests; `None` at the client's End.
+    pub fn next_asked(&mut self) -> Result<Option<Vec<u8>>, SessionError> {
+        match self.reader.expect("Ask or End")? {
+            Message::Ask(request) => Ok(Some(request)),
+            Message::End => {
+                self.ended = true;
+                Ok(None)
+            }
+            other => Err(wrong_order("Ask or End", &other)),
+        }
+    }
+
+    /// In the operation `sync`: requests for digests that come in between the stream are handed on here, by whoever
+    /// reads the stream. Until [`Self::no_more_asked`].
+    pub fn hand_asked_on(&mut self) -> Receiver<Vec<u8>> {
+        let (sender, receiver) = sync_channel(MAX_UNANSWERED);
+        self.asked = Some(sender);
+        receiver
+    }
+
+    /// The other end of [`Self::hand_asked_on`] hears that nothing more comes.
+    pub fn no_more_asked(&mut self) {
+        self.asked = None;
+    }
+
     fn next_data(&mut self) -> Result<(), SessionError> {
         match self.reader.expect("Data or End")? {
             Message::Data(data) => {
                 self.data = data;
                 self.position = 0;
             }
+            Message::Ask(request) => match &self.asked {
+                // Whoever answers may have failed and told the client: that ends the session.
+                Some(asked) => {
+                    let _ = asked.send(request);
+                }
+                None => return Err(wrong_order("Data or End", &Message::Ask(request))),
+            },
             Message::End => self.ended = true,
             other => return Err(wrong_order("Data or End", &other)),
         }
@@ -191,7 +231,7 @@ impl<W: Write> Replies<W> {
         self.send(&Message::warning(text))
     }
 
-    /// The answer to one request of a compare.
+    /// The answer to one request for digests.
     pub fn digests(&self, digests: &[Digest]) -> Result<(), SessionError> {
         self.send(&Message::Digests(digests.as_flattened().to_vec()))
     }

@@ -5,6 +5,7 @@
 //! inside.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -16,10 +17,26 @@ use super::line::Silence;
 use super::message::{HEADER_BYTES, Header, Message, Tag, header_for};
 use super::text::sanitise_bytes;
 
+/// Bytes of messages that went by; its clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Traffic(Arc<AtomicU64>);
+
+impl Traffic {
+    /// So far.
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
 /// Reads messages.
 pub struct MessageReader<R> {
     input: BufReader<R>,
     warnings: u32,
+    traffic: Traffic,
 }
 
 impl<R: Read> MessageReader<R> {
@@ -28,7 +45,13 @@ impl<R: Read> MessageReader<R> {
         Self {
             input: BufReader::with_capacity(64 << 10, input),
             warnings: 0,
+            traffic: Traffic::default(),
         }
+    }
+
+    /// What was read and will be.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic.clone()
     }
 
     /// Reads the greeting. Shows what came instead, as far as it has arrived: to wait for more could be
@@ -76,6 +99,7 @@ impl<R: Read> MessageReader<R> {
             let header = Header::decode(&header)?;
             let mut payload = vec![0; header.payload_bytes];
             self.input.read_exact(&mut payload).map_err(receiving)?;
+            self.traffic.add(HEADER_BYTES + payload.len());
             match header.message(payload)? {
                 Message::Ping => {}
                 Message::Warning(_) if self.warnings == MAX_WARNINGS => {
@@ -128,6 +152,7 @@ struct Pen<W> {
     broken: bool,
     /// The last word was said.
     closed: bool,
+    traffic: Traffic,
 }
 
 impl<W> Clone for MessageWriter<W> {
@@ -146,6 +171,7 @@ impl<W: Write> MessageWriter<W> {
             last_sent: Instant::now(),
             broken: false,
             closed: false,
+            traffic: Traffic::default(),
         };
         let (sender, receiver) = sync_channel(0);
         let shared = Shared {
@@ -156,6 +182,11 @@ impl<W: Write> MessageWriter<W> {
         Self {
             shared: Arc::new(shared),
         }
+    }
+
+    /// What was written and will be.
+    pub fn traffic(&self) -> Traffic {
+        self.pen().traffic.clone()
     }
 
     /// Writes the greeting.
@@ -237,6 +268,7 @@ impl<W: Write> Pen<W> {
             .and_then(|()| self.output.flush());
         self.broken = written.is_err();
         self.last_sent = Instant::now();
+        self.traffic.add(bytes.len());
         written.map_err(sending)
     }
 }

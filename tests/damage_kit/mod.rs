@@ -153,6 +153,7 @@ pub(crate) fn apply(
         force: false,
         allow_smaller: false,
         unfinished: false,
+        compared: false,
         undo_compression: Compression::Lz4,
         cancel: &cancel,
         monitor: &Silent,

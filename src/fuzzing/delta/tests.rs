@@ -218,6 +218,7 @@ fn records(delta: &[u8]) -> Vec<(&'static str, &[u8])> {
             RecordType::Samples => "samples",
             RecordType::Data => "data",
             RecordType::Zero => "zero",
+            RecordType::Position => "position",
             RecordType::Index => "index",
             RecordType::Trailer => "trailer",
         };

@@ -1,0 +1,194 @@
+//! The two ends of a sync over a session: the one that compares and sends what differs, and the one that answers and
+//! writes.
+//!
+//! Guarantees: what is sent at any moment lies before everything that is still being compared, so the answers are about
+//! content that this run does not change; the stream ends only after all was compared.
+
+use std::io::{Read, Write};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::send::Job;
+use super::serve::lost;
+use super::summary::Summary;
+use crate::cancel::Cancel;
+use crate::change_list::{ChangeList, ChangeListBuilder};
+use crate::destination::Destination;
+use crate::engine::FrameSink;
+use crate::engine::compare::{Answering, Failed, Settled, Side, compare_in_order};
+use crate::engine::deliver::{DeltaSink, Paced};
+use crate::engine::pump::{PumpOptions, pump};
+use crate::engine::receive::{OnDurable, Received};
+use crate::engine::throttle::Throttle;
+use crate::error::{Error, Result};
+use crate::monitor::{Monitor, Words};
+use crate::session::client::Outgoing;
+use crate::session::limits::WithoutProto3;
+use crate::session::server::{Replies, Server};
+use crate::source::SendSource;
+
+/// What the comparison may be ahead of the sending, in pieces of a few mebibytes.
+const AHEAD: usize = 32;
+/// What is sent in one go, so that the far end hears of it soon.
+const TOGETHER_BYTES: u64 = 16 << 20;
+/// How often the far end is told how far all is settled.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Where a sync begins, and where the destination ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    /// What lies before is equal.
+    pub(super) from_offset: u64,
+    /// Size of the destination. What the source has beyond is sent without a look.
+    pub(super) destination_bytes: u64,
+}
+
+/// Compares `source` with the far end and sends what differs. The caller ends the session.
+pub(super) fn send<W: Write + Send>(
+    job: &Job<'_>,
+    source: &SendSource,
+    places: Places,
+    out: &mut Outgoing<W>,
+    name: &str,
+    summary: &mut Summary,
+) -> Result<()> {
+    let size = source.header.volume_size;
+    let compared = ChangeList::whole(size.min(places.destination_bytes));
+    let compared = compared.from_offset(places.from_offset);
+    let mut asker = out.asker().map_err(|error| error.into_error(name))?;
+    let header = source.header.clone().by_comparing();
+    let header = header.continued_at(places.from_offset);
+    let paced = Paced::new(out, Throttle::new(job.to.bwlimit, job.cancel));
+    let mut sink = DeltaSink::new(paced, &header, &source.samples, name)?;
+    // The far end refuses what it will not take before anything is compared.
+    sink.position(places.from_offset)?;
+    let (to_sender, settled) = sync_channel(AHEAD);
+    let (cancel, monitor) = (job.cancel, job.monitor);
+    let (found, sent) = thread::scope(|scope| {
+        let found = scope.spawn(move || {
+            let side = source.side();
+            // Whoever sends has failed, and says why.
+            let mut tell =
+                |settled: Settled| to_sender.send(settled).map_err(|_| Error::Interrupted);
+            compare_in_order(&compared, side, &mut asker, cancel, monitor, &mut tell)
+        });
+        let sent = send_settled(job, source, &settled, &mut sink);
+        drop(settled);
+        (found.join(), sent)
+    });
+    sent?;
+    match found {
+        Ok(Ok(())) => {}
+        Ok(Err(Failed::Here(error))) => return Err(source.explain(error)),
+        Ok(Err(Failed::There(error))) => return Err(error.into_error(name)),
+        Err(_) => {
+            let lost = std::io::Error::other("panic");
+            return Err(Error::io("a reading thread was lost", lost));
+        }
+    }
+    let beyond = places.destination_bytes.max(places.from_offset);
+    let beyond = source.changes.from_offset(beyond);
+    pump_to(job, source, &beyond, &mut sink, monitor)?;
+    source.check_unchanged()?;
+    let (counts, bytes) = sink.finish()?;
+    summary.data_bytes = counts.data_bytes;
+    summary.zero_bytes = counts.zero_bytes;
+    summary.extents = counts.data_frames + counts.zero_frames;
+    summary.bytes_sent = bytes;
+    Ok(())
+}
+
+/// Sends what differs as it is found, until nothing more comes.
+fn send_settled(
+    job: &Job<'_>,
+    source: &SendSource,
+    settled: &Receiver<Settled>,
+    sink: &mut dyn FrameSink,
+) -> Result<()> {
+    let words = Words(job.monitor);
+    let mut told = Instant::now();
+    while let Ok(first) = settled.recv() {
+        let mut end = first.end;
+        let mut together = ChangeListBuilder::default();
+        let mut bytes = add(&mut together, &first.differing);
+        while bytes < TOGETHER_BYTES
+            && let Ok(more) = settled.try_recv()
+        {
+            bytes += add(&mut together, &more.differing);
+            end = more.end;
+        }
+        pump_to(job, source, &together.finish(), sink, &words)?;
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            sink.position(end)?;
+        }
+    }
+    Ok(())
+}
+
+fn add(builder: &mut ChangeListBuilder, list: &ChangeList) -> u64 {
+    for change in list.iter() {
+        builder.push(change.extent, change.kind);
+    }
+    list.total_bytes()
+}
+
+fn pump_to(
+    job: &Job<'_>,
+    source: &SendSource,
+    changes: &ChangeList,
+    sink: &mut dyn FrameSink,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let options = PumpOptions {
+        compression: job.to.compress,
+        cancel: job.cancel,
+        monitor,
+        unlike: None,
+    };
+    pump(source.side(), changes, sink, &options).map_err(|error| source.explain(error))
+}
+
+/// The far end of it: writes the stream, and answers what is asked in between.
+pub(super) fn receive<R: Read, W: Write + Send>(
+    server: &mut Server<R, W>,
+    destination: &mut Destination,
+    replies: &Replies<W>,
+    cancel: &Cancel,
+    monitor: &dyn Monitor,
+    on_durable: OnDurable<'_>,
+) -> Result<Received> {
+    let volume = destination.readable();
+    let name = destination.name().to_owned();
+    let asked = server.hand_asked_on();
+    thread::scope(|scope| {
+        let answering = scope.spawn(move || {
+            let side = Side {
+                volume: &*volume,
+                name: &name,
+            };
+            let mut answering = Answering::new(side, replies, cancel);
+            let answered = asked
+                .iter()
+                .try_for_each(|request| answering.answer(&request));
+            if let Err(Failed::Here(error)) = &answered {
+                // The sender waits for an answer, and this end for the sender.
+                replies.fail(error).map_err(Failed::There)?;
+            }
+            answered
+        });
+        let input = WithoutProto3::new(&mut *server);
+        let received = destination.receive(input, "the sender", cancel, monitor, on_durable);
+        server.no_more_asked();
+        match answering.join() {
+            // It ended the stream: that is the reason.
+            Ok(Err(Failed::Here(error))) => Err(error),
+            Ok(Err(Failed::There(error))) => Err(lost(error)),
+            _ => received,
+        }
+    })
+}
