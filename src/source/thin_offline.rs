@@ -64,6 +64,8 @@ pub(super) fn open(request: &SourceRequest<'_>, file: &Path) -> Result<SendSourc
     };
     let header = Header {
         base_size: old.map(|_| listed.old_size),
+        // Which device of which pool is sent shows in the list alone, and that of a full copy does not count.
+        run: old.is_none().then(|| listed.changes.digest()),
         granularity: listed.block_bytes,
         ..header(request, source, listed.new_size, &listed.changes)
     };
