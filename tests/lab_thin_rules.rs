@@ -361,6 +361,56 @@ fn a_snapshot_that_was_discarded_in_is_not_there_already() {
 }
 
 #[test]
+fn live_metadata_is_refused_under_every_name() {
+    let name = "live_metadata_is_refused_under_every_name";
+    lab::test(name, setup().disk("192M"), |guest| {
+        let tool = Tool::new(guest);
+        two_states(guest);
+        let known = thin_volumes(guest, "vg");
+        let ids = |old: u64, new: u64| format!("--from thin:{old} thin:{new}");
+        let of_lvm = ids(known["s1"].id, known["s2"].id);
+        let refused = |place: &str, ids: &str, pool: &str| {
+            let in_use = format!("in use by the active pool {pool}");
+            tool.run(&format!("diff --thin-metadata {place} {ids}"))
+                .ends(5, &[place, &in_use, "lvmsync diff --from"]);
+        };
+        guest.sh("losetup /dev/loop0 /dev/mapper/vg-pool_tmeta
+             sectors=$(blockdev --getsz /dev/mapper/vg-pool_tmeta)
+             dmsetup create again --table \"0 $sectors linear /dev/mapper/vg-pool_tmeta 0\"");
+        for place in [
+            "/dev/mapper/vg-pool_tmeta",
+            "/dev/loop0",
+            "/dev/mapper/again",
+        ] {
+            refused(place, &of_lvm, "vg-pool-tpool");
+        }
+        guest.sh("losetup -d /dev/loop0; dmsetup remove again");
+
+        // A pool that LVM knows nothing of, with its metadata in a file.
+        guest.volume("vg", "blocks", "8M");
+        guest.sh(
+            "truncate -s 4M meta.img; ln meta.img link.img; losetup /dev/loop0 meta.img
+             dmsetup create handmade --table '0 16384 thin-pool /dev/loop0 /dev/vg/blocks 128 0'
+             dmsetup message handmade 0 'create_thin 1'
+             dmsetup message handmade 0 'create_snap 2 1'
+             losetup -r /dev/loop1 meta.img",
+        );
+        for place in ["meta.img", "link.img", "/dev/loop0", "/dev/loop1"] {
+            refused(place, &ids(1, 2), "handmade");
+        }
+        // Not any more; and a copy, also on a volume of a pool that is active.
+        guest.sh("dmsetup remove handmade; cp meta.img copy.img");
+        lvm(guest, "lvcreate -qq -y -T -V 4M -n stored vg/pool");
+        write("/dev/vg/stored", &content(tool.path("meta.img")), 0);
+        for place in ["meta.img", "/dev/loop1", "copy.img", "/dev/vg/stored"] {
+            tool.run(&format!("diff --thin-metadata {place} {}", ids(1, 2)))
+                .ok();
+        }
+        guest.sh("losetup -d /dev/loop0; losetup -d /dev/loop1");
+    });
+}
+
+#[test]
 fn external_origins_and_pools_out_of_order() {
     let name = "external_origins_and_pools_out_of_order";
     lab::test(name, setup().disk("256M"), |guest| {
