@@ -89,3 +89,33 @@ fn another_device_with_the_same_data_is_not_there_already() {
     let expected = dir.content(|block| block < 10 && block != 3);
     assert!(fs::read(dir.path("copy.img")).unwrap() == expected);
 }
+
+#[test]
+fn a_volume_that_is_larger_than_its_data_is_refused_before_anything_is_written() {
+    let dir = Dir::new();
+    let has = BLOCKS * BLOCK;
+    let copy = vec![7; has as usize + 4096];
+    fs::write(dir.path("copy.img"), &copy).unwrap();
+    for what in ["thin:1", "--from thin:1 thin:2"] {
+        let send = |size: u64, to: &str| {
+            format!(
+                "send --thin-metadata meta.img {what} --data-source disk.img --volume-size {size} {to}"
+            )
+        };
+        let sizes = [
+            format!("disk.img has {has} bytes"),
+            format!("volume has {}", has + 512),
+        ];
+        for to in ["copy.img", "new.img", "-o out.delta", "copy.img -n"] {
+            dir.ends(&send(has + 512, to), 2, &[&sizes[0], &sizes[1]]);
+        }
+        assert!(fs::read(dir.path("copy.img")).unwrap() == copy);
+        let files = fs::read_dir(dir.directory.path()).unwrap().count();
+        assert_eq!(files, 3, "nothing was made");
+        // All of it, and less.
+        for size in [has, has - BLOCK] {
+            dir.ends(&send(size, "-o out.delta"), 0, &[]);
+            fs::remove_file(dir.path("out.delta")).unwrap();
+        }
+    }
+}

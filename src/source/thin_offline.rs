@@ -30,6 +30,7 @@ pub(super) fn open(request: &SourceRequest<'_>, file: &Path) -> Result<SendSourc
     let metadata = Volume::open(file)?;
     refuse_in_use(&metadata, &name)?;
     let data = request.data_source.map(Volume::open).transpose()?;
+    refuse_short(request, data.as_ref())?;
     let listed = at_one_moment(&metadata, &name, |pool| {
         list(request, pool, old, new, data.as_ref())
     })?;
@@ -193,6 +194,22 @@ fn refuse_in_use(metadata: &Volume, name: &str) -> Result<()> {
         )),
         None => Ok(()),
     }
+}
+
+/// What is not there cannot be sent: known now, and not when most of it is written.
+fn refuse_short(request: &SourceRequest<'_>, data: Option<&Volume>) -> Result<()> {
+    let (Some(size), Some(data)) = (request.volume_size, data) else {
+        return Ok(());
+    };
+    if data.size_bytes() >= size {
+        return Ok(());
+    }
+    Err(usage(&format!(
+        "the data source {} has {} bytes, and --volume-size says that the volume has {size}: name what holds all of \
+         NEW, or leave --volume-size out",
+        request.data_source.unwrap_or_default(),
+        data.size_bytes()
+    )))
 }
 
 fn usage(text: &str) -> Error {
