@@ -476,6 +476,63 @@ fn any_next_run_deactivates_what_a_killed_guard_left() {
     });
 }
 
+/// Who keeps records elsewhere reads the same volume all the same.
+#[test]
+fn runs_with_different_state_directories_share_what_is_active() {
+    let name = "runs_with_different_state_directories_share_what_is_active";
+    lab::test(name, setup().disk("160M").disk("20M"), |guest| {
+        make(guest);
+        let bench = Bench::new(guest);
+        let send = |name: &str, option: &str| {
+            let line = format!("send vg/s2 -o {name} --bwlimit 300k {option}");
+            let child = bench.tool.start(&line);
+            let partial = bench.tool.path(&format!("{name}.partial"));
+            wait_until("sending", || partial.exists());
+            child
+        };
+        let stop = |child: Child| {
+            kill_process(pid(&child), Signal::INT).unwrap();
+            let run = Run::of(child).ends(130, &["interrupted"]);
+            assert!(!run.stderr.contains("vg/s2"), "{}", run.stderr);
+        };
+        let goes_on = |child: &mut Child| {
+            std::thread::sleep(Duration::from_secs(1));
+            assert!(child.try_wait().unwrap().is_none());
+            assert!(is_active("vg/s2"));
+        };
+        for first_ends_first in [true, false] {
+            let mut first = send("one", "");
+            let second = send("two", "--state-dir elsewhere");
+            goes_on(&mut first);
+            let (ends, mut stays) = match first_ends_first {
+                true => (first, second),
+                false => (second, first),
+            };
+            stop(ends);
+            goes_on(&mut stays);
+            stop(stays);
+            let when = format!("the first one ends first: {first_ends_first}");
+            bench.nothing_left(&when);
+            assert_eq!(held_in(&bench.tool.path("elsewhere")), [""; 0], "{when}");
+        }
+        // One is killed with its guard: the other one sees to what it has left.
+        let killed = send("one", "");
+        for guard in processes("internal-guard") {
+            kill_process(guard, Signal::KILL).unwrap();
+        }
+        kill_process(pid(&killed), Signal::KILL).unwrap();
+        Run::of(killed);
+        settle();
+        guest.sh("rm -f *.partial");
+        assert!(is_active("vg/s2"));
+        bench
+            .tool
+            .run("send vg/s1 -o three --state-dir elsewhere")
+            .ok();
+        bench.nothing_left("killed");
+    });
+}
+
 #[test]
 fn a_power_cut_while_reserved_is_mended_by_the_next_run() {
     const STATE: &str = "/var/lib/lvmsync";

@@ -5,8 +5,9 @@
 //! metadata (LVM's own `read_only_volume_list` would make the pool's table read-only, which the kernel refuses), and
 //! deactivated again.
 //!
-//! Guarantees: what was active before stays active; of several runs that read one volume the last one deactivates
-//! it; what killed runs left active is on record, and deactivated by the next run that reads a thin volume.
+//! Guarantees: what was active before stays active; of several runs that read one volume, whatever state directories they
+//! have, the last one deactivates it; what killed runs left active is on record, and deactivated by the next run that reads
+//! a thin volume.
 
 use std::fs::File;
 use std::thread;
@@ -20,7 +21,6 @@ use crate::dm::lvm;
 use crate::dm::name::LvName;
 use crate::dm::wire::Selector;
 use crate::error::{Error, Result};
-use crate::record::store::StateDir;
 use crate::sys::ioctl;
 use crate::volume::host::boot_id;
 
@@ -43,7 +43,6 @@ impl Activation {
         dm: &DeviceMapper,
         name: LvName,
         uuid: &str,
-        state: &StateDir,
         wait: Wait<'_>,
     ) -> Result<Option<Self>> {
         let lock = LockFile::open(&name_of("volume", uuid))?;
@@ -52,7 +51,7 @@ impl Activation {
                 "{name}: another lvmsync is about to deactivate it"
             ))?;
         }
-        let file = HeldFile::of(state, "volume", uuid);
+        let file = HeldFile::of_volume(uuid);
         let boot = boot_id().unwrap_or_default();
         let found = dm.info(Selector::Name(&name.dm_name()))?;
         if let Some(other) = found.as_ref().filter(|info| !is_uuid_of(&info.uuid, uuid)) {
@@ -137,9 +136,9 @@ impl Activation {
 
 /// Deactivates what runs that were killed have left active, guard and all, and forgets what a boot has ended. What
 /// cannot be deactivated is in use by somebody, and stays.
-pub fn sweep(dm: &DeviceMapper, state: &StateDir) {
-    for (_, held) in record::all(state) {
-        let file = HeldFile::of(state, "volume", &held.of);
+pub fn sweep(dm: &DeviceMapper) {
+    for (_, held) in record::volumes() {
+        let file = HeldFile::of_volume(&held.of);
         let (Some(name), Some(_)) = (LvName::parse(&held.name), file.load()) else {
             continue;
         };
