@@ -43,6 +43,12 @@ pub struct Held {
     /// BLAKE3 of that block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// Of a volume: its device was made read-only. Not until it is active.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// The number that the kernel gave to that device alone, where it does so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<String>,
 }
 
 /// The file of one record.
