@@ -162,6 +162,15 @@ pub enum Error {
         code: ExitCode,
     },
 
+    /// The guard process stopped with an error, whose whole text and code these are: as if there were no guard.
+    #[error("{text}")]
+    Guard {
+        /// The chain, way out and all.
+        text: String,
+        /// The code that the error has.
+        code: ExitCode,
+    },
+
     /// An operating system call failed.
     #[error("{action}")]
     Io {
@@ -244,7 +253,7 @@ impl Error {
             Error::Damaged { source, .. } => source.exit_code(),
             Error::Differ { .. } => ExitCode::Differ,
             Error::Remote { .. } | Error::Lost { .. } => ExitCode::Remote,
-            Error::RemoteFailed { code, .. } => *code,
+            Error::RemoteFailed { code, .. } | Error::Guard { code, .. } => *code,
             Error::Io { .. } | Error::Lvm { .. } => ExitCode::Failed,
             Error::Interrupted => ExitCode::Interrupted,
         }

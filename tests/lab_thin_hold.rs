@@ -476,6 +476,138 @@ fn any_next_run_deactivates_what_a_killed_guard_left() {
     });
 }
 
+/// Who keeps records elsewhere reads the same volume all the same.
+#[test]
+fn runs_with_different_state_directories_share_what_is_active() {
+    let name = "runs_with_different_state_directories_share_what_is_active";
+    let limit = Duration::from_secs(240);
+    let setup = setup().disk("160M").disk("20M").time_limit(limit);
+    lab::test(name, setup, |guest| {
+        make(guest);
+        let bench = Bench::new(guest);
+        let send = |name: &str, option: &str| {
+            let line = format!("send vg/s2 -o {name} --bwlimit 300k {option}");
+            let child = bench.tool.start(&line);
+            let partial = bench.tool.path(&format!("{name}.partial"));
+            wait_until("sending", || partial.exists());
+            child
+        };
+        let stop = |child: Child| {
+            kill_process(pid(&child), Signal::INT).unwrap();
+            let run = Run::of(child).ends(130, &["interrupted"]);
+            assert!(!run.stderr.contains("vg/s2"), "{}", run.stderr);
+        };
+        let goes_on = |child: &mut Child| {
+            std::thread::sleep(Duration::from_secs(1));
+            assert!(child.try_wait().unwrap().is_none());
+            assert!(is_active("vg/s2"));
+        };
+        for first_ends_first in [true, false] {
+            let mut first = send("one", "");
+            let second = send("two", "--state-dir elsewhere");
+            goes_on(&mut first);
+            let (ends, mut stays) = match first_ends_first {
+                true => (first, second),
+                false => (second, first),
+            };
+            stop(ends);
+            goes_on(&mut stays);
+            stop(stays);
+            let when = format!("the first one ends first: {first_ends_first}");
+            bench.nothing_left(&when);
+            assert_eq!(held_in(&bench.tool.path("elsewhere")), [""; 0], "{when}");
+        }
+        // One is killed with its guard: the other one sees to what it has left.
+        let killed = send("one", "");
+        for guard in processes("internal-guard") {
+            kill_process(guard, Signal::KILL).unwrap();
+        }
+        kill_process(pid(&killed), Signal::KILL).unwrap();
+        Run::of(killed);
+        settle();
+        guest.sh("rm -f *.partial");
+        assert!(is_active("vg/s2"));
+        bench
+            .tool
+            .run("send vg/s1 -o three --state-dir elsewhere")
+            .ok();
+        bench.nothing_left("killed");
+    });
+}
+
+#[test]
+fn what_somebody_else_uses_or_makes_theirs_stays_active() {
+    let name = "what_somebody_else_uses_or_makes_theirs_stays_active";
+    let limit = Duration::from_secs(240);
+    let setup = setup().disk("160M").disk("20M").time_limit(limit);
+    lab::test(name, setup, |guest| {
+        make(guest);
+        lvm(guest, "lvchange -qq -prw vg/s2");
+        let bench = Bench::new(guest);
+        let sending = || {
+            let child = bench.tool.start("send vg/s2 -o delta --bwlimit 300k");
+            wait_until("sending", || bench.tool.path("delta.partial").exists());
+            child
+        };
+        let stop = |child: Child, words: &[&str]| {
+            kill_process(pid(&child), Signal::INT).unwrap();
+            Run::of(child).ends(130, words);
+            settle();
+        };
+        let stays = "stays active: somebody else";
+        // Open: it is ours still, and goes when it is closed.
+        let child = sending();
+        let open = fs::File::open("/dev/mapper/vg-s2").unwrap();
+        stop(child, &[stays, "has it open", "blockdev --setrw"]);
+        assert!(is_active("vg/s2") && held_in(&bench.state).len() == 1);
+        drop(open);
+        bench.tool.run("send vg/s1 -o other --overwrite").ok();
+        bench.nothing_left("it was open");
+
+        let is_theirs = |when: &str| {
+            bench.tool.run("send vg/s2 -o other --overwrite").ok();
+            assert!(is_active("vg/s2"), "{when}");
+            assert_eq!(held_in(&bench.state), [""; 0], "{when}");
+            lvm(guest, "lvchange -qq -an vg/s2");
+            bench.next_run_is_right(when);
+        };
+        let child = sending();
+        guest.sh("blockdev --setrw /dev/mapper/vg-s2");
+        stop(child, &[stays, "made it writable"]);
+        is_theirs("made writable");
+        // A run that comes later sees it, too, and the one that had activated it hears of it.
+        let child = sending();
+        guest.sh("blockdev --setrw /dev/mapper/vg-s2");
+        bench.tool.run("send vg/s2 -o other --overwrite").ok();
+        stop(child, &[]);
+        is_theirs("made writable, and read");
+
+        // Left by a run that was killed with its guard, deactivated and activated by hand.
+        let child = sending();
+        for guard in processes("internal-guard") {
+            kill_process(guard, Signal::KILL).unwrap();
+        }
+        kill_process(pid(&child), Signal::KILL).unwrap();
+        Run::of(child);
+        settle();
+        guest.sh("rm -f *.partial");
+        assert_eq!(held_in(&bench.state).len(), 1);
+        lvm(guest, "lvchange -qq -an vg/s2; lvchange -qq -ay -K vg/s2");
+        bench.tool.run("send vg/s1 -o other --overwrite").ok();
+        is_theirs("active anew");
+
+        // What LVM does with one that is active already leaves no trace; see docs/thin.md.
+        let child = sending();
+        lvm(guest, "lvchange -qq -ay -K vg/s2");
+        let is_read_only = guest.sh("blockdev --getro /dev/mapper/vg-s2").trim() == "1";
+        guest.announce(&format!(
+            "lvchange -ay -K of what is active: still read-only: {is_read_only}"
+        ));
+        stop(child, &[]);
+        assert_eq!(is_active("vg/s2"), !is_read_only);
+    });
+}
+
 #[test]
 fn a_power_cut_while_reserved_is_mended_by_the_next_run() {
     const STATE: &str = "/var/lib/lvmsync";

@@ -278,6 +278,138 @@ fn new_volumes_are_active_only_while_they_are_read_and_only_what_is_mapped_is() 
     });
 }
 
+/// A discard is no write: a snapshot keeps its UUID, and all its mappings their times.
+#[test]
+fn a_snapshot_that_was_discarded_in_is_not_there_already() {
+    let name = "a_snapshot_that_was_discarded_in_is_not_there_already";
+    lab::test(name, setup().disk("192M").disk("64M"), |guest| {
+        let tool = Tool::new(guest);
+        two_states(guest);
+        thin::group(guest, "far", 1);
+        guest.volume("far", "copy", "12M");
+        // One that reads through to a volume outside of the pool, where all is listed as data.
+        guest.volume("vg", "was", "8M");
+        write("/dev/vg/was", &noise(8 << 20, "was"), 0);
+        lvm(
+            guest,
+            "lvconvert -qq -y --type thin --thinpool vg/pool --originname origin vg/was",
+        );
+        write("/dev/vg/was", &noise(1 << 20, "x"), 2 * MIB);
+        lvm(guest, "lvcreate -qq -y -s -pr -n w1 vg/was");
+        write("/dev/vg/was", &noise(1 << 20, "y"), 2 * MIB);
+        lvm(guest, "lvcreate -qq -y -s -n w2 vg/was");
+        for (send, new, at) in [
+            ("vg/s1", "s1", MIB),
+            ("vg/w2", "w2", 2 * MIB),
+            ("--from vg/w1 vg/w2", "w2", 2 * MIB + CHUNK),
+        ] {
+            if let Some(base) = send.strip_prefix("--from ") {
+                let base = base.split(' ').next().unwrap();
+                tool.run(&format!("send {base} far/copy")).ok();
+            }
+            let send = format!("send {send} far/copy");
+            let is_now = |when: &str| {
+                let now = inactive(guest, new);
+                let copy = content("/dev/far/copy");
+                assert!(copy[..now.len()] == now, "{send}: {when}");
+                now
+            };
+            tool.run(&send).ok();
+            let before = is_now("first");
+            let again = tool.run(&send).ok();
+            assert!(again.stderr.contains("already"), "{send}: {}", again.stderr);
+            lvm(guest, &format!("lvchange -qq -ay -K vg/{new}"));
+            guest.sh(&format!("blkdiscard -o {at} -l {CHUNK} /dev/vg/{new}"));
+            lvm(guest, &format!("lvchange -qq -an vg/{new}"));
+            let run = tool.run(&send);
+            if send.contains("--from") {
+                // It may begin from the base alone, and that is not there any more.
+                run.ends(5, &["this delta begins from", "vg/w1"]);
+            } else {
+                assert!(!run.stderr.contains("already"), "{send}: {}", run.stderr);
+                run.ok();
+                assert!(is_now("after the discard") != before);
+            }
+        }
+
+        // Cut, and discarded in: what is there is not gone on with.
+        let cut = |send: &str| {
+            let mut child = tool.start(&format!("{send} --bwlimit 500k"));
+            let partial = tool.path("cut.img.partial");
+            while !std::fs::metadata(&partial).is_ok_and(|file| file.len() > 0) {
+                assert!(child.try_wait().unwrap().is_none());
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            std::thread::sleep(std::time::Duration::from_secs(3));
+            let id = Pid::from_raw(child.id().cast_signed()).unwrap();
+            kill_process(id, Signal::INT).unwrap();
+            Run::of(child).ends(130, &[]);
+        };
+        cut("send vg/s2 cut.img");
+        lvm(guest, "lvchange -qq -ay -K vg/s2");
+        guest.sh(&format!("blkdiscard -o 0 -l {CHUNK} /dev/vg/s2"));
+        lvm(guest, "lvchange -qq -an vg/s2");
+        let run = tool.run("send vg/s2 cut.img -v").ok();
+        assert!(!run.stderr.contains("goes on"), "{}", run.stderr);
+        assert_same(
+            tool.path("cut.img"),
+            &inactive(guest, "s2"),
+            "cut, and discarded in",
+        );
+        assert_eq!(tool.held(), [""; 0]);
+    });
+}
+
+#[test]
+fn live_metadata_is_refused_under_every_name() {
+    let name = "live_metadata_is_refused_under_every_name";
+    lab::test(name, setup().disk("192M"), |guest| {
+        let tool = Tool::new(guest);
+        two_states(guest);
+        let known = thin_volumes(guest, "vg");
+        let ids = |old: u64, new: u64| format!("--from thin:{old} thin:{new}");
+        let of_lvm = ids(known["s1"].id, known["s2"].id);
+        let refused = |place: &str, ids: &str, pool: &str| {
+            let in_use = format!("in use by the active pool {pool}");
+            tool.run(&format!("diff --thin-metadata {place} {ids}"))
+                .ends(5, &[place, &in_use, "lvmsync diff --from"]);
+        };
+        guest.sh("losetup /dev/loop0 /dev/mapper/vg-pool_tmeta
+             sectors=$(blockdev --getsz /dev/mapper/vg-pool_tmeta)
+             dmsetup create again --table \"0 $sectors linear /dev/mapper/vg-pool_tmeta 0\"");
+        for place in [
+            "/dev/mapper/vg-pool_tmeta",
+            "/dev/loop0",
+            "/dev/mapper/again",
+        ] {
+            refused(place, &of_lvm, "vg-pool-tpool");
+        }
+        guest.sh("losetup -d /dev/loop0; dmsetup remove again");
+
+        // A pool that LVM knows nothing of, with its metadata in a file.
+        guest.volume("vg", "blocks", "8M");
+        guest.sh(
+            "truncate -s 4M meta.img; ln meta.img link.img; losetup /dev/loop0 meta.img
+             dmsetup create handmade --table '0 16384 thin-pool /dev/loop0 /dev/vg/blocks 128 0'
+             dmsetup message handmade 0 'create_thin 1'
+             dmsetup message handmade 0 'create_snap 2 1'
+             losetup -r /dev/loop1 meta.img",
+        );
+        for place in ["meta.img", "link.img", "/dev/loop0", "/dev/loop1"] {
+            refused(place, &ids(1, 2), "handmade");
+        }
+        // Not any more; and a copy, also on a volume of a pool that is active.
+        guest.sh("dmsetup remove handmade; cp meta.img copy.img");
+        lvm(guest, "lvcreate -qq -y -T -V 4M -n stored vg/pool");
+        write("/dev/vg/stored", &content(tool.path("meta.img")), 0);
+        for place in ["meta.img", "/dev/loop1", "copy.img", "/dev/vg/stored"] {
+            tool.run(&format!("diff --thin-metadata {place} {}", ids(1, 2)))
+                .ok();
+        }
+        guest.sh("losetup -d /dev/loop0; losetup -d /dev/loop1");
+    });
+}
+
 #[test]
 fn external_origins_and_pools_out_of_order() {
     let name = "external_origins_and_pools_out_of_order";

@@ -107,7 +107,8 @@ pub struct Header {
     /// Digest of the change list, see [`ChangeList::digest`]: two runs with the same one send the same extents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub list: Option<String>,
-    /// What no other run has, where the target has no identity: its content may be another at the next run.
+    /// What tells two deltas apart that have the same target: where that has no identity, something that no other run
+    /// has, since its content may be another at the next run; of a thin volume, what is mapped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
     /// In an undo: the stream (see [`super::stream`]) that it undoes.

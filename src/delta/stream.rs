@@ -20,7 +20,8 @@ impl StreamId {
     ///
     /// The content is that of the target state. Where that has no identity, the writer has put into
     /// [`Header::run`] what no other run has. A full copy covers the whole volume however its list is cut, so
-    /// there the list does not count: a filesystem may report other holes for the same file a moment later.
+    /// there the list does not count: a filesystem may report other holes for the same file a moment later. Where a
+    /// hole is part of the content, as in a thin volume that may be discarded, the writer says so in [`Header::run`].
     pub fn of(header: &Header, samples: &Samples) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("lvmsync 4 identity of a delta");
         let mut put = |bytes: &[u8]| {

@@ -12,6 +12,38 @@ use super::wire::Selector;
 use crate::error::{Error, Result};
 use crate::sys::device::DeviceNumber;
 use crate::units::sectors_to_bytes;
+use crate::volume::host::{Device, Host};
+use crate::volume::in_use::ActivePool;
+
+/// The thin pools that are active on `host`, LVM's and others. Where device-mapper cannot be asked, LVM's are known by
+/// their UUIDs, and what others made may be a pool, on whatever it stands.
+pub fn active_pools(host: &Host) -> Vec<ActivePool> {
+    let dm = DeviceMapper::open().ok();
+    let mapped = host.devices.iter();
+    let mapped = mapped.filter(|(_, device)| device.dm_name.is_some());
+    let mut pools = Vec::new();
+    for (number, device) in mapped {
+        let metadata = match &dm {
+            None if may_be_pool(device) => device.slaves.clone(),
+            None => Vec::new(),
+            Some(dm) => match only_target(dm, *number) {
+                Ok(Some(Target::ThinPool { metadata, .. })) => vec![metadata],
+                _ => Vec::new(),
+            },
+        };
+        pools.extend(metadata.into_iter().map(|metadata| ActivePool {
+            name: device.shown_name().to_owned(),
+            device: *number,
+            metadata,
+        }));
+    }
+    pools
+}
+
+fn may_be_pool(device: &Device) -> bool {
+    let uuid = device.dm_uuid.as_deref().unwrap_or_default();
+    uuid.ends_with("-tpool") || !uuid.starts_with("LVM-")
+}
 
 /// A thin volume's pool.
 #[derive(Clone, Debug, PartialEq, Eq)]

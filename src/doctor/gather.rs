@@ -295,7 +295,8 @@ fn held(directory: &StateDir, here: &Here) -> Vec<HeldFacts> {
         this_boot: boot.as_ref() == Some(&held.boot),
         held,
     };
-    hold::record::all(directory).into_iter().map(look).collect()
+    let pools = hold::record::pools(directory).into_iter();
+    pools.chain(hold::record::volumes()).map(look).collect()
 }
 
 fn listed(directory: &StateDir, mut here: Here) -> Looked<Vec<RecordFacts>> {

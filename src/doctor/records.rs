@@ -60,7 +60,9 @@ fn held(facts: &HeldFacts) -> Option<Check> {
     if !facts.this_boot {
         return None;
     }
-    let found = format!("{name}: active only because a run of lvmsync that read it was killed");
+    let found = format!(
+        "{name}: active only because a run of lvmsync that read it was killed, or could not deactivate it"
+    );
     Some(Check::warning(HELD, found).way_out(format!("lvchange -an {}", word(name))))
 }
 

@@ -5,10 +5,12 @@
 //! metadata (LVM's own `read_only_volume_list` would make the pool's table read-only, which the kernel refuses), and
 //! deactivated again.
 //!
-//! Guarantees: what was active before stays active; of several runs that read one volume the last one deactivates
-//! it; what killed runs left active is on record, and deactivated by the next run that reads a thin volume.
+//! Guarantees: what was active before stays active; of several runs that read one volume, whatever state directories they
+//! have, the last one deactivates it; what killed runs left active is on record, and deactivated by the next run that reads
+//! a thin volume. What shows that somebody else has made it theirs meanwhile (it is writable, or active anew) is left
+//! active. What LVM is told of a volume that is active already shows nowhere.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::thread;
 use std::time::Duration;
 
@@ -18,9 +20,8 @@ use super::reservation::Wait;
 use crate::dm::device::{DeviceMapper, device_path};
 use crate::dm::lvm;
 use crate::dm::name::LvName;
-use crate::dm::wire::Selector;
+use crate::dm::wire::{DeviceInfo, Selector};
 use crate::error::{Error, Result};
-use crate::record::store::StateDir;
 use crate::sys::ioctl;
 use crate::volume::host::boot_id;
 
@@ -43,7 +44,6 @@ impl Activation {
         dm: &DeviceMapper,
         name: LvName,
         uuid: &str,
-        state: &StateDir,
         wait: Wait<'_>,
     ) -> Result<Option<Self>> {
         let lock = LockFile::open(&name_of("volume", uuid))?;
@@ -52,37 +52,31 @@ impl Activation {
                 "{name}: another lvmsync is about to deactivate it"
             ))?;
         }
-        let file = HeldFile::of(state, "volume", uuid);
-        let boot = boot_id().unwrap_or_default();
+        let file = HeldFile::of_volume(uuid);
         let found = dm.info(Selector::Name(&name.dm_name()))?;
         if let Some(other) = found.as_ref().filter(|info| !is_uuid_of(&info.uuid, uuid)) {
             let reason = format!("device {} has its name", other.device);
             return Err(failed(&name.to_string(), "activate", &reason));
         }
-        let is_active = found.is_some();
-        let ours = file
-            .load()
-            .is_some_and(|held| held.boot == boot && held.of == uuid);
-        if is_active && !ours {
-            return Ok(None);
-        }
-        file.save(&Held {
-            of: uuid.to_owned(),
-            name: name.to_string(),
-            boot,
-            process: std::process::id(),
-            ..Held::default()
-        })?;
         let activation = Self {
             name,
             uuid: uuid.to_owned(),
             file,
             lock,
         };
-        // A run that was killed may have left it active, and not yet read-only.
-        let taken = match is_active {
-            true => activation.protect(dm),
-            false => activation.activate(dm),
+        let taken = match &found {
+            None => activation
+                .file
+                .save(&activation.held())
+                .and_then(|()| activation.activate(dm)),
+            Some(info) if activation.is_ours(info) => {
+                // A run that was killed may have left it active, and not yet read-only.
+                activation.protect(dm)
+            }
+            Some(_) => {
+                activation.file.remove()?;
+                return Ok(None);
+            }
         };
         if let Err(error) = taken {
             let _ = activation.end(dm);
@@ -91,28 +85,79 @@ impl Activation {
         Ok(Some(activation))
     }
 
-    /// Deactivates it, unless another run still reads it: then that one will.
+    /// Deactivates it, unless another run still reads it: then that one will. An error also if it stays active because
+    /// somebody else uses it.
     pub fn end(self, dm: &DeviceMapper) -> Result<()> {
         if !self.lock.try_alone()? {
             return Ok(());
         }
-        let found = dm.info(Selector::Name(&self.name.dm_name()))?;
-        if found.is_none_or(|info| !is_uuid_of(&info.uuid, &self.uuid)) {
+        let Some(info) = self.info(dm)? else {
             // Somebody deactivated or renamed it. What has its name now is not ours to deactivate.
             return self.file.remove();
-        }
+        };
+        let Some(held) = self.on_record() else {
+            // Another run has seen that it is not ours any more.
+            return Ok(());
+        };
         let name = self.name.to_string();
+        if let Some(how) = taken_over(&held, &Seen::of(&info)) {
+            self.file.remove()?;
+            return Err(stays(&name, how));
+        }
         let mut result = Ok(());
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 thread::sleep(PAUSE);
+            }
+            // To ask LVM would take longer than to look, and the run may be waiting.
+            if self.info(dm)?.is_some_and(|info| info.open_count > 0) {
+                continue;
             }
             result = lvchange(&["-an", "--", &name], "deactivate", &name);
             if result.is_ok() {
                 return self.file.remove();
             }
         }
-        result
+        match self.info(dm)? {
+            Some(info) if info.open_count > 0 => Err(stays(
+                &name,
+                &format!(
+                    "somebody else has it open. When nobody has, the next lvmsync that reads a thin volume \
+                     deactivates it, unless it is made writable: blockdev --setrw {}",
+                    device_path(info.device, &self.name.dm_name()).display()
+                ),
+            )),
+            _ => result,
+        }
+    }
+
+    fn info(&self, dm: &DeviceMapper) -> Result<Option<DeviceInfo>> {
+        let found = dm.info(Selector::Name(&self.name.dm_name()))?;
+        Ok(found.filter(|info| is_uuid_of(&info.uuid, &self.uuid)))
+    }
+
+    /// What is put on record before it is active.
+    fn held(&self) -> Held {
+        Held {
+            of: self.uuid.clone(),
+            name: self.name.to_string(),
+            boot: boot_id().unwrap_or_default(),
+            process: std::process::id(),
+            ..Held::default()
+        }
+    }
+
+    /// What is on record, if that is of this boot.
+    fn on_record(&self) -> Option<Held> {
+        let boot = boot_id().unwrap_or_default();
+        let held = self.file.load();
+        held.filter(|held| held.boot == boot && held.of == self.uuid)
+    }
+
+    /// Whether it is active because a run of ours made it so.
+    fn is_ours(&self, info: &DeviceInfo) -> bool {
+        let held = self.on_record();
+        held.is_some_and(|held| taken_over(&held, &Seen::of(info)).is_none())
     }
 
     fn activate(&self, dm: &DeviceMapper) -> Result<()> {
@@ -124,22 +169,61 @@ impl Activation {
     fn protect(&self, dm: &DeviceMapper) -> Result<()> {
         let name = self.name.to_string();
         let dm_name = self.name.dm_name();
-        let info = dm.info(Selector::Name(&dm_name))?;
-        let info = info.filter(|info| is_uuid_of(&info.uuid, &self.uuid));
-        let path = info.map(|info| device_path(info.device, &dm_name));
-        let path =
-            path.ok_or_else(|| failed(&name, "activate", "it has no device all the same"))?;
-        File::open(path)
+        let info = self.info(dm)?;
+        let info =
+            info.ok_or_else(|| failed(&name, "activate", "it has no device all the same"))?;
+        File::open(device_path(info.device, &dm_name))
             .and_then(ioctl::set_read_only)
-            .map_err(|error| Error::io(format!("cannot make {name} read-only"), error))
+            .map_err(|error| Error::io(format!("cannot make {name} read-only"), error))?;
+        self.file.save(&Held {
+            read_only: true,
+            sequence: Seen::of(&info).sequence,
+            ..self.held()
+        })
+    }
+}
+
+/// What there is to tell by whether a device is still as it was left.
+struct Seen {
+    read_only: bool,
+    /// Since Linux 5.15 no two devices have the same.
+    sequence: Option<String>,
+}
+
+impl Seen {
+    fn of(info: &DeviceInfo) -> Self {
+        let sequence = fs::read_to_string(format!("/sys/dev/block/{}/diskseq", info.device));
+        Self {
+            read_only: info.read_only,
+            sequence: sequence.ok().map(|text| text.trim().to_owned()),
+        }
+    }
+}
+
+/// What somebody has done to it since it was put on record, to make it theirs.
+fn taken_over(held: &Held, now: &Seen) -> Option<&'static str> {
+    if !held.read_only {
+        return None; // killed before there was anything to tell by
+    }
+    match (&held.sequence, &now.sequence) {
+        (Some(then), Some(now)) if then != now => Some("somebody else activated it anew"),
+        _ if !now.read_only => Some("somebody else made it writable"),
+        _ => None,
+    }
+}
+
+fn stays(name: &str, why: &str) -> Error {
+    Error::Lvm {
+        what: name.to_owned(),
+        reason: format!("it was activated to be read, and stays active: {why}"),
     }
 }
 
 /// Deactivates what runs that were killed have left active, guard and all, and forgets what a boot has ended. What
 /// cannot be deactivated is in use by somebody, and stays.
-pub fn sweep(dm: &DeviceMapper, state: &StateDir) {
-    for (_, held) in record::all(state) {
-        let file = HeldFile::of(state, "volume", &held.of);
+pub fn sweep(dm: &DeviceMapper) {
+    for (_, held) in record::volumes() {
+        let file = HeldFile::of_volume(&held.of);
         let (Some(name), Some(_)) = (LvName::parse(&held.name), file.load()) else {
             continue;
         };
@@ -199,4 +283,33 @@ fn lvchange(words: &[&str], verb: &str, name: &str) -> Result<()> {
     let text = String::from_utf8_lossy(&output.stderr);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     Err(failed(name, verb, &lines.collect::<Vec<_>>().join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_writable_or_active_anew_is_somebody_elses() {
+        let held = |read_only, sequence: Option<&str>| Held {
+            read_only,
+            sequence: sequence.map(str::to_owned),
+            ..Held::default()
+        };
+        let taken = |held: &Held, read_only, sequence: Option<&str>| {
+            let sequence = sequence.map(str::to_owned);
+            let now = Seen {
+                read_only,
+                sequence,
+            };
+            taken_over(held, &now).is_some()
+        };
+        let left = held(true, Some("7"));
+        assert!(!taken(&left, true, Some("7")) && !taken(&left, true, None));
+        assert!(taken(&left, false, Some("7")) && taken(&left, true, Some("8")));
+        let older_kernel = held(true, None);
+        assert!(!taken(&older_kernel, true, None) && taken(&older_kernel, false, None));
+        // Killed between activating it and making it read-only.
+        assert!(!taken(&held(false, None), false, Some("7")));
+    }
 }

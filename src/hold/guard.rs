@@ -33,7 +33,7 @@ pub fn run<I: Read + AsFd, O: Write>(input: I, mut out: O, state: &StateDir) -> 
         let _ = say(&mut out, &answer);
     }
     let result = holding.give_back(&dm);
-    activation::sweep(&dm, state);
+    activation::sweep(&dm);
     result
 }
 
@@ -64,7 +64,7 @@ impl Holding {
         match request {
             Request::Activate { volume, uuid } => {
                 let name = LvName::parse(&volume).ok_or_else(|| not_a_name("volume", &volume))?;
-                let taken = Activation::take(dm, name, &uuid, state, &mut wait)?;
+                let taken = Activation::take(dm, name, &uuid, &mut wait)?;
                 self.activations.extend(taken);
                 Ok(Answer::Active {})
             }

@@ -6,7 +6,7 @@
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -15,6 +15,11 @@ use crate::error::{Error, Result};
 
 /// Locks are for processes that live now: where nothing outlives a boot.
 const DIRECTORY: &str = "/run/lvmsync";
+
+/// Where locks are, and what is on record of this boot alone.
+pub fn directory() -> &'static Path {
+    Path::new(DIRECTORY)
+}
 
 /// Where the lock called `name` is.
 pub fn path_of(name: &str) -> PathBuf {

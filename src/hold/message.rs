@@ -66,28 +66,27 @@ impl Answer {
     }
 }
 
-/// The error that a [`Answer::Failed`] was.
+/// The error that a [`Answer::Failed`] was: the same code, the same words.
 pub fn error_of(code: u8, text: &str) -> Error {
     match ExitCode::from_number(code) {
-        Some(ExitCode::Refused) => {
-            // What is refused, and why, stands in the first line: the rest is the way out.
-            let (reason, way_out) = text.split_once('\n').unwrap_or((text, ""));
-            let (what, reason) = reason.split_once(": ").unwrap_or(("the pool", reason));
-            Error::refused(what, reason, way_out)
-        }
-        _ => {
-            let (what, reason) = text.split_once(": ").unwrap_or(("the guard process", text));
-            Error::Lvm {
-                what: what.to_owned(),
-                reason: reason.to_owned(),
-            }
-        }
+        Some(ExitCode::Interrupted) => Error::Interrupted,
+        // Nothing that failed ends in success, whatever the guard says.
+        code => Error::Guard {
+            text: text.to_owned(),
+            code: code
+                .filter(|code| *code != ExitCode::Done)
+                .unwrap_or(ExitCode::Failed),
+        },
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::io;
+
     use super::*;
+    use crate::changes::thin::ThinError;
 
     #[test]
     fn lines_are_what_the_other_side_reads() {
@@ -108,18 +107,39 @@ mod tests {
     fn an_error_keeps_code_and_words() {
         let errors = [
             Error::refused("vg/pool", "held by another", "Wait."),
+            Error::refused("vg/pool: a", "no way out", ""),
+            Error::held("vg/pool", "held", "Wait."),
             Error::Lvm {
                 what: "vg/pool".into(),
                 reason: "no such thing".into(),
             },
+            Error::Usage("that cannot be meant".into()),
+            Error::TrackingLost {
+                volume: "vg/s1".into(),
+                reason: "it was written".into(),
+                recover: "lvmsync send NEW DEST".into(),
+            },
+            Error::ThinMetadata {
+                what: "/dev/mapper/vg-pool_tmeta".into(),
+                source: ThinError::NoSnapshot,
+            },
+            Error::io("cannot lock it", io::ErrorKind::PermissionDenied.into()),
+            Error::Interrupted,
         ];
+        let mut codes = BTreeSet::new();
         for error in errors {
-            let Answer::Failed { code, text } = Answer::failed(&error) else {
+            let line = serde_json::to_string(&Answer::failed(&error)).unwrap();
+            let Answer::Failed { code, text } = serde_json::from_str(&line).unwrap() else {
                 panic!("not failed");
             };
             let again = error_of(code, &text);
             assert_eq!(again.exit_code(), error.exit_code());
             assert_eq!(again.chain(), error.chain());
+            codes.insert(code);
+        }
+        assert_eq!(codes.into_iter().collect::<Vec<_>>(), [1, 2, 4, 5, 130]);
+        for odd in [0, 99] {
+            assert_eq!(error_of(odd, "what?").exit_code(), ExitCode::Failed);
         }
     }
 }

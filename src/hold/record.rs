@@ -1,16 +1,20 @@
 //! What is held, on disk: how the next run knows that what it finds is ours.
 //!
+//! A pool's metadata snapshot outlives a power cut, so its record is in the state directory. A volume that is active does
+//! not, and belongs to all runs of this machine, whatever directories they were told: its record is beside its lock.
+//!
 //! Guarantees: a record is written before what it describes is taken, and removed after it was given back; one
 //! that cannot be read proves nothing.
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::lock;
 use crate::error::{Error, ExitCode, Result};
 use crate::partial_file::{PartialFile, sync_directory_of};
 use crate::record::store::{StateDir, make_directory};
@@ -39,6 +43,12 @@ pub struct Held {
     /// BLAKE3 of that block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// Of a volume: its device was made read-only. Not until it is active.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// The number that the kernel gave to that device alone, where it does so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<String>,
 }
 
 /// The file of one record.
@@ -48,9 +58,18 @@ pub struct HeldFile {
 }
 
 impl HeldFile {
-    /// The record of what is `kind` ("pool", "volume") of the thing with this UUID.
-    pub fn of(state: &StateDir, kind: &str, uuid: &str) -> Self {
-        let path = directory(state).join(format!("{}.json", name_of(kind, uuid)));
+    /// The record of the metadata snapshot of the pool with this UUID.
+    pub fn of_pool(state: &StateDir, uuid: &str) -> Self {
+        Self::within(&of_pools(state), &name_of("pool", uuid))
+    }
+
+    /// The record of the volume with this UUID, which is active to be read.
+    pub fn of_volume(uuid: &str) -> Self {
+        Self::within(lock::directory(), &name_of("volume", uuid))
+    }
+
+    fn within(directory: &Path, name: &str) -> Self {
+        let path = directory.join(format!("{name}.json"));
         Self { path }
     }
 
@@ -106,9 +125,18 @@ impl HeldFile {
     }
 }
 
-/// All that is on record as held, each with the name of its lock.
-pub fn all(state: &StateDir) -> Vec<(String, Held)> {
-    let entries = fs::read_dir(directory(state)).into_iter().flatten();
+/// All pools whose metadata snapshot is on record as held, each with the name of its lock.
+pub fn pools(state: &StateDir) -> Vec<(String, Held)> {
+    all_in(&of_pools(state))
+}
+
+/// All volumes that are on record as active to be read, each with the name of its lock.
+pub fn volumes() -> Vec<(String, Held)> {
+    all_in(lock::directory())
+}
+
+fn all_in(directory: &Path) -> Vec<(String, Held)> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
     let mut held: Vec<(String, Held)> = paths
         .filter(|path| path.extension().is_some_and(|end| end == "json"))
@@ -121,7 +149,7 @@ pub fn all(state: &StateDir) -> Vec<(String, Held)> {
     held
 }
 
-fn directory(state: &StateDir) -> PathBuf {
+fn of_pools(state: &StateDir) -> PathBuf {
     state.path().join("held")
 }
 
@@ -142,7 +170,7 @@ mod tests {
     fn a_record_is_kept_and_removed_and_damage_proves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::choose(Some(directory.path()));
-        let file = HeldFile::of(&state, "pool", "LVM-abc-tpool");
+        let file = HeldFile::of_pool(&state, "LVM-abc-tpool");
         assert_eq!(file.load(), None);
         file.remove().unwrap();
         let held = Held {
@@ -152,18 +180,17 @@ mod tests {
         };
         file.save(&held).unwrap();
         assert_eq!(file.load(), Some(held.clone()));
-        assert_eq!(all(&state), [("pool-LVM-abc-tpool".to_owned(), held)]);
+        assert_eq!(pools(&state), [("pool-LVM-abc-tpool".to_owned(), held)]);
         fs::write(&file.path, "{\"of\":").unwrap();
         assert_eq!(file.load(), None);
         file.remove().unwrap();
-        assert!(all(&state).is_empty());
+        assert!(pools(&state).is_empty());
     }
 
     #[test]
     fn runs_that_write_one_record_at_the_same_time_take_turns() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::choose(Some(directory.path()));
-        let file = HeldFile::of(&state, "volume", "abc");
+        let file = HeldFile::within(directory.path(), &name_of("volume", "abc"));
         file.save(&Held::default()).unwrap();
         thread::scope(|scope| {
             for process in 0..4 {

@@ -143,7 +143,7 @@ impl Reservation {
                 pool.name
             ))?;
         }
-        let file = HeldFile::of(state, "pool", &pool.uuid);
+        let file = HeldFile::of_pool(state, &pool.uuid);
         if let Some(root) = pool.held_root(dm)? {
             release_left(dm, &pool, root, &file, wait)?;
         }

@@ -32,13 +32,19 @@ pub(super) fn full_copy(
 ) -> Result<SendSource> {
     let mut opened = Opened::new(request, name, new)?;
     let of_new = opened.in_pool(new);
-    let (changes, was_written, block_bytes) = opened.read(request, |metadata| {
+    let (changes, mapped, was_written, block_bytes) = opened.read(request, |metadata| {
         let changes = metadata.mapped_changes(of_new)?;
+        let mapped = match of_new.external_origin {
+            true => metadata.mapped_digest(of_new.device)?,
+            false => changes.digest(),
+        };
         let was_written = metadata.was_written(of_new.device)?;
-        Ok((changes, was_written, metadata.block_bytes()))
+        Ok((changes, mapped, was_written, metadata.block_bytes()))
     })?;
     let header = Header {
         target: state_of(new).filter(|_| !was_written),
+        // A discard in NEW is no write: only what is mapped tells of it, and the list of a full copy does not count.
+        run: Some(mapped),
         granularity: block_bytes,
         ..header(request, Source::Full, opened.volume.size_bytes, &changes)
     };
@@ -62,8 +68,14 @@ pub(super) fn increment(
         size_bytes: old.size_bytes,
         external_origin: of_new.external_origin == same_origin,
     };
-    let (found, block_bytes) = opened.read(request, |metadata| {
-        Ok((metadata.changes(of_old, of_new)?, metadata.block_bytes()))
+    let (found, mapped, block_bytes) = opened.read(request, |metadata| {
+        let found = metadata.changes(of_old, of_new)?;
+        // A discard in NEW is no write. It changes the list, unless what is not mapped is listed as data, too.
+        let mapped = match of_new.external_origin {
+            true => Some(metadata.mapped_digest(of_new.device)?),
+            false => None,
+        };
+        Ok((found, mapped, metadata.block_bytes()))
     })?;
     // It is inactive, so nothing kept it: it was found by a number, and that a while ago if the pool was in use.
     refuse_replaced(old)?;
@@ -88,6 +100,7 @@ pub(super) fn increment(
         base_size: Some(old.size_bytes),
         base: state_of(old),
         target: state_of(new).filter(|_| !found.summary.new_was_written),
+        run: mapped,
         granularity: block_bytes,
         ..header(request, Source::Thin, opened.volume.size_bytes, &changes)
     };

@@ -81,6 +81,17 @@ impl fmt::Display for Overlap {
     }
 }
 
+/// An active thin pool, and where its maps are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ActivePool {
+    /// Its name, as people know it.
+    pub name: String,
+    /// The pool's device.
+    pub device: DeviceNumber,
+    /// The device that it keeps its maps on.
+    pub metadata: DeviceNumber,
+}
+
 /// All that holds a volume on this host, now.
 pub fn holders_of(volume: VolumeIdentity) -> Vec<Holder> {
     Host::load().holders_of(volume)
@@ -137,6 +148,58 @@ impl Host {
             .map(|real| Overlap::SharedOrigin { real })
     }
 
+    /// The pool among `pools` whose live metadata `volume` is, or shows, or is shown by: a loop device on it or the file
+    /// below one, a partition, a device that is mapped to it. A volume that only takes its space from a pool, as a copy
+    /// on a thin volume does, is none of that, nor is its neighbour on one disk.
+    pub fn pool_that_changes<'a>(
+        &self,
+        volume: VolumeIdentity,
+        pools: &'a [ActivePool],
+    ) -> Option<&'a ActivePool> {
+        let is_pool = |number| pools.iter().any(|pool| pool.device == number);
+        let below = self.under_but_for(volume, &is_pool);
+        let shown = self.shown_by(volume);
+        pools.iter().find(|pool| {
+            let metadata = VolumeIdentity::Block(pool.metadata);
+            metadata == volume
+                || below.contains(&metadata)
+                || self.under_but_for(metadata, &is_pool).contains(&volume)
+                || self.is_shown_twice(&shown, &self.shown_by(metadata))
+        })
+    }
+
+    /// What a loop device or a partition shows, and so on, each with the word whether it is a part of that only.
+    fn shown_by(&self, volume: VolumeIdentity) -> Vec<(VolumeIdentity, bool)> {
+        let mut found = vec![(volume, false)];
+        while let Some((VolumeIdentity::Block(number), is_part)) = found.last().copied() {
+            let Some(device) = self.devices.get(&number) else {
+                break;
+            };
+            let next = match (device.partition_of, device.backing) {
+                (Some(disk), _) => (VolumeIdentity::Block(disk), true),
+                (None, Some(backing)) => (backing, is_part),
+                (None, None) => break,
+            };
+            if found.iter().any(|(seen, _)| *seen == next.0) {
+                break;
+            }
+            found.push(next);
+        }
+        found
+    }
+
+    /// Whether both show one thing. Two parts of one disk are two things.
+    fn is_shown_twice(
+        &self,
+        one: &[(VolumeIdentity, bool)],
+        other: &[(VolumeIdentity, bool)],
+    ) -> bool {
+        one.iter().any(|(seen, is_part)| {
+            let also = other.iter().find(|(also, _)| also == seen);
+            also.is_some_and(|(_, is_part_too)| !(*is_part && *is_part_too))
+        })
+    }
+
     fn direct_holders_of(&self, volume: VolumeIdentity) -> Vec<Holder> {
         let mut holders = Vec::new();
         if let VolumeIdentity::Block(number) = volume {
@@ -174,10 +237,20 @@ impl Host {
 
     /// Everything that a volume stands on, however deep.
     fn all_under(&self, volume: VolumeIdentity) -> BTreeSet<VolumeIdentity> {
+        self.under_but_for(volume, &|_| false)
+    }
+
+    /// The same without what is below the devices that `is_end` names.
+    fn under_but_for(
+        &self,
+        volume: VolumeIdentity,
+        is_end: &dyn Fn(DeviceNumber) -> bool,
+    ) -> BTreeSet<VolumeIdentity> {
         let mut found = BTreeSet::new();
         let mut to_visit = self.directly_under(volume);
         while let Some(next) = to_visit.pop() {
-            if found.insert(next) {
+            let goes_on = !matches!(next, VolumeIdentity::Block(number) if is_end(number));
+            if found.insert(next) && goes_on {
                 to_visit.extend(self.directly_under(next));
             }
         }
@@ -439,6 +512,82 @@ mod tests {
             ("a snapshot to a file", block(253, 3), IMAGE, None),
         ] {
             assert_eq!(host().overlap(source, destination), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn live_metadata_is_known_under_every_name_and_copies_are_not() {
+        let mut host = host();
+        let mut add = |(major, minor): (u32, u32), device: Device| {
+            host.devices.insert(DeviceNumber::new(major, minor), device);
+        };
+        let on = |slaves: &[(u32, u32)]| Device {
+            dm_name: Some("x".into()),
+            slaves: slaves
+                .iter()
+                .map(|(major, minor)| DeviceNumber::new(*major, *minor))
+                .collect(),
+            ..Device::default()
+        };
+        let shows = |backing| Device {
+            backing: Some(backing),
+            ..Device::default()
+        };
+        let part_of = |major, minor| Device {
+            partition_of: Some(DeviceNumber::new(major, minor)),
+            ..Device::default()
+        };
+        // LVM's pool, on the disk that the other volumes are on; one that dmsetup made, on a loop device.
+        add((253, 20), on(&[(8, 1)]));
+        add((253, 7), on(&[(253, 20), (8, 1)]));
+        add((253, 21), on(&[(7, 0), (253, 6)]));
+        add((7, 2), shows(block(253, 20)));
+        add((259, 1), part_of(7, 2));
+        add((253, 22), on(&[(253, 20)]));
+        add((7, 3), shows(IMAGE));
+        add((259, 2), part_of(7, 3));
+        // A copy on a thin volume, under a loop device.
+        add((7, 4), shows(block(253, 8)));
+        let pool = |device, metadata: (u32, u32)| ActivePool {
+            name: format!("pool {device}"),
+            device: DeviceNumber::new(253, device),
+            metadata: DeviceNumber::new(metadata.0, metadata.1),
+        };
+        let pools = [pool(7, (253, 20)), pool(21, (7, 0))];
+        let found = |volume| {
+            let pool = host.pool_that_changes(volume, &pools);
+            pool.map_or(0, |pool| pool.device.minor)
+        };
+        for (what, volume, expected) in [
+            ("itself", block(253, 20), 7),
+            ("a loop device on it", block(7, 2), 7),
+            ("a partition of that", block(259, 1), 7),
+            ("a device mapped to it", block(253, 22), 7),
+            ("the disk below it", block(8, 1), 7),
+            ("a loop device", block(7, 0), 21),
+            ("the file below it", IMAGE, 21),
+            ("another loop device on that", block(7, 3), 21),
+            ("a partition of that one", block(259, 2), 21),
+            ("a volume beside it", block(253, 10), 0),
+            ("another on the same disk", block(253, 1), 0),
+            ("a thin volume", block(253, 8), 0),
+            ("a loop device on a thin volume", block(7, 4), 0),
+            ("another partition", block(8, 2), 0),
+            ("another file", other_file(), 0),
+        ] {
+            assert_eq!(found(volume), expected, "{what}");
+        }
+        assert_eq!(host.pool_that_changes(IMAGE, &[]), None);
+        // Parts of one disk.
+        let parts = [pool(30, (8, 1))];
+        assert!(host.pool_that_changes(block(8, 2), &parts).is_none());
+        assert!(host.pool_that_changes(block(8, 0), &parts).is_some());
+    }
+
+    fn other_file() -> VolumeIdentity {
+        VolumeIdentity::File {
+            filesystem: 1,
+            inode: 43,
         }
     }
 }

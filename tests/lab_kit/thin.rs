@@ -137,11 +137,13 @@ impl Tool {
     }
 }
 
-/// Records of what is held, below a state directory.
+/// Records of what is held, below a state directory, and on this machine.
 pub(crate) fn held_in(state: &std::path::Path) -> Vec<String> {
-    let entries = fs::read_dir(state.join("held")).into_iter().flatten();
+    let held = [state.join("held"), "/run/lvmsync".into()];
+    let entries = held.iter().flat_map(fs::read_dir).flatten();
     entries
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| !name.ends_with(".lock"))
         .collect()
 }
 

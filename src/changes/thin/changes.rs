@@ -85,6 +85,17 @@ impl ThinMetadata<'_> {
         Ok(list.builder.finish())
     }
 
+    /// Which blocks of a device are mapped, as `b3:` and 64 hexadecimal digits: BLAKE3 over first block and number of
+    /// blocks (both little-endian) of each run. A discard changes this, even where it changes no list and no time.
+    pub fn mapped_digest(&self, id: u64) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        self.mapped(id, |run| {
+            hasher.update(&run.start.to_le_bytes());
+            hasher.update(&run.blocks.to_le_bytes());
+        })?;
+        Ok(format!("b3:{}", hasher.finalize().to_hex()))
+    }
+
     /// All of the volume from the byte `from` on.
     fn list_all(&self, list: &mut Listed, from: u64) -> Result<()> {
         let volume = list.volume;

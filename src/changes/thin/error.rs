@@ -62,6 +62,11 @@ pub enum ThinError {
         /// What it was.
         expected: u64,
     },
+    /// The copy was written, anywhere in it, while it was being read.
+    #[error(
+        "it was written while it was being read, so it may be of no moment at all; run this again when that is done"
+    )]
+    Written,
     /// A node that is damaged, or not the node that its parent promised.
     #[error(
         "block {block} is no usable node of {tree}: its {field} is {found}, expected {expected}"

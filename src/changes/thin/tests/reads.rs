@@ -227,3 +227,30 @@ fn a_block_that_cannot_be_read_is_named_and_only_where_it_is_needed() {
         }
     }
 }
+
+/// No time and no list of a full copy from an external origin tells of a discard.
+#[test]
+fn a_discard_changes_what_is_mapped_and_nothing_else() {
+    let mut pool = PoolBuilder::new(128, 12);
+    pool.create(1);
+    pool.write_new(1, 0..50);
+    pool.snapshot(2, 1);
+    let look = |pool: &PoolBuilder| {
+        let image = MemoryVolume::new(pool.image());
+        let metadata = ThinMetadata::open(&image, Root::Live).unwrap();
+        let volume = ThinVolume {
+            device: 2,
+            size_bytes: 50 << 16,
+            external_origin: true,
+        };
+        let list = metadata.mapped_changes(volume).unwrap().digest();
+        let digests = [1, 2].map(|id| metadata.mapped_digest(id).unwrap());
+        (list, metadata.was_written(2).unwrap(), digests)
+    };
+    let (list, written, [one, two]) = look(&pool);
+    assert_eq!(one, two, "a snapshot that is what its origin is");
+    pool.discard(2, 20);
+    let (list_then, written_then, [one_then, two_then]) = look(&pool);
+    assert_eq!((list_then, written_then), (list, written));
+    assert!(!written_then && one_then == one && two_then != two);
+}
