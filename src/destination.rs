@@ -154,7 +154,11 @@ impl Destination {
             refuse_overlap(sources, identity, name)?;
             refuse_held(identity, name, options)?;
         }
-        if let Some(pool) = &pool {
+        let stands_on = match (&pool, &made) {
+            (None, None) => pooled::pool_below(&path, name)?,
+            _ => None,
+        };
+        if let Some(pool) = pool.as_ref().or(stands_on.as_ref()) {
             pooled::refuse_trouble(pool, name)?;
         }
         let write_options = WriteOptions {
@@ -182,7 +186,11 @@ impl Destination {
             }
             keeper.set_new_file();
         }
-        let volume = Pooled { volume, pool };
+        let volume = Pooled {
+            volume,
+            pool,
+            stands_on,
+        };
         if let Some(new) = new_volume.take() {
             new_volume = begin_new(new, &volume, &keeper, name, options)?;
         }
@@ -465,6 +473,8 @@ fn resolve_or_make(
             Ok(Resolved::LogicalVolume(volume))
         }
         Ok(resolved) => Ok(resolved),
+        // It is there, and cannot be used.
+        Err(error @ Error::Refused { .. }) => Err(error),
         Err(error) => {
             let is_free = options.create && is_free_file_name(Path::new(name));
             let planned = new_volume::plan(name, make, is_free)?;

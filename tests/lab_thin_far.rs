@@ -529,7 +529,7 @@ fn a_pool_in_trouble_is_refused_and_a_discard_that_did_nothing_is_no_success() {
             assert!(error.contains("thin pool vg/p is read-only"), "{error}");
             drop(open);
             tool.run("send first.img vg/t")
-                .ends(5, &["thin pool vg/p is read-only", "lvchange -ay vg/p"]);
+                .ends(5, &["thin pool vg/p is read-only", "lvchange -an vg/p"]);
             // Blocks that are mapped can be written still, and what did not become zero was.
             let mut expected = old;
             expected[2 * MIB..3 * MIB].fill(0);

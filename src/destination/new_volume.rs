@@ -48,7 +48,7 @@ pub(super) fn plan(name: &str, make: &Make, is_free_file_name: bool) -> Result<O
             "there is no such volume, and this is no full copy: a new one cannot be its base",
             "Make a full copy first: lvmsync send NEW DEST --create",
         )),
-        Err(Error::Usage(text)) => Err(Error::Usage(text)),
+        Err(error @ (Error::Usage(_) | Error::Refused { .. })) => Err(error),
         // There is no such group, but a directory of that name.
         Err(_) if is_free_file_name && !Path::new(name).is_absolute() => Ok(None),
         Err(error) => Err(error),

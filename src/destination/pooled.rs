@@ -4,11 +4,13 @@
 //! was done; a write that fails is reported with the pool's state and the command that mends it.
 
 use std::io;
+use std::path::Path;
 
 use crate::dm::pool::Pool;
 use crate::dm::pool_status::{Mode, PoolStatus, Trouble};
 use crate::error::{Error, Result};
 use crate::extent::Extent;
+use crate::volume::host::VolumeIdentity;
 use crate::volume::open::{Provisioning, Volume};
 use crate::volume::{ReadAt, WriteAt};
 
@@ -17,6 +19,16 @@ use crate::volume::{ReadAt, WriteAt};
 pub(super) struct Pooled {
     pub(super) volume: Volume,
     pub(super) pool: Option<Pool>,
+    /// Instead of that: a pool further below, which can break under it.
+    pub(super) stands_on: Option<Pool>,
+}
+
+/// A pool below what is at `path`, called `name`.
+pub(super) fn pool_below(path: &Path, name: &str) -> Result<Option<Pool>> {
+    match VolumeIdentity::of_path(path) {
+        Ok(VolumeIdentity::Block(device)) => Pool::below(device, name),
+        _ => Ok(None),
+    }
 }
 
 /// Refuses a volume called `name` whose pool is in trouble.
@@ -45,7 +57,9 @@ impl Pooled {
 
     /// Adds what the pool says to a failure.
     fn explain(&self, error: io::Error) -> io::Error {
-        let Some(pool) = &self.pool else { return error };
+        let Some(pool) = self.pool.as_ref().or(self.stands_on.as_ref()) else {
+            return error;
+        };
         let Ok(status) = pool.status() else {
             return error;
         };

@@ -181,7 +181,16 @@ pub fn sysfs_name_and_uuid(device: DeviceNumber) -> Option<(String, String)> {
 
 /// The devices that stand on this one.
 pub fn sysfs_holders(device: DeviceNumber) -> Vec<DeviceNumber> {
-    let Ok(entries) = fs::read_dir(format!("/sys/dev/block/{device}/holders")) else {
+    sysfs_neighbours(device, "holders")
+}
+
+/// The devices that this one stands on.
+pub fn sysfs_slaves(device: DeviceNumber) -> Vec<DeviceNumber> {
+    sysfs_neighbours(device, "slaves")
+}
+
+fn sysfs_neighbours(device: DeviceNumber, side: &str) -> Vec<DeviceNumber> {
+    let Ok(entries) = fs::read_dir(format!("/sys/dev/block/{device}/{side}")) else {
         return Vec::new();
     };
     let number = |entry: fs::DirEntry| {

@@ -5,6 +5,7 @@
 
 use super::device::{DeviceMapper, device_path, sysfs_holders};
 use super::name::{LvName, split_dm_name};
+use super::pool;
 use super::snapshot::{LogicalVolume, OriginVolume, Role, ThickSnapshot};
 use super::table::{SnapshotStatus, SnapshotTarget, Target, parse_snapshot_status, parse_target};
 use super::uuid::DmUuid;
@@ -54,6 +55,10 @@ fn targets_of(dm: &DeviceMapper, info: &DeviceInfo) -> Result<(Vec<Target>, u64)
             .start_sectors
             .checked_add(line.length_sectors)
             .ok_or_else(|| broken("its device-mapper table has an impossible size".into()))?;
+        if line.kind == "thin" && line.params.trim() == "Fail" {
+            let name = split_dm_name(&info.name).map(|(name, _)| name.to_string());
+            pool::refuse_failed(dm, info.device, name.as_deref().unwrap_or(&info.name))?;
+        }
         let target = parse_target(&line.kind, &line.params);
         targets.push(target.map_err(|error| broken(error.to_string()))?);
     }

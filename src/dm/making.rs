@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use super::lvm::{LvRow, lvm_command, volumes_of};
 use super::name::{LvName, is_valid};
+use super::pool::status_by_name;
 use crate::error::{Error, Result};
 
 /// Carried by a volume that was made and of which nothing is on record yet.
@@ -65,7 +66,17 @@ pub struct Plan {
 /// Looks at the volume group and says what would be made; an error where that cannot be.
 pub fn plan(name: &LvName, making: &Making) -> Result<Plan> {
     let rows = volumes_of(name.vg())?;
-    choose(name, making, &rows)
+    let plan = choose(name, making, &rows)?;
+    if let Some(pool) = plan
+        .pool
+        .as_deref()
+        .and_then(|pool| LvName::new(name.vg(), pool))
+        && let Some(trouble) = status_by_name(&pool)?.and_then(|status| status.trouble(&pool))
+    {
+        let reason = trouble.reason.replacen("its thin pool", "the thin pool", 1);
+        return Err(Error::refused(name.to_string(), reason, trouble.way_out));
+    }
+    Ok(plan)
 }
 
 /// The same, from the rows: pure.

@@ -1,9 +1,9 @@
 //! The thin pool below a volume.
 //!
 //! Guarantees: found through the tables that are active now; what is not proved to be a thin volume, right
-//! below, has no pool here. Only looks.
+//! below, has no pool here that anything but its state is taken from. Only looks.
 
-use super::device::DeviceMapper;
+use super::device::{DeviceMapper, sysfs_name_and_uuid, sysfs_slaves};
 use super::name::{LvName, split_dm_name};
 use super::pool_status::{PoolStatus, parse_mapped_bytes, parse_pool_status};
 use super::snapshot::{LogicalVolume, Role};
@@ -73,19 +73,56 @@ impl Pool {
             _ => return Ok(None),
         };
         let dm = DeviceMapper::open()?;
+        Self::of_thin(&dm, thin, below_snapshots, &volume.name.to_string())
+    }
+
+    /// A pool that takes part in what stands at `device`, called `what`: encryption or a partition on a thin volume. What
+    /// it does to a write is known, and not how: good for its state, and for nothing else.
+    pub fn below(device: DeviceNumber, what: &str) -> Result<Option<Self>> {
+        let mut found = sysfs_slaves(device);
+        let mut next = 0;
+        while let Some(device) = found.get(next).copied() {
+            next += 1;
+            // What does not answer is no pool: without it a failure says less, and that is all.
+            if sysfs_name_and_uuid(device).is_some()
+                && let Ok(dm) = DeviceMapper::open()
+            {
+                if let Err(error @ Error::Refused { .. }) = refuse_failed(&dm, device, what) {
+                    return Err(error);
+                }
+                if let Ok(Some(pool)) = Self::of_thin(&dm, device, false, what) {
+                    return Ok(Some(pool));
+                }
+            }
+            for below in sysfs_slaves(device) {
+                if !found.contains(&below) {
+                    found.push(below);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The pool of what may be a thin volume, called `what`.
+    fn of_thin(
+        dm: &DeviceMapper,
+        thin: DeviceNumber,
+        below_snapshots: bool,
+        what: &str,
+    ) -> Result<Option<Self>> {
         let Some(Target::Thin {
             pool,
             external_origin,
             ..
-        }) = only_target(&dm, thin)?
+        }) = only_target(dm, thin)?
         else {
             return Ok(None);
         };
         let wrong = |reason: String| Error::Lvm {
-            what: volume.name.to_string(),
+            what: what.to_owned(),
             reason,
         };
-        let found = match only_target(&dm, pool)? {
+        let found = match only_target(dm, pool)? {
             Some(Target::ThinPool {
                 block_sectors,
                 features,
@@ -117,12 +154,7 @@ impl Pool {
 
     /// What the kernel says of it now.
     pub fn status(&self) -> Result<PoolStatus> {
-        let lines = DeviceMapper::open()?.status(self.device)?;
-        let words = lines.first().map_or("", |line| line.params.as_str());
-        parse_pool_status(words).map_err(|error| Error::Lvm {
-            what: self.name.to_string(),
-            reason: error.to_string(),
-        })
+        status_of(&DeviceMapper::open()?, self.device, &self.name)
     }
 
     /// Up to how many bytes the volume can hold: what is mapped already, and what is free in the pool.
@@ -135,6 +167,43 @@ impl Pool {
         let free = figures.data.free().saturating_mul(self.block_bytes);
         Ok(parse_mapped_bytes(words).map(|mapped| mapped.saturating_add(free)))
     }
+}
+
+/// What the kernel says of the pool called `name`; `None` while it is not active.
+pub fn status_by_name(name: &LvName) -> Result<Option<PoolStatus>> {
+    let dm = DeviceMapper::open()?;
+    let device_name = format!("{}-tpool", name.dm_name());
+    match dm.info(Selector::Name(&device_name))? {
+        Some(info) => status_of(&dm, info.device, name).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The refusal of `what`, a volume whose pool has failed. The kernel then does not even tell its table, so the pool is
+/// found by what the volume stands on.
+pub(super) fn refuse_failed(dm: &DeviceMapper, thin: DeviceNumber, what: &str) -> Result<()> {
+    for below in sysfs_slaves(thin) {
+        let info = dm.info(Selector::Device(below))?;
+        let name = info.and_then(|info| split_dm_name(&info.name));
+        let Some((name, Some(layer))) = name else {
+            continue;
+        };
+        if layer == "tpool"
+            && let Some(trouble) = status_of(dm, below, &name)?.trouble(&name)
+        {
+            return Err(Error::refused(what, trouble.reason, trouble.way_out));
+        }
+    }
+    Ok(())
+}
+
+fn status_of(dm: &DeviceMapper, pool: DeviceNumber, name: &LvName) -> Result<PoolStatus> {
+    let lines = dm.status(pool)?;
+    let words = lines.first().map_or("", |line| line.params.as_str());
+    parse_pool_status(words).map_err(|error| Error::Lvm {
+        what: name.to_string(),
+        reason: error.to_string(),
+    })
 }
 
 fn only_target(dm: &DeviceMapper, device: DeviceNumber) -> Result<Option<Target>> {

@@ -148,26 +148,25 @@ impl PoolStatus {
                 return Some(Trouble {
                     reason: format!("its thin pool {pool} has failed"),
                     way_out: format!(
-                        "Look at the kernel's log, then: lvchange -an {pool} && lvconvert --repair {pool}"
+                        "The kernel's log says why; first of all the disk below its metadata has to be well. {}",
+                        checked(pool)
                     ),
                 });
             }
             Self::Working(figures) => figures,
         };
         let share = figures.shown();
-        let (what, way_out) = if figures.needs_check {
-            let way_out = format!(
-                "Its maps have to be checked: lvchange -an {pool} && lvconvert --repair {pool}"
-            );
-            ("needs a check", way_out)
+        let (what, way_out) = if figures.needs_check && figures.is_short_of_metadata() {
+            // The kernel lets no metadata grow that was not checked.
+            let way_out = format!("{}\n{}", checked(pool), room_for_maps(pool));
+            ("needs a check, and its metadata is full", way_out)
+        } else if figures.needs_check {
+            ("needs a check", checked(pool))
         } else if figures.mode == Mode::ReadOnly && figures.is_short_of_metadata() {
-            let way_out = format!("Make room for its maps: lvextend --poolmetadatasize +1G {pool}");
+            let way_out = room_for_maps(pool);
             ("is read-only, for its metadata is full", way_out)
         } else if figures.mode == Mode::ReadOnly {
-            let way_out = format!(
-                "Look at the kernel's log; then lvchange -an {pool} && lvchange -ay {pool}, or \
-                 lvconvert --repair {pool}"
-            );
+            let way_out = format!("The kernel's log says why. {}", checked(pool));
             ("is read-only", way_out)
         } else if figures.mode == Mode::OutOfDataSpace {
             ("is out of space", more_space(pool))
@@ -178,6 +177,15 @@ impl PoolStatus {
             reason: format!("its thin pool {pool} {what} ({share})"),
             way_out,
         })
+    }
+
+    /// Why the maps of this pool cannot be read: the kernel freezes no copy of what it may not write. A pool that has
+    /// only run out of space is no hindrance.
+    pub fn trouble_for_reader(&self, pool: &LvName) -> Option<Trouble> {
+        match self {
+            Self::Working(figures) if figures.mode == Mode::OutOfDataSpace => None,
+            _ => self.trouble(pool),
+        }
     }
 
     /// What there is to know when a write failed. The way out is empty for a pool that is in order.
@@ -193,7 +201,7 @@ impl PoolStatus {
                     "the metadata of its thin pool {pool} is full ({})",
                     figures.shown()
                 ),
-                way_out: format!("Make room for its maps: lvextend --poolmetadatasize +1G {pool}"),
+                way_out: room_for_maps(pool),
             },
             (None, Self::Working(figures)) => Trouble {
                 reason: format!("its thin pool {pool}: {}", figures.shown()),
@@ -205,6 +213,31 @@ impl PoolStatus {
             },
         }
     }
+}
+
+/// The commands that have the maps of a pool checked, and the kernel believe it.
+///
+/// A pool is inactive only when each of its volumes is. The mark that the kernel has set is taken off by `thin_check`, and
+/// not by `thin_repair` (of version 0.9 at least): and `thin_check` is told to only where LVM was built that way, which
+/// it is not in Debian 12.
+pub fn check_commands(pool: &LvName) -> String {
+    let (vg, lv) = (pool.vg(), pool.lv());
+    format!(
+        "lvchange -an -S 'pool_lv=\"{lv}\"' {vg} && lvchange -an {pool} && lvchange -ay --config \
+         'global/thin_check_options=[\"-q\",\"--clear-needs-check-flag\"]' {pool}"
+    )
+}
+
+fn checked(pool: &LvName) -> String {
+    format!(
+        "To have its maps checked, all of it has to be inactive: {}\nIf they are damaged: lvconvert --repair \
+         {pool}, and the last of these commands again. Then activate the volume",
+        check_commands(pool)
+    )
+}
+
+fn room_for_maps(pool: &LvName) -> String {
+    format!("Make room for its maps: lvextend --poolmetadatasize +1G {pool}")
 }
 
 fn more_space(pool: &LvName) -> String {
@@ -299,9 +332,19 @@ mod tests {
                 "lvconvert --repair vg/pool",
             ),
             (
+                "1 112/1024 64/256 - ro discard_passdown queue_if_no_space needs_check 256",
+                "needs a check",
+                "--clear-needs-check-flag\"]' vg/pool",
+            ),
+            (
+                "1 1020/1024 64/256 - ro discard_passdown queue_if_no_space needs_check 256",
+                "needs a check, and its metadata is full",
+                "lvextend --poolmetadatasize",
+            ),
+            (
                 "1 112/1024 64/256 - ro discard_passdown queue_if_no_space - 256",
                 "is read-only (data 25 %",
-                "lvchange -ay vg/pool",
+                "lvchange -an -S 'pool_lv=\"pool\"' vg && lvchange -an vg/pool",
             ),
             (
                 "1 1020/1024 64/256 - ro discard_passdown queue_if_no_space - 256",
@@ -318,6 +361,20 @@ mod tests {
             assert!(found.reason.contains(reason), "{status}: {found:?}");
             assert!(found.way_out.contains(way_out), "{status}: {found:?}");
         }
+    }
+
+    #[test]
+    fn only_a_pool_that_may_not_write_keeps_its_maps_from_a_reader() {
+        let line = "1 112/1024 256/256 - MODE discard_passdown error_if_no_space - 256";
+        for (mode, is_trouble) in [("rw", false), ("out_of_data_space", false), ("ro", true)] {
+            let status = parse_pool_status(&line.replace("MODE", mode)).unwrap();
+            assert_eq!(
+                status.trouble_for_reader(&pool()).is_some(),
+                is_trouble,
+                "{mode}"
+            );
+        }
+        assert!(PoolStatus::Failed.trouble_for_reader(&pool()).is_some());
     }
 
     #[test]

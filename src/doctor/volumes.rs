@@ -5,7 +5,8 @@
 use super::facts::{Device, Kind, PoolStatus};
 use super::{Check, word};
 use crate::dm::SnapshotStatus;
-use crate::dm::name::split_dm_name;
+use crate::dm::name::{LvName, split_dm_name};
+use crate::dm::pool_status::check_commands;
 use crate::units::{Bytes, MIB, count, sectors_to_bytes};
 
 /// In hundredths: above it a snapshot or a pool is nearly full.
@@ -115,7 +116,13 @@ fn why(status: SnapshotStatus) -> &'static str {
 
 fn pool(device: &Device, status: PoolStatus) -> Option<Check> {
     let name = shown(device);
-    let repair = || format!("lvconvert --repair {}", word(&name));
+    let repair = || match LvName::parse(&name) {
+        Some(pool) => format!(
+            "{}; if that finds damage: lvconvert --repair {pool}, and the last of these again",
+            check_commands(&pool)
+        ),
+        None => format!("lvconvert --repair {}", word(&name)),
+    };
     let PoolStatus::Running {
         metadata,
         data,
@@ -346,7 +353,10 @@ mod tests {
                 *needs_check = true;
             }
         });
-        assert_eq!(sick.way_out.as_deref(), Some("lvconvert --repair vg/pool"));
+        let way_out = sick.way_out.unwrap();
+        for part in ["--clear-needs-check-flag", "lvconvert --repair vg/pool"] {
+            assert!(way_out.contains(part), "{way_out}");
+        }
         assert_eq!(with(PoolStatus::Failed)[0].status, Status::Problem);
     }
 

@@ -9,7 +9,7 @@
 use super::lock::LockFile;
 use super::record::{Held, HeldFile, name_of};
 use crate::dm::device::{DeviceMapper, device_path};
-use crate::dm::name::split_dm_name;
+use crate::dm::name::{LvName, split_dm_name};
 use crate::dm::pool_status::{PoolStatus, parse_pool_status};
 use crate::dm::table::{Target, parse_target};
 use crate::dm::wire::Selector;
@@ -97,11 +97,26 @@ impl Pool {
         let status = lines.first().map_or("", |line| line.params.as_str());
         match parse_pool_status(status) {
             Ok(PoolStatus::Working(figures)) => Ok(figures.held_root),
-            _ => Err(Error::Lvm {
-                what: self.name.clone(),
-                reason: format!("the pool does not work; its status is `{status}`"),
-            }),
+            Ok(failed @ PoolStatus::Failed) => Err(self
+                .broken(&failed)
+                .unwrap_or_else(|| self.wrong("the pool has failed".to_owned()))),
+            Err(_) => Err(self.wrong(format!("the pool does not work; its status is `{status}`"))),
         }
+    }
+
+    fn wrong(&self, reason: String) -> Error {
+        Error::Lvm {
+            what: self.name.clone(),
+            reason,
+        }
+    }
+
+    /// What there is to say where its state is the reason why nothing can be asked of it.
+    fn broken(&self, status: &PoolStatus) -> Option<Error> {
+        let name = LvName::parse(&self.name)?;
+        let trouble = status.trouble_for_reader(&name)?;
+        let reason = trouble.reason.replacen("its thin pool", "the thin pool", 1);
+        Some(Error::refused(&self.name, reason, trouble.way_out))
     }
 
     /// BLAKE3 of a block of the metadata, as it is on the disk now.
@@ -121,14 +136,16 @@ impl Pool {
         dm.message(self.device, text).map_err(|error| {
             let status = dm.status(self.device).ok();
             let status = status.and_then(|lines| Some(lines.first()?.params.clone()));
-            let reason = format!(
-                "the pool does not accept `{text}`: {error}; its status is `{}`",
-                status.unwrap_or_default()
-            );
-            Error::Lvm {
-                what: self.name.clone(),
-                reason,
-            }
+            let status = status.unwrap_or_default();
+            // A failure may be what broke it: then that is the news.
+            let broken = parse_pool_status(&status).ok();
+            broken
+                .and_then(|status| self.broken(&status))
+                .unwrap_or_else(|| {
+                    self.wrong(format!(
+                        "the pool does not accept `{text}`: {error}; its status is `{status}`"
+                    ))
+                })
         })
     }
 }
@@ -189,8 +206,12 @@ impl Reservation {
 
     /// Gives it back. An error if it was not ours any more: then what was read may be of no moment at all.
     pub fn release(self, dm: &DeviceMapper) -> Result<()> {
-        let is_ours = self.pool.held_root(dm)? == Some(self.root)
-            && self.held.digest == Some(self.pool.digest(self.root)?);
+        let mut is_ours = self.pool.held_root(dm)? == Some(self.root);
+        if is_ours {
+            let digest = self.pool.digest(self.root);
+            let digest = digest.map_err(|error| stays(&self.pool, &error))?;
+            is_ours = self.held.digest == Some(digest);
+        }
         if !is_ours {
             self.file.remove()?;
             return Err(taken_away(&self.pool));
@@ -256,6 +277,17 @@ fn foreign(pool: &Pool, root: u64, held: Option<&Held>) -> Error {
         pool.release_command()
     );
     Error::refused(&pool.name, reason, way_out)
+}
+
+/// What cannot be read proves nothing, so it is not released. Its record stays, too, and is proof when the disk is well.
+fn stays(pool: &Pool, error: &Error) -> Error {
+    pool.wrong(format!(
+        "{}. So nothing proves that the pool's metadata snapshot is still lvmsync's, and it is not released; what was \
+         read counts for nothing. When the disk below the metadata is well, the next run releases it. If no other \
+         program holds it: {}",
+        error.chain(),
+        pool.release_command()
+    ))
 }
 
 fn taken_away(pool: &Pool) -> Error {

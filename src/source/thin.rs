@@ -13,7 +13,10 @@ use crate::changes::thin::{Root, ThinError, ThinMetadata, ThinVolume as InPool};
 use crate::delta::header::{Header, Source, State};
 use crate::delta::samples::Samples;
 use crate::dm::device::{DeviceMapper, device_path};
+use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
+use crate::dm::pool::status_by_name;
+use crate::dm::pool_status::Trouble;
 use crate::dm::snapshot::{LogicalVolume, Role};
 use crate::dm::thin::{ThinVolume, activated, refuse_replaced};
 use crate::dm::wire::Selector;
@@ -121,6 +124,7 @@ struct Opened {
 impl Opened {
     fn new(request: &SourceRequest<'_>, name: &str, thin: &ThinVolume) -> Result<Self> {
         half_written::refuse_logical_volume(&request.state, &thin.uuid, name)?;
+        refuse_trouble(thin, name)?;
         let mut guard = Guard::start(&request.state, request.cancel)?;
         let volume = match &thin.active {
             // Asked for all the same where a run of ours may have activated it.
@@ -244,6 +248,18 @@ impl Opened {
             version: None,
             guard: Some(self.guard),
         })
+    }
+}
+
+/// Refuses a volume whose pool is known to be in trouble, before anything is asked of LVM, whose words for it are others.
+fn refuse_trouble(thin: &ThinVolume, name: &str) -> Result<()> {
+    let Some(pool) = LvName::new(thin.name.vg(), &thin.pool) else {
+        return Ok(());
+    };
+    let status = status_by_name(&pool)?;
+    match status.and_then(|status| status.trouble_for_reader(&pool)) {
+        Some(Trouble { reason, way_out }) => Err(Error::refused(name, reason, way_out)),
+        None => Ok(()),
     }
 }
 
