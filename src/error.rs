@@ -64,15 +64,22 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
 
-    /// The list of changes cannot be proved complete. `recover` is a command that gets the user out.
-    #[error("{volume}: {reason}\nThe list of changes would be incomplete. To recover: {recover}")]
+    /// The list of changes cannot be proved complete.
+    #[error("{volume}: {reason}")]
     TrackingLost {
         /// The volume as the user named it.
         volume: String,
         /// What was found.
         reason: String,
-        /// The command that makes both sides equal again.
-        recover: String,
+    },
+
+    /// The same, whatever found it out, with the command that makes both sides equal again.
+    #[error("{error}")]
+    ToRecover {
+        /// What happened.
+        error: Box<Error>,
+        /// For the user's shell.
+        command: String,
     },
 
     /// An exception store that cannot be trusted.
@@ -247,6 +254,7 @@ impl Error {
         match self {
             Error::Usage(_) => ExitCode::Usage,
             Error::TrackingLost { .. } => ExitCode::TrackingLost,
+            Error::ToRecover { error, .. } => error.exit_code(),
             Error::Store { source, .. } => source.exit_code(),
             Error::ThinMetadata { source, .. } => source.exit_code(),
             Error::Refused { .. } | Error::Held { .. } => ExitCode::Refused,
@@ -262,6 +270,9 @@ impl Error {
     /// The whole chain in one string, outermost first, and last the way out where there is one: what is
     /// printed, and what a session relays.
     pub fn chain(&self) -> String {
+        if let Error::ToRecover { error, command } = self {
+            return format!("{}\nTo recover: {command}", error.chain());
+        }
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {
@@ -269,13 +280,25 @@ impl Error {
             text.push_str(&error.to_string());
             source = error.source();
         }
-        let is_of_changes = matches!(self, Error::Store { .. } | Error::ThinMetadata { .. });
+        let is_of_changes = matches!(
+            self,
+            Error::TrackingLost { .. } | Error::Store { .. } | Error::ThinMetadata { .. }
+        );
         if is_of_changes && self.exit_code() == ExitCode::TrackingLost {
-            text.push_str(
-                "\nThe list of changes would be incomplete. To recover, send everything: \
-                 lvmsync send NEW DEST",
-            );
+            text.push_str("\nThe list of changes would be incomplete.");
         }
         text
+    }
+
+    /// With `command`, where it is one after which only a comparison helps.
+    #[must_use]
+    pub fn to_recover(self, command: impl FnOnce() -> String) -> Self {
+        if self.exit_code() != ExitCode::TrackingLost || matches!(self, Error::ToRecover { .. }) {
+            return self;
+        }
+        Error::ToRecover {
+            error: Box::new(self),
+            command: command(),
+        }
     }
 }

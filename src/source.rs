@@ -7,6 +7,7 @@
 //! whichever is older and even if they were written to, so it needs no trust in names or clocks.
 //! The status of a snapshot is looked at before its table is read and again after.
 
+mod recovery;
 mod thin;
 mod thin_offline;
 
@@ -37,6 +38,8 @@ use crate::record::witness::was_written;
 use crate::volume::ReadAt;
 use crate::volume::file_version::{FileVersion, run_id};
 use crate::volume::open::Volume;
+
+pub use recovery::source_of_sync;
 
 /// Where a delta comes from, as the user said it.
 pub struct SourceRequest<'a> {
@@ -534,7 +537,6 @@ fn lost(volume: &str, reason: &str) -> Error {
     Error::TrackingLost {
         volume: volume.to_owned(),
         reason: reason.to_owned(),
-        recover: "make a new snapshot and send it whole: lvmsync send SNAPSHOT DEST".to_owned(),
     }
 }
 

@@ -48,6 +48,7 @@ impl Kind {
         let run = match self.way {
             Way::Far => "increments over ssh",
             Way::FirstCopy => "first copies over ssh",
+            Way::Sync => "syncs over ssh",
             Way::Apply => "stored deltas",
             Way::Local => "increments from volume to volume",
         };
@@ -359,6 +360,24 @@ fn killed_first_copies_over_ssh() {
 }
 
 #[test]
+fn killed_syncs_over_ssh() {
+    let Some(sshd) = sshd() else { return };
+    let benches = benches(Some(&sshd));
+    let kinds = [
+        (Victim::Sender, Signal::KILL),
+        (Victim::Receiver, Signal::KILL),
+        (Victim::Ssh, Signal::KILL),
+        (Victim::Receiver, Signal::TERM),
+    ];
+    let kinds = kinds.map(|(victim, signal)| Kind {
+        way: Way::Sync,
+        victim,
+        signal,
+    });
+    matrix(&benches, &kinds, cases(2, 50), &[None]);
+}
+
+#[test]
 fn cut_links() {
     // Most of the time both ends wait for each other.
     let Some(network) = Network::new(3) else {
@@ -370,7 +389,11 @@ fn cut_links() {
     };
     let benches = benches(Some(&sshd));
     let lanes: Vec<_> = network.links().map(Some).collect();
-    for (way, sample, in_long) in [(Way::Far, 4, 200), (Way::FirstCopy, 2, 50)] {
+    for (way, sample, in_long) in [
+        (Way::Far, 4, 200),
+        (Way::FirstCopy, 2, 50),
+        (Way::Sync, 1, 50),
+    ] {
         let kind = Kind {
             way,
             victim: Victim::Link,

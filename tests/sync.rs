@@ -19,19 +19,29 @@ use serde_json::Value;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_lvmsync");
 const BLOCK: usize = 4096;
 
+/// Where the two ends are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Here,
+    Push,
+    Pull,
+}
+
+const WAYS: [Way; 3] = [Way::Here, Way::Push, Way::Pull];
+
 /// Two ends in one directory.
 struct Ends {
     directory: tempfile::TempDir,
-    far: bool,
+    way: Way,
 }
 
 impl Ends {
-    fn new(far: bool) -> Self {
+    fn new(way: Way) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let shell = directory.path().join("shell");
         fs::write(&shell, "#!/bin/sh\nshift\nexec sh -c \"$*\"\n").unwrap();
         fs::set_permissions(&shell, fs::Permissions::from_mode(0o755)).unwrap();
-        Self { directory, far }
+        Self { directory, way }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -39,15 +49,22 @@ impl Ends {
     }
 
     fn run(&self, verb: &str, more: &[&str]) -> Output {
-        let destination = self.path("destination").display().to_string();
+        let [source, destination] =
+            ["source", "destination"].map(|name| self.path(name).display().to_string());
+        let far = |path: &str, is_far: bool| {
+            if is_far {
+                format!("host:{path}")
+            } else {
+                path.to_owned()
+            }
+        };
         let mut command = Command::new(PROGRAM);
-        command.arg(verb).arg(self.path("source"));
-        if self.far {
-            command.arg(format!("host:{destination}"));
+        command.arg(verb);
+        command.arg(far(&source, self.way == Way::Pull));
+        command.arg(far(&destination, self.way == Way::Push));
+        if self.way != Way::Here {
             command.args(["-e", self.path("shell").to_str().unwrap()]);
             command.args(["--remote-path", PROGRAM]);
-        } else {
-            command.arg(destination);
         }
         command
             .args(more)
@@ -174,8 +191,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(512) / 8 + 4))]
 
     #[test]
-    fn any_pair_is_equal_in_the_end(pair in pair(), far in any::<bool>(), z in any::<bool>(), sparse in any::<bool>()) {
-        let ends = Ends::new(far);
+    fn any_pair_is_equal_in_the_end(pair in pair(), way in prop::sample::select(WAYS.to_vec()), z in any::<bool>(), sparse in any::<bool>()) {
+        let ends = Ends::new(way);
         let write = |name: &str, bytes: &[u8]| {
             if sparse {
                 write_sparse(&ends.path(name), bytes);
@@ -197,7 +214,7 @@ proptest! {
 
 #[test]
 fn equal_volumes_cost_the_wire_next_to_nothing() {
-    let ends = Ends::new(true);
+    let ends = Ends::new(Way::Push);
     let bytes = noise(24 << 20, "equal");
     fs::write(ends.path("source"), &bytes).unwrap();
     fs::write(ends.path("destination"), &bytes).unwrap();
@@ -208,7 +225,7 @@ fn equal_volumes_cost_the_wire_next_to_nothing() {
 
 #[test]
 fn scattered_blocks_cost_the_wire_little_more_than_themselves() {
-    let ends = Ends::new(true);
+    let ends = Ends::new(Way::Push);
     let bytes = noise(24 << 20, "before");
     fs::write(ends.path("destination"), &bytes).unwrap();
     let mut now = bytes;
@@ -226,8 +243,8 @@ fn scattered_blocks_cost_the_wire_little_more_than_themselves() {
 
 #[test]
 fn a_new_file_gets_holes_for_zeroes_and_is_not_compared() {
-    for far in [false, true] {
-        let ends = Ends::new(far);
+    for way in WAYS {
+        let ends = Ends::new(way);
         let mut bytes = vec![0; 16 << 20];
         bytes[5 << 20..6 << 20].copy_from_slice(&noise(1 << 20, "new"));
         fs::write(ends.path("source"), &bytes).unwrap();
@@ -241,8 +258,8 @@ fn a_new_file_gets_holes_for_zeroes_and_is_not_compared() {
 
 #[test]
 fn an_undo_brings_back_what_was_there() {
-    for far in [false, true] {
-        let ends = Ends::new(far);
+    for way in WAYS {
+        let ends = Ends::new(way);
         let before = noise(3_000_000, "before");
         let mut now = before.clone();
         now[1_000_000..1_500_000].fill(0);
@@ -263,6 +280,56 @@ fn an_undo_brings_back_what_was_there() {
 }
 
 #[test]
+fn a_dry_run_tells_and_writes_nothing() {
+    for way in [Way::Here, Way::Push] {
+        let ends = Ends::new(way);
+        let before = noise(1_000_000, "before");
+        let mut now = before.clone();
+        now[500_000] ^= 1;
+        fs::write(ends.path("destination"), &before).unwrap();
+        fs::write(ends.path("source"), &now).unwrap();
+        let output = ends.run("sync", &["-n", "--json"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains("would write 4.0 KiB in 1 extent"), "{said}");
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (number(&json, "data_bytes"), &json["dry_run"]),
+            (4096, &true.into())
+        );
+        assert!(fs::read(ends.path("destination")).unwrap() == before);
+        fs::remove_file(ends.path("destination")).unwrap();
+        let output = ends.run("sync", &["-n"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success() && said.contains("would send"),
+            "{said}"
+        );
+        assert!(!ends.path("destination").exists());
+        assert!(
+            !ends.path("state/destinations").exists(),
+            "nothing is on record"
+        );
+    }
+}
+
+#[test]
+fn of_a_sync_one_end_is_here() {
+    for (source, destination, word) in [
+        ("a:/x", "b:/y", "one of the two volumes has to be here"),
+        ("-a:/x", "/y", "-a"),
+    ] {
+        let output = Command::new(PROGRAM)
+            .args(["sync", "--", source, destination])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(word), "{said}");
+    }
+}
+
+#[test]
 fn a_stream_for_one_destination_is_refused_for_every_other() {
     use lvmsync::delta::header::{Header, Source};
     use lvmsync::delta::samples::Samples;
@@ -273,7 +340,7 @@ fn a_stream_for_one_destination_is_refused_for_every_other() {
     let mut writer = DeltaWriter::new(Vec::new(), &header, &Samples::default()).unwrap();
     writer.position(4096).unwrap();
     let (_, stream) = writer.finish().unwrap();
-    let ends = Ends::new(false);
+    let ends = Ends::new(Way::Here);
     fs::write(ends.path("stream"), stream).unwrap();
     fs::write(ends.path("destination"), [7; 8192]).unwrap();
     for check in [true, false] {

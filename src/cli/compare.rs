@@ -11,6 +11,7 @@ use clap::Args;
 use super::apply::{StateArgs, open_input, shown_name};
 use super::compare_far::Far;
 use super::diff::write_map;
+use super::progress::Terminal;
 use super::send::RemoteArgs;
 use super::summary::{per_second, shown_seconds};
 use super::{TalkArgs, output};
@@ -47,92 +48,46 @@ Exit code 0: equal; 3: different.";
 pub(super) struct CompareArgs {
     /// A snapshot, an origin, a block device or a file
     #[arg(value_name = "SRC")]
-    source: String,
+    pub(super) source: String,
 
     /// What should be equal: DEST or [USER@]HOST:DEST
     #[arg(value_name = "[HOST:]DEST")]
-    destination: String,
+    pub(super) destination: String,
 
     /// Compare only the extents of this delta; `-` for standard input
     #[arg(long, value_name = "FILE")]
-    only: Option<String>,
+    pub(super) only: Option<String>,
 
     #[command(flatten)]
-    remote: RemoteArgs,
+    pub(super) remote: RemoteArgs,
 
     #[command(flatten)]
-    state: StateArgs,
+    pub(super) state: StateArgs,
 
     /// One JSON object
     #[arg(long, conflicts_with = "map")]
-    json: bool,
+    pub(super) json: bool,
 
     /// Draw where on the volume the differences are
     #[arg(long)]
-    map: bool,
+    pub(super) map: bool,
 
     #[command(flatten)]
-    talk: TalkArgs,
+    pub(super) talk: TalkArgs,
 }
 
 /// What was found.
-struct Found {
+pub(super) struct Found {
     volume_size: u64,
     destination_size: u64,
-    compared_bytes: u64,
-    differing: ChangeList,
+    pub(super) compared_bytes: u64,
+    pub(super) differing: ChangeList,
 }
 
 pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
-    if args.remote.compat {
-        return Err(Error::Usage(
-            "the original lvmsync cannot compare: install this one at the far end".to_owned(),
-        ));
-    }
     let terminal = args.talk.terminal();
     let start = Instant::now();
-    let destination = parse_endpoint(&args.destination)?;
-    let source = Comparand::open(&args.source, &terminal)?;
-    let (state, caller) = (args.state.directory(), args.state.caller());
-    source.warn_of_half_written(&state, &caller, &terminal);
-    let only = args
-        .only
-        .as_deref()
-        .map(|delta| extents_of(delta, &source, &args.source, cancel))
-        .transpose()?;
-    let found = match destination {
-        Endpoint::Local(path) => {
-            let other = Comparand::open(&path.to_string_lossy(), &terminal)?;
-            if other.identity() == source.identity() {
-                return Err(Error::Usage(format!(
-                    "{} and {} are the same volume",
-                    args.source, args.destination
-                )));
-            }
-            other.warn_of_half_written(&state, &caller, &terminal);
-            let sizes = Sizes {
-                source: source.size_bytes(),
-                destination: other.size_bytes(),
-                is_file: other.is_file(),
-            };
-            sizes.compare(only, &terminal, |extents| {
-                compare_here(extents, source.side(), other.side(), cancel, &terminal)
-                    .map_err(|error| source.explain(other.explain(error)))
-            })
-        }
-        Endpoint::Remote { host, path } => {
-            let far = Far::open(&args.remote, &terminal.speaker(), &host, &path, cancel)?;
-            let sizes = Sizes {
-                source: source.size_bytes(),
-                destination: far.ready.size_bytes,
-                is_file: far.ready.kind == "file",
-            };
-            sizes.compare(only, &terminal, |extents| {
-                far.compare(extents, source.side(), cancel, &terminal)
-                    .map_err(|error| source.explain(error))
-            })
-        }
-    };
+    let found = find(args, &terminal, cancel);
     terminal.finish();
     let found = found?;
     let listing =
@@ -151,6 +106,57 @@ pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
     } else {
         ExitCode::Differ
     })
+}
+
+/// Compares, and tells nobody.
+pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Found> {
+    if args.remote.compat {
+        return Err(Error::Usage(
+            "the original lvmsync cannot compare: install this one at the far end".to_owned(),
+        ));
+    }
+    let destination = parse_endpoint(&args.destination)?;
+    let source = Comparand::open(&args.source, terminal)?;
+    let (state, caller) = (args.state.directory(), args.state.caller());
+    source.warn_of_half_written(&state, &caller, terminal);
+    let only = args
+        .only
+        .as_deref()
+        .map(|delta| extents_of(delta, &source, &args.source, cancel))
+        .transpose()?;
+    match destination {
+        Endpoint::Local(path) => {
+            let other = Comparand::open(&path.to_string_lossy(), terminal)?;
+            if other.identity() == source.identity() {
+                return Err(Error::Usage(format!(
+                    "{} and {} are the same volume",
+                    args.source, args.destination
+                )));
+            }
+            other.warn_of_half_written(&state, &caller, terminal);
+            let sizes = Sizes {
+                source: source.size_bytes(),
+                destination: other.size_bytes(),
+                is_file: other.is_file(),
+            };
+            sizes.compare(only, terminal, |extents| {
+                compare_here(extents, source.side(), other.side(), cancel, terminal)
+                    .map_err(|error| source.explain(other.explain(error)))
+            })
+        }
+        Endpoint::Remote { host, path } => {
+            let far = Far::open(&args.remote, &terminal.speaker(), &host, &path, cancel)?;
+            let sizes = Sizes {
+                source: source.size_bytes(),
+                destination: far.ready.size_bytes,
+                is_file: far.ready.kind == "file",
+            };
+            sizes.compare(only, terminal, |extents| {
+                far.compare(extents, source.side(), cancel, terminal)
+                    .map_err(|error| source.explain(error))
+            })
+        }
+    }
 }
 
 /// The extents of a delta, which is read to its end and found sound.

@@ -13,7 +13,7 @@ use crate::change_list::ChangeList;
 use crate::delta::codec::Compression;
 use crate::error::{ExitCode, Result};
 use crate::extent::{Change, Kind};
-use crate::source::{SendSource, SourceRequest};
+use crate::source::{SendSource, SourceRequest, source_of_sync};
 use crate::units::{Bytes, count, parse_size};
 
 const AFTER_HELP: &str = "\
@@ -60,7 +60,7 @@ pub(super) struct DiffArgs {
 
 pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
-    let source = SendSource::list(&SourceRequest {
+    let request = SourceRequest {
         from: Some(&args.from),
         new: Some(&args.new),
         data_source: None,
@@ -71,6 +71,12 @@ pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
         state: args.state.directory(),
         cancel,
         monitor: &terminal,
+    };
+    let source = SendSource::list(&request).map_err(|error| {
+        error.to_recover(|| {
+            let new = source_of_sync(&request);
+            args.state.caller().command("sync", &[&new, "DEST"])
+        })
     })?;
     let (changes, size) = (&source.changes, source.header.volume_size);
     let granularity = source.header.granularity;

@@ -15,6 +15,7 @@ mod hold;
 mod inspect;
 mod output;
 mod progress;
+mod pull;
 mod remote;
 mod send;
 mod send_here;
@@ -63,7 +64,7 @@ The command line of the original lvmsync works, too:
     lvmsync SNAPSHOT [HOST:]DEST, --stdout, --apply, --server, --snapback, --data-source, --rsh
 
 Exit codes:
-  0 done                      4 tracking lost: a full copy is needed
+  0 done                      4 tracking lost: sync, which compares
   1 failed                    5 refused: not safe
   2 wrong usage               6 damaged or truncated delta
   3 volumes differ            7 remote end or transport failed
@@ -148,7 +149,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Ok(code) => code,
         // Whatever failed after a signal failed because of it.
         Err(_) if cancel.is_cancelled() => report(&Error::Interrupted),
-        Err(error) => report(&error),
+        Err(error) => report(&error.to_recover(|| "lvmsync sync NEW DEST".to_owned())),
     }
 }
 

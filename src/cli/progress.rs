@@ -85,6 +85,11 @@ impl Terminal {
         }
     }
 
+    /// Shows nothing.
+    pub(super) fn silent() -> Self {
+        Self::new(ProgressMode::None, true, false)
+    }
+
     /// The summary at the end, unless quiet.
     pub(super) fn summary(&self, text: &str) {
         self.finish();

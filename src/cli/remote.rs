@@ -4,6 +4,7 @@
 //! fails, the far end's own words come before ours; the child is gone on every way out. A connection that was
 //! lost is made again, and the stream goes on where the far end has it durably.
 
+use std::io::{Read, Write};
 use std::sync::Arc;
 
 use super::attempts::{Attempts, Failed, is_held, is_lost};
@@ -17,13 +18,13 @@ use crate::delta::stream::StreamId;
 use crate::engine::deliver::DeltaSink;
 use crate::error::{Error, Result};
 use crate::session::SessionError;
-use crate::session::client::SessionEvents;
+use crate::session::client::{Client, SessionEvents};
 use crate::session::handshake::{
     FEATURE_ATOMIC, FEATURE_CREATE_VOLUME, FEATURE_RECORD, FEATURE_SYNC, FEATURE_UNDO,
 };
 use crate::session::line::Line;
 use crate::session::message::{
-    Ack, ApplyOptions, CreateVolume, OPERATION_APPLY, OPERATION_SYNC, Open, SourceIdentity,
+    Ack, ApplyOptions, CreateVolume, Done, OPERATION_APPLY, OPERATION_SYNC, Open, SourceIdentity,
 };
 use crate::session::remote::{OnLine, RemoteEnd, RemoteOptions};
 use crate::session::text::sanitise;
@@ -113,38 +114,73 @@ fn attempt(
     });
     let line = Line::new(job.cancel.clone(), job.remote.timeout.get());
     let required = required_features(job);
-    let mut client = end
+    let client = end
         .connect(&line, &required, events)
         .map_err(|error| Failed {
             lost: error.is_lost(),
             held: false,
             error,
         })?;
-    client.limit_acks(source.header.volume_size);
-    let operation = if job.comparing {
-        OPERATION_SYNC
-    } else {
-        OPERATION_APPLY
-    };
     let open = Open {
-        operation: operation.to_owned(),
         destination: path.to_owned(),
         options: apply_options(job, source),
-        source: identity(source),
-        stream: Some(StreamId::of(&source.header, &source.samples)),
-        from: format!("{}:{}", host_name(), source.name),
         via: via(job.remote, host),
+        ..open(job, source)
     };
     let explain = |error: SessionError, end: &mut RemoteEnd| Failed {
         lost: is_lost(&error),
         held: is_held(&error),
         error: end.explain(error),
     };
-    let (ready, mut out) = client
-        .open(open)
-        .map_err(|error| explain(error, &mut end))?;
+    match converse(job, source, client, open, host, summary, attempts) {
+        Ok(done) => {
+            tracing::info!("{host}: {} frames are durable", done.frames);
+            end.close();
+            Ok(())
+        }
+        Err(Trouble::Session(error)) => Err(explain(error, &mut end)),
+        Err(Trouble::Here(error)) => Err(Failed::for_good(error)),
+    }
+}
+
+/// Asks for what `job` needs, of a source that the other end is told of.
+pub(super) fn open(job: &Job<'_>, source: &SendSource) -> Open {
+    let operation = if job.comparing {
+        OPERATION_SYNC
+    } else {
+        OPERATION_APPLY
+    };
+    Open {
+        operation: operation.to_owned(),
+        source: identity(source),
+        stream: Some(StreamId::of(&source.header, &source.samples)),
+        from: format!("{}:{}", host_name(), source.name),
+        ..Open::default()
+    }
+}
+
+/// What ended a session early.
+pub(super) enum Trouble {
+    /// The connection, or the other end.
+    Session(SessionError),
+    /// This end.
+    Here(Error),
+}
+
+/// Sends `source` through a session that is agreed.
+pub(super) fn converse<R: Read + Send + 'static, W: Write + Send + 'static>(
+    job: &Job<'_>,
+    source: &SendSource,
+    mut client: Client<R, W>,
+    open: Open,
+    name: &str,
+    summary: &mut Summary,
+    attempts: &mut Attempts,
+) -> std::result::Result<Done, Trouble> {
+    client.limit_acks(source.header.volume_size);
+    let (ready, mut out) = client.open(open).map_err(Trouble::Session)?;
     tracing::info!(
-        "{host}: {} is a {} of {}",
+        "{name}: {} is a {} of {}",
         ready.destination,
         ready.kind,
         Bytes(ready.size_bytes)
@@ -159,7 +195,7 @@ fn attempt(
         job.monitor.advance(source.changes.total_bytes() - left);
         if !ready.already {
             job.monitor.note(&format!(
-                "{host}: goes on at byte {from_offset}, where it was cut"
+                "{name}: goes on at byte {from_offset}, where it was cut"
             ));
         }
     }
@@ -167,30 +203,25 @@ fn attempt(
     let compares = job.comparing && !ready.empty;
     summary.goes_on_at(from_offset, compares);
     let sent = if job.dry_run {
-        rehearse(source, &mut out, host)
+        rehearse(source, &mut out, name)
     } else if compares {
         let places = Places {
             from_offset,
             destination_bytes: ready.size_bytes,
         };
-        super::sync_far::send(job, source, places, &mut out, host, summary)
+        super::sync_far::send(job, source, places, &mut out, name, summary)
     } else {
-        job.write_delta(source, from_offset, &mut out, host, summary)
+        job.write_delta(source, from_offset, &mut out, name, summary)
     };
     let before = summary.wire_bytes.unwrap_or(0);
     summary.wire_bytes = Some(before + out.traffic_bytes());
     match sent {
-        Ok(()) => {
-            let done = out.finish().map_err(|error| explain(error, &mut end))?;
-            tracing::info!("{host}: {} frames are durable", done.frames);
-            end.close();
-            Ok(())
-        }
-        Err(error) => match out.abort(&error.to_string()) {
-            // The connection broke or the far end failed: that is the reason, ours is what followed.
-            Some(reason) => Err(explain(reason, &mut end)),
-            None => Err(Failed::for_good(error)),
-        },
+        Ok(()) => out.finish().map_err(Trouble::Session),
+        // Where the connection broke or the far end failed, that is the reason, ours is what followed.
+        Err(error) => Err(match out.abort(&error.to_string()) {
+            Some(reason) => Trouble::Session(reason),
+            None => Trouble::Here(error),
+        }),
     }
 }
 
@@ -292,7 +323,7 @@ fn identity(source: &SendSource) -> Option<SourceIdentity> {
 }
 
 /// A delta without frames: enough for the far end to see whether the real one would fit.
-fn rehearse(source: &SendSource, out: &mut dyn std::io::Write, host: &str) -> Result<()> {
+fn rehearse(source: &SendSource, out: &mut dyn Write, host: &str) -> Result<()> {
     DeltaSink::new(out, &source.header, &source.samples, host)?
         .finish()
         .map(|_| ())

@@ -23,7 +23,7 @@ use crate::monitor::Monitor;
 use crate::partial_file::PartialFile;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
 use crate::session::text::sanitise;
-use crate::source::{SendSource, SourceRequest};
+use crate::source::{SendSource, SourceRequest, source_of_sync};
 use crate::units::{Bytes, count, parse_size};
 use crate::volume::VolumeIdentity;
 
@@ -232,6 +232,33 @@ pub(super) fn sentence(summary: &Summary) -> String {
 impl Job<'_> {
     /// Does it, and says what was done.
     pub(super) fn run(&self) -> Result<Summary> {
+        self.try_run()
+            .map_err(|error| error.to_recover(|| self.sync_instead()))
+    }
+
+    /// The command that needs no list of changes.
+    fn sync_instead(&self) -> String {
+        let source = source_of_sync(&self.request);
+        let mut words = vec![source.as_str(), self.destination.unwrap_or("DEST")];
+        let RemoteArgs {
+            rsh,
+            sudo,
+            remote_path,
+            ..
+        } = self.remote;
+        if rsh != "ssh" {
+            words.extend(["-e", rsh]);
+        }
+        if *sudo {
+            words.push("--sudo");
+        }
+        if remote_path != "lvmsync" {
+            words.extend(["--remote-path", remote_path]);
+        }
+        self.write.state.caller().command("sync", &words)
+    }
+
+    fn try_run(&self) -> Result<Summary> {
         let start = Instant::now();
         self.check_options()?;
         // A destination that is spelled wrong should be known before metadata is read for minutes.

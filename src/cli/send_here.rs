@@ -57,6 +57,7 @@ impl Job<'_> {
         let stream = StreamId::of(header, &source.samples);
         if self.dry_run {
             destination.keeper().admit(header, &stream)?;
+            summary.goes_on_at(0, compares);
             let options = destination.receive_options(self.cancel, self.monitor);
             let target = destination.target();
             return check(header, &source.samples, &target, &options).map(|_| ());

@@ -1,6 +1,6 @@
 //! `lvmsync serve`: the far end of a session, started by ssh.
 
-use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -22,9 +22,9 @@ use crate::record::keeper::Resume;
 use crate::record::store::StateDir;
 use crate::session::SessionError;
 use crate::session::limits::WithoutProto3;
-use crate::session::line::{Line, LineReader, LineWriter};
+use crate::session::line::Line;
 use crate::session::message::{
-    Ack, ApplyOptions, Done, OPERATION_COMPARE, OPERATION_SYNC, Open, Ready,
+    Ack, ApplyOptions, Done, OPERATION_COMPARE, OPERATION_PULL, OPERATION_SYNC, Open, Ready,
 };
 use crate::session::server::{Replies, Server};
 use crate::session::text::sanitise;
@@ -77,6 +77,8 @@ enum Permit {
     Overwrite,
     /// --create: make a logical volume of an allowed name where there is none
     Create,
+    /// sync HOST:SRC DEST: read the content of an allowed volume
+    Read,
 }
 
 impl LimitArgs {
@@ -93,6 +95,7 @@ impl LimitArgs {
             in_use: self.permit.contains(&Permit::InUse),
             overwrite: self.permit.contains(&Permit::Overwrite),
             create: self.permit.contains(&Permit::Create),
+            read: self.permit.contains(&Permit::Read),
         };
         Policy::new(&self.allow, self.read_only, undo_directory, permits)
     }
@@ -112,9 +115,22 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     let open = server.request().map_err(lost)?;
     line.has_begun();
     server.keep_alive();
+    if open.operation == OPERATION_PULL {
+        let state = args.state.directory();
+        return super::pull::send(server, &open, &gate, state, cancel);
+    }
     let replies = server.replies();
     let state_dir = args.state.state_dir.as_deref();
-    match serve(&mut server, &open, &replies, &gate, state_dir, cancel) {
+    let monitor = Relay(replies.clone());
+    match serve(
+        &mut server,
+        &open,
+        &replies,
+        &gate,
+        state_dir,
+        &monitor,
+        cancel,
+    ) {
         Ok(done) => {
             replies.done(done).map_err(lost)?;
             Ok(ExitCode::Done)
@@ -136,18 +152,16 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     }
 }
 
-type Stdin = LineReader<File>;
-type Stdout = LineWriter<File>;
-
-fn serve(
-    server: &mut Server<Stdin, Stdout>,
+/// The end that receives, and answers.
+pub(super) fn serve<R: Read, W: Write + Send>(
+    server: &mut Server<R, W>,
     open: &Open,
-    replies: &Replies<Stdout>,
+    replies: &Replies<W>,
     gate: &Gate,
     state_dir: Option<&Path>,
+    monitor: &dyn Monitor,
     cancel: &Cancel,
 ) -> Result<Done> {
-    let monitor = Relay(replies.clone());
     let admitted = gate.admit(open)?;
     if open.operation == OPERATION_COMPARE {
         let place = Place {
@@ -157,7 +171,7 @@ fn serve(
                 state_dir: state_dir.map(|directory| directory.display().to_string()),
             },
         };
-        return super::compare_far::serve(server, open, gate, &admitted, &place, &monitor, cancel);
+        return super::compare_far::serve(server, open, gate, &admitted, &place, monitor, cancel);
     }
     let mut options = DestinationOptions {
         state_dir: state_dir.map(Path::to_owned),
@@ -173,6 +187,7 @@ fn serve(
             destination,
             size_bytes: 0,
             kind: kind.to_owned(),
+            empty: true,
             ..Ready::default()
         };
         server.ready(ready).map_err(lost)?;
@@ -191,6 +206,7 @@ fn serve(
     let source = source_here(open);
     let mut destination = Destination::open(&admitted.destination, source.as_slice(), &options)?;
     gate.confirm(&admitted, destination.volume())?;
+    let empty = destination.is_empty();
     let stream = open.stream.as_ref();
     let (resume_at, already) = match stream.map(|stream| destination.keeper().resume_offset(stream))
     {
@@ -206,7 +222,7 @@ fn serve(
             kind: destination.kind().to_owned(),
             resume_at,
             already,
-            empty: destination.is_empty(),
+            empty,
         })
         .map_err(lost)?;
     let on_durable = &mut |offset: u64, applied: &Applied| {
@@ -221,26 +237,31 @@ fn serve(
     };
     let what = "the sender";
     let received = if open.options.dry_run {
-        destination.rehearse(server, what, cancel, &monitor)?
+        destination.rehearse(server, what, cancel, monitor)?
     } else if syncs {
         super::sync_far::receive(
             server,
             &mut destination,
             replies,
             cancel,
-            &monitor,
+            monitor,
             on_durable,
         )?
     } else {
         let input = WithoutProto3::new(server);
-        destination.receive(input, what, cancel, &monitor, on_durable)?
+        destination.receive(input, what, cancel, monitor, on_durable)?
     };
+    let volume_size = received
+        .header
+        .as_ref()
+        .map_or(0, |header| header.volume_size);
     Ok(Done {
         bytes_written: received.applied.data_bytes,
         bytes_zeroed: received.applied.zero_bytes,
         frames: received.applied.data_frames + received.applied.zero_frames,
         undo: open.options.undo.clone(),
         dry_run: open.options.dry_run,
+        compared_bytes: (syncs && !empty).then(|| volume_size.saturating_sub(resume_at)),
     })
 }
 
@@ -302,9 +323,9 @@ fn destination_options(options: &ApplyOptions, admitted: &Admitted) -> Result<De
 }
 
 /// Warnings go to the sender; its own progress is its own.
-struct Relay(Replies<Stdout>);
+pub(super) struct Relay<W>(pub(super) Replies<W>);
 
-impl Monitor for Relay {
+impl<W: Write + Send> Monitor for Relay<W> {
     fn plan(&self, _: u64) {}
 
     fn advance(&self, _: u64) {}

@@ -3,16 +3,20 @@
 //! Guarantees: those of a send: the destination's record says that it is incomplete before the first write, a run that
 //! was cut goes on where it was, and success means durable.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
 use super::apply::WriteArgs;
+use super::compare::{self, CompareArgs};
+use super::progress::Terminal;
 use super::send::{Job, RemoteArgs, ToArgs};
 use super::summary::{Summary, per_second, shown_seconds};
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
-use crate::error::{ExitCode, Result};
+use crate::commands::word;
+use crate::error::{Error, ExitCode, Result};
+use crate::session::endpoint::{Endpoint, parse_endpoint};
 use crate::source::SourceRequest;
 use crate::units::{Bytes, count};
 
@@ -23,6 +27,7 @@ Examples:
   lvmsync sync vg/s1 backup:vg/data --create        and make the volume there if there is none
   lvmsync sync vg/s1 backup:vg/data --verify        and compare once more in the end
   lvmsync sync vg/s1 backup:vg/data -n              what would be written?
+  lvmsync sync backup:vg/data vg/restored           the other way: from there to here
 
 Both volumes are read whole, each where it is, at the same time; over ssh digests travel, and then only
 the blocks of 4 KiB that differ. A destination that is new is not compared but filled: zeroes and holes
@@ -38,25 +43,29 @@ The same command again goes on where it was cut. A file as DEST gets SRC's lengt
 #[command(mut_arg("output", |arg| arg.hide(true)), mut_arg("stdout", |arg| arg.hide(true)))]
 #[command(mut_arg("format", |arg| arg.hide(true)))]
 pub(super) struct SyncArgs {
-    /// A snapshot, an origin, a block device or a file
-    #[arg(value_name = "SRC")]
-    source: String,
+    /// A snapshot, an origin, a block device or a file: SRC or [USER@]HOST:SRC
+    #[arg(value_name = "[HOST:]SRC")]
+    pub(super) source: String,
 
-    /// What becomes equal: DEST or [USER@]HOST:DEST
+    /// What becomes equal: DEST or [USER@]HOST:DEST. One of the two is here
     #[arg(value_name = "[HOST:]DEST")]
-    destination: String,
+    pub(super) destination: String,
 
     #[command(flatten)]
-    to: ToArgs,
+    pub(super) to: ToArgs,
 
     #[command(flatten)]
-    write: WriteArgs,
+    pub(super) write: WriteArgs,
 
     #[command(flatten)]
-    remote: RemoteArgs,
+    pub(super) remote: RemoteArgs,
+
+    /// Tell what would be written, and write nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
 
     /// Afterwards compare once more, from the disk
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     verify: bool,
 
     /// Print the result as a JSON object on stdout
@@ -69,6 +78,10 @@ pub(super) struct SyncArgs {
 
 pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
+    if let Endpoint::Remote { host, path } = parse_endpoint(&args.source)? {
+        let summary = from_far(args, &host, &path, &terminal, cancel);
+        return told(args, &terminal, summary);
+    }
     let job = Job {
         request: SourceRequest {
             from: None,
@@ -86,14 +99,50 @@ pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
         to: &args.to,
         write: &args.write,
         remote: &args.remote,
-        dry_run: false,
+        dry_run: args.dry_run,
         verify: args.verify,
         comparing: true,
         cancel,
         monitor: &terminal,
         speaker: terminal.speaker(),
     };
-    let summary = job.run();
+    let summary = job.run().and_then(|summary| {
+        if args.dry_run && summary.compared_bytes.is_some() {
+            would_write(args, summary, &terminal, cancel)
+        } else {
+            Ok(summary)
+        }
+    });
+    told(args, &terminal, summary)
+}
+
+fn from_far(
+    args: &SyncArgs,
+    host: &str,
+    path: &str,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Summary> {
+    let usage = |text: &str| Err(Error::Usage(text.to_owned()));
+    if matches!(parse_endpoint(&args.destination)?, Endpoint::Remote { .. }) {
+        return usage("one of the two volumes has to be here: run this at one of the hosts");
+    }
+    if args.dry_run || args.verify {
+        let option = if args.dry_run {
+            "--dry-run"
+        } else {
+            "--verify"
+        };
+        return Err(Error::Usage(format!(
+            "{option} is for a SRC that is here; to compare: lvmsync compare {} {}",
+            word(&args.destination),
+            word(&args.source)
+        )));
+    }
+    super::pull::pull(args, host, path, terminal, cancel)
+}
+
+fn told(args: &SyncArgs, terminal: &Terminal, summary: Result<Summary>) -> Result<ExitCode> {
     terminal.finish();
     let summary = summary?;
     if args.json {
@@ -103,14 +152,49 @@ pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
+/// What a comparison finds is what would be written.
+fn would_write(
+    args: &SyncArgs,
+    summary: Summary,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Summary> {
+    let start = Instant::now();
+    let compare = CompareArgs {
+        source: args.source.clone(),
+        destination: args.destination.clone(),
+        only: None,
+        remote: args.remote.clone(),
+        state: args.write.state.clone(),
+        json: false,
+        map: false,
+        talk: TalkArgs::default(),
+    };
+    let found = compare::find(&compare, terminal, cancel)?;
+    Ok(Summary {
+        compared_bytes: Some(found.compared_bytes),
+        extents: found.differing.len() as u64,
+        data_bytes: found.differing.total_bytes(),
+        zero_bytes: 0,
+        seconds: start.elapsed().as_secs_f64(),
+        ..summary
+    })
+}
+
 fn sentence(summary: &Summary) -> String {
     let Some(compared) = summary.compared_bytes else {
+        if summary.dry_run {
+            return super::send::sentence(summary);
+        }
         return summary.sentence("copied");
     };
     let elapsed = Duration::try_from_secs_f64(summary.seconds).unwrap_or_default();
     let written = summary.data_bytes + summary.zero_bytes;
     let what = if written == 0 {
         "equal already, nothing was written".to_owned()
+    } else if summary.dry_run {
+        let extents = count(summary.extents, "extent");
+        format!("would write {} in {extents}", Bytes(written))
     } else {
         format!(
             "{} in {} differed and {} written now",

@@ -178,7 +178,7 @@ fn of_usable(facts: &RecordFacts, record: &Record, option: &str) -> Option<Check
             found.push_str(&format!(
                 "; its undo is gone: neither {undo} nor {undo}.partial is there"
             ));
-            format!("{finish} send a full copy: lvmsync send NEW {}", word(name))
+            format!("{finish} make it equal: lvmsync sync NEW {}", word(name))
         }
         (Some(undo), _) => {
             format!(
@@ -189,7 +189,7 @@ fn of_usable(facts: &RecordFacts, record: &Record, option: &str) -> Option<Check
         }
         (None, _) => {
             found.push_str("; it kept no undo");
-            format!("{finish} send a full copy: lvmsync send NEW {}", word(name))
+            format!("{finish} make it equal: lvmsync sync NEW {}", word(name))
         }
     };
     Some(Check::warning(RECORD, found).way_out(way_out))

@@ -58,7 +58,6 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         options,
         ..
     } = *beginning;
-    refuse_compared_elsewhere(header, target.name, options)?;
     let stream = StreamId::of(header, samples);
     let admission = keeper.admit(header, &stream)?;
     let told = |remark: &str| {
@@ -87,6 +86,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     }
     let offset = match &admission {
         Admission::Resume { offset } => *offset,
+        _ if header.is_full_copy() => keeper.compared_offset(&stream),
         _ => 0,
     };
     if header.from_offset > offset {
@@ -158,6 +158,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         undo: undo_name,
         old_size_bytes,
         holds,
+        offset,
         forced: is_other,
     };
     let mut size_before = target.volume.size_bytes();
@@ -193,22 +194,6 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
             .clone()
             .filter(|_| !is_other && !keeper.is_forced() && !is_longer_file && !is_too_short),
     })))
-}
-
-/// What differed from another destination, or from this one at another time, makes nothing whole.
-pub(super) fn refuse_compared_elsewhere(
-    header: &Header,
-    name: &str,
-    options: &ReceiveOptions<'_>,
-) -> Result<()> {
-    if header.source != Source::Compare || options.compared {
-        return Ok(());
-    }
-    Err(Error::refused(
-        name,
-        "this stream was made by comparing with a destination, and is for that one, in that session",
-        "Make the destination equal with lvmsync sync, or send it a full copy.",
-    ))
 }
 
 /// An undo that would not lead back is worse than none.

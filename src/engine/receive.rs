@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 
 use super::apply::{Applied, Applier};
-use super::begin::{Beginning, Begun, Ready, begin, refuse_compared_elsewhere};
+use super::begin::{Beginning, Begun, Ready, begin};
 use super::conclude::Conclusion;
 use super::order::Ordered;
 use super::target::{ReceiveOptions, Target, check};
@@ -71,7 +71,6 @@ pub fn rehearse(
         source,
     };
     let mut reader = DeltaReader::new(input).map_err(damaged)?;
-    refuse_compared_elsewhere(reader.header(), target.name, options)?;
     let stream = StreamId::of(reader.header(), reader.samples());
     keeper.admit(reader.header(), &stream)?;
     check(reader.header(), reader.samples(), target, options)?;
@@ -173,7 +172,12 @@ impl<'a> Receiving<'a> {
             .planned
             .data_bytes
             .saturating_add(header.planned.zero_bytes);
-        options.monitor.plan(planned);
+        let by_offset = header.source == Source::Compare;
+        options.monitor.plan(if by_offset {
+            header.volume_size
+        } else {
+            planned
+        });
         let Ready {
             offset,
             undo,
@@ -198,6 +202,7 @@ impl<'a> Receiving<'a> {
         let frames = Frames {
             what,
             offset,
+            by_offset,
             good_from: if options.unfinished {
                 Some(0)
             } else {
@@ -268,6 +273,7 @@ impl<'a> Receiving<'a> {
                 undo: None,
                 old_size_bytes: size,
                 holds: keeper.held(None),
+                offset: 0,
                 forced: false,
             };
             keeper.begin_anonymous(&stream, kept)?;
@@ -303,6 +309,7 @@ impl<'a> Receiving<'a> {
             undo: Some(name.to_owned()),
             old_size_bytes: size,
             holds: old.holds.clone(),
+            offset: 0,
             forced: false,
         };
         let header = undo_header(&header, &keeper.undoes(&stream), old, size);
@@ -347,6 +354,8 @@ struct Frames<'a> {
     what: &'a str,
     /// What ends at or before it is there already.
     offset: u64,
+    /// Progress is how far the volume is settled, and not what was sent.
+    by_offset: bool,
     /// The delta is an undo that was cut: that is no damage if it goes at least up to here.
     good_from: Option<u64>,
     options: &'a ReceiveOptions<'a>,
@@ -380,13 +389,20 @@ impl Frames<'_> {
             let frame = match item {
                 Some(Item::Frame(frame)) => frame,
                 Some(Item::Position(position)) => {
+                    self.options.monitor.advance(position.saturating_sub(end));
+                    end = position;
                     applier.reached(position)?;
                     continue;
                 }
                 None => return Ok(None),
             };
+            let done = if self.by_offset {
+                frame.extent.end().saturating_sub(end)
+            } else {
+                frame.extent.length()
+            };
             end = frame.extent.end();
-            self.options.monitor.advance(frame.extent.length());
+            self.options.monitor.advance(done);
             if end <= self.offset {
                 continue;
             }

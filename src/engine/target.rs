@@ -83,6 +83,7 @@ pub fn check(
     target: &Target<'_>,
     options: &ReceiveOptions<'_>,
 ) -> Result<bool> {
+    refuse_compared_elsewhere(header, target.name, options)?;
     let size = target.volume.size_bytes();
     let needed = header.volume_size;
     if size < needed && !may_grow(header, target) {
@@ -107,6 +108,22 @@ pub fn check(
         u64::MAX
     };
     check_samples(header, &samples.below(comparable), target, options)
+}
+
+/// What differed from another destination, or from this one at another time, makes nothing whole.
+fn refuse_compared_elsewhere(
+    header: &Header,
+    name: &str,
+    options: &ReceiveOptions<'_>,
+) -> Result<()> {
+    if header.source != Source::Compare || options.compared {
+        return Ok(());
+    }
+    Err(Error::refused(
+        name,
+        "this stream was made by comparing with a destination, and is for that one, in that session",
+        "Make the destination equal with lvmsync sync, or send it a full copy.",
+    ))
 }
 
 /// Zeroes that a pool takes back make room, and the plan may count zeroes as data: so this is no refusal.
@@ -166,7 +183,7 @@ fn check_samples(
             "the destination is not in the state that this delta begins from: the block at {offset} is not what \
              it is in {base}. Nothing was written"
         ),
-        "Apply the deltas that are missing in between, or send a full copy: lvmsync send NEW DEST. \
+        "Apply the deltas that are missing in between, or make it equal: lvmsync sync NEW DEST. \
          --force applies it all the same, and the result is neither state.",
     ))
 }

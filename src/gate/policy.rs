@@ -11,7 +11,7 @@ use glob::{MatchOptions, Pattern};
 use crate::dm::name::{LvName, split_dm_name};
 use crate::dm::uuid::DmUuid;
 use crate::error::{Error, Result};
-use crate::session::message::{OPERATION_APPLY, Open};
+use crate::session::message::{OPERATION_APPLY, OPERATION_COMPARE, OPERATION_PULL, Open};
 
 /// Longer names are refused unread.
 const MAX_NAME_BYTES: usize = 4096;
@@ -19,7 +19,7 @@ const MAX_NAME_BYTES: usize = 4096;
 const MAX_UNDO_BYTES: usize = 200;
 
 /// Operations that write nothing.
-const READING: [&str; 1] = ["compare"];
+const READING: [&str; 2] = [OPERATION_COMPARE, OPERATION_PULL];
 
 const MATCHING: MatchOptions = MatchOptions {
     case_sensitive: true,
@@ -37,6 +37,8 @@ pub struct Permits {
     pub overwrite: bool,
     /// To make a logical volume of an allowed name.
     pub create: bool,
+    /// To read what an allowed volume holds.
+    pub read: bool,
 }
 
 /// The limits of one server.
@@ -101,6 +103,9 @@ impl Policy {
         }
         if !self.is_restricted() {
             return Ok(options.undo.as_ref().map(PathBuf::from));
+        }
+        if open.operation == OPERATION_PULL && !self.permits.read {
+            return Err(not_permitted("to be read from here"));
         }
         if options.allow_in_use && !self.permits.in_use {
             return Err(not_permitted("--allow-in-use"));

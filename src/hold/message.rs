@@ -117,7 +117,6 @@ mod tests {
             Error::TrackingLost {
                 volume: "vg/s1".into(),
                 reason: "it was written".into(),
-                recover: "lvmsync send NEW DEST".into(),
             },
             Error::ThinMetadata {
                 what: "/dev/mapper/vg-pool_tmeta".into(),

@@ -158,7 +158,7 @@ pub fn admit(
             );
             forced_or(policy, reason, || {
                 format!(
-                    "Apply the deltas that are missing in between, or send a full copy: lvmsync send NEW DEST. \
+                    "Apply the deltas that are missing in between, or make it equal: lvmsync sync NEW DEST. \
                      If the record is wrong: {}, or {}",
                     called.command("state adopt", &["STATE"]),
                     called.command("state forget", &[])
@@ -265,7 +265,7 @@ fn unknown(header: &Header, policy: Policy, why: &str) -> Result<Admission, Refu
     if policy.require_record && !policy.force {
         return Err(Refusal {
             reason: format!("{why}, and --require-record asks for one"),
-            way_out: "Tell what it holds with lvmsync state adopt, or send a full copy.".to_owned(),
+            way_out: "Tell what it holds with lvmsync state adopt, or make it equal: lvmsync sync NEW DEST.".to_owned(),
         });
     }
     Ok(Admission::Fresh {
@@ -333,7 +333,7 @@ fn ways_out(record: &Record, called: Called<'_>) -> String {
     match undo {
         Some(undo) => format!("{finish} Or take it back: {}", called.take_back(undo)),
         None => format!(
-            "{finish} It kept no undo; a full copy also mends it: lvmsync send NEW DEST. If you know what it holds: \
+            "{finish} It kept no undo; comparing also mends it: lvmsync sync NEW DEST. If you know what it holds: \
              {}",
             called.command("state adopt --force", &["STATE"])
         ),

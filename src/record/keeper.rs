@@ -10,7 +10,7 @@ use super::admission::{Admission, Called, Policy, Refusal, admit, admit_anonymou
 use super::marks::{self, Mark, Places};
 use super::store::RecordFile;
 use super::witness::{Touched, Watch, touched};
-use super::{ANONYMOUS, Incomplete, Record};
+use super::{ANONYMOUS, Compared, Incomplete, Record};
 use crate::commands::Caller;
 use crate::delta::header::{Header, State};
 use crate::delta::stream::StreamId;
@@ -218,7 +218,22 @@ impl Keeper {
             {
                 Resume::Done
             }
+            None if self.compared_offset(stream) > 0 => Resume::At(self.compared_offset(stream)),
             _ => Resume::Begin,
+        }
+    }
+
+    /// All before this volume offset was compared and found equal by a run of `stream` that was cut before it wrote.
+    pub fn compared_offset(&self, stream: &StreamId) -> u64 {
+        let record = self.before.as_ref();
+        let compared = record.and_then(|record| record.compared.as_ref());
+        let Some(compared) = compared.filter(|found| found.stream.as_ref() == Some(stream)) else {
+            return 0;
+        };
+        let now = self.watch.as_ref().and_then(Watch::now);
+        match touched(compared.witness.as_deref(), now.as_deref()) {
+            Touched::No => compared.offset,
+            Touched::Yes | Touched::Unknown => 0,
         }
     }
 
@@ -266,7 +281,7 @@ impl Keeper {
             source: header.source.word().to_owned(),
             from: self.from.clone(),
             undo: kept.undo,
-            durable_offset: 0,
+            durable_offset: kept.offset,
             marks: Vec::new(),
             old_size_bytes: kept.old_size_bytes,
             since: now(),
@@ -317,6 +332,7 @@ impl Keeper {
     ) -> Result<()> {
         let mut record = self.now.clone().unwrap_or_default();
         (record.holds, record.forced) = (holds, forced);
+        record.compared = None;
         if let Some(file) = &self.file {
             record.identity = file.identity().to_owned();
         }
@@ -385,12 +401,25 @@ impl Keeper {
         })
     }
 
-    /// Nothing was written: the record is again what it was before this run.
+    /// Nothing was written: the record is again what it was before this run, but for how far all was found equal.
     pub fn put_back(&mut self) -> Result<()> {
         if self.now == self.before {
             return Ok(());
         }
+        let compared = self.compared_now();
         self.now = self.before.clone();
+        if compared.is_some() {
+            let record = self.now.get_or_insert_with(|| Record {
+                identity: self
+                    .file
+                    .as_ref()
+                    .map_or_else(String::new, |file| file.identity().to_owned()),
+                name: self.name.clone(),
+                since: now(),
+                ..Record::default()
+            });
+            record.compared = compared;
+        }
         match (&self.file, &self.now) {
             (Some(file), Some(record)) => file.save(record),
             (Some(file), None) => file.remove(),
@@ -422,6 +451,21 @@ impl Keeper {
         old.remove()
     }
 
+    /// What this run, which wrote nothing, has found equal: only comparing gets further without writing.
+    fn compared_now(&self) -> Option<Compared> {
+        let cut = self.now.as_ref()?.incomplete.as_ref()?;
+        let was_whole = self
+            .before
+            .as_ref()
+            .is_none_or(|record| record.incomplete.is_none());
+        let is_of_use = was_whole && cut.durable_offset > 0 && !self.is_new_file;
+        is_of_use.then(|| Compared {
+            stream: cut.stream.clone(),
+            offset: cut.durable_offset,
+            witness: self.watch.as_ref().and_then(Watch::now),
+        })
+    }
+
     fn put(&mut self, record: Record) -> Result<()> {
         if let Some(file) = &self.file {
             file.save(&record)?;
@@ -444,6 +488,8 @@ pub struct Kept {
     pub old_size_bytes: u64,
     /// The state that it held, as far as that is known.
     pub holds: Option<State>,
+    /// Everything before this volume offset is as it should be.
+    pub offset: u64,
     /// That is not the base of the delta.
     pub forced: bool,
 }

@@ -62,6 +62,20 @@ pub struct Record {
     /// A write that is under way, or was cut.
     #[serde(default)]
     pub incomplete: Option<Incomplete>,
+    /// A comparison that was cut before it found anything to write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compared: Option<Compared>,
+}
+
+/// How far a destination was compared and found equal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    /// The copy that it was compared for.
+    pub stream: Option<StreamId>,
+    /// All of the volume before this offset is as in that copy's target.
+    pub offset: u64,
+    /// That holds as long as nobody writes: see [`witness`].
+    pub witness: Option<String>,
 }
 
 /// A write that is under way.

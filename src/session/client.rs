@@ -18,6 +18,7 @@ use super::handshake::{Agreed, agree};
 use super::limits::{AckCheck, Bounded};
 use super::line::ping_interval;
 use super::message::{Ack, Done, HEADER_BYTES, Hello, Message, Open, Ready};
+use super::server::Server;
 use super::text::sanitise;
 use super::transport::{MessageReader, MessageWriter, Traffic};
 
@@ -50,6 +51,24 @@ pub struct Client<R, W> {
     pub(super) events: Arc<dyn SessionEvents>,
     acks: AckCheck,
     agreed: Agreed,
+}
+
+impl<R, W> Client<R, W> {
+    /// What has greeted and agreed as a server, from now on in the other part.
+    pub(super) fn of_server(
+        reader: MessageReader<R>,
+        writer: MessageWriter<W>,
+        agreed: Agreed,
+        events: Arc<dyn SessionEvents>,
+    ) -> Self {
+        Self {
+            reader,
+            writer,
+            events: Bounded::new(events),
+            acks: AckCheck::default(),
+            agreed,
+        }
+    }
 }
 
 impl<R: Read + Send + 'static, W: Write + Send + 'static> Client<R, W> {
@@ -99,6 +118,13 @@ impl<R: Read + Send + 'static, W: Write + Send + 'static> Client<R, W> {
                 Err(error)
             }
         }
+    }
+
+    /// Asks the far end to exchange parts: it sends what `open` names, and this end receives.
+    pub fn pull(self, open: Open) -> Result<(Ready, Server<R, W>), SessionError> {
+        let (ready, client) = self.ask(open)?;
+        let server = Server::of_client(client.reader, client.writer, client.agreed);
+        Ok((ready, server))
     }
 
     /// What the two ends agreed on.

@@ -36,7 +36,8 @@ pub struct Hello {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
     /// `apply`: a delta stream follows, to be applied to `destination`. `compare`: requests for digests of it.
-    /// `sync`: both, among each other.
+    /// `sync`: both, among each other. `pull`: the ends exchange their parts once the server is ready, and
+    /// `destination` is what it reads.
     pub operation: String,
     /// Volume, as the user named it; resolved by the server.
     pub destination: String,
@@ -52,6 +53,9 @@ pub struct Open {
     /// Where the data comes from, for the record. For people.
     #[serde(default)]
     pub from: String,
+    /// In a pull: how the stream is to be made.
+    #[serde(default)]
+    pub pull: PullOptions,
     /// How people run commands on the server's machine from where they are, for those that it tells them.
     #[serde(default)]
     pub via: Via,
@@ -78,6 +82,19 @@ pub const OPERATION_COMPARE: &str = "compare";
 
 /// [`Open::operation`]: answer the requests for digests that come in between the delta stream, and apply that.
 pub const OPERATION_SYNC: &str = "sync";
+
+/// [`Open::operation`]: become the client, and sync the volume to here.
+pub const OPERATION_PULL: &str = "pull";
+
+/// How the stream of a pull is to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PullOptions {
+    /// Compression, as on the command line; empty for none.
+    pub compress: String,
+    /// At most so many bytes a second.
+    pub bwlimit: Option<u64>,
+}
 
 /// How a delta is to be applied. A receiver ignores fields that it does not know, so whoever adds one
 /// that must not be ignored names a feature for it in [`Hello::requires`].
@@ -170,6 +187,8 @@ pub struct Done {
     pub undo: Option<String>,
     /// True when nothing was written because a dry run was asked for.
     pub dry_run: bool,
+    /// In a sync: bytes of the volume that were compared; `None` where the destination was empty.
+    pub compared_bytes: Option<u64>,
 }
 
 /// The server's failure: what it would have printed, and its exit code.

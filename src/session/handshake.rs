@@ -34,6 +34,9 @@ pub const FEATURE_COMPARE: &str = "compare";
 /// A delta stream can be made while both ends are compared.
 pub const FEATURE_SYNC: &str = "sync";
 
+/// The ends can exchange their parts, so that what the server has comes to the client.
+pub const FEATURE_PULL: &str = "pull";
+
 /// A record is kept of the destination's state, and a stream that was cut goes on.
 pub const FEATURE_RECORD: &str = "record";
 
@@ -50,6 +53,7 @@ pub const FEATURES: &[&str] = &[
     FEATURE_DRY_RUN,
     FEATURE_COMPARE,
     FEATURE_SYNC,
+    FEATURE_PULL,
     FEATURE_RECORD,
     FEATURE_ATOMIC,
     FEATURE_CREATE_VOLUME,

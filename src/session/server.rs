@@ -10,15 +10,23 @@ use std::time::Duration;
 
 use super::SessionError;
 use super::asker::MAX_UNANSWERED;
-use super::client::wrong_order;
+use super::client::{Client, SessionEvents, wrong_order};
 use super::handshake::{Agreed, agree};
 use super::line::ping_interval;
 use super::message::{
-    Ack, Done, Hello, Message, OPERATION_APPLY, OPERATION_COMPARE, OPERATION_SYNC, Open, Ready,
+    Ack, Done, Hello, Message, OPERATION_APPLY, OPERATION_COMPARE, OPERATION_PULL, OPERATION_SYNC,
+    Open, Ready,
 };
 use super::transport::{MessageReader, MessageWriter};
 use crate::blocks::Digest;
 use crate::error::{Error, ExitCode};
+
+const OPERATIONS: [&str; 4] = [
+    OPERATION_APPLY,
+    OPERATION_COMPARE,
+    OPERATION_SYNC,
+    OPERATION_PULL,
+];
 
 /// A session, greeted and agreed. As a `Read` it yields the bytes of the stream, once ready.
 pub struct Server<R, W> {
@@ -84,12 +92,7 @@ impl<R: Read, W: Write> Server<R, W> {
     /// What the client wants. An operation that is not known is reported to it and refused here.
     pub fn request(&mut self) -> Result<Open, SessionError> {
         match self.reader.expect("Open")? {
-            Message::Open(open)
-                if [OPERATION_APPLY, OPERATION_COMPARE, OPERATION_SYNC]
-                    .contains(&open.operation.as_str()) =>
-            {
-                Ok(open)
-            }
+            Message::Open(open) if OPERATIONS.contains(&open.operation.as_str()) => Ok(open),
             Message::Open(open) => {
                 let operation = super::text::sanitise(&open.operation);
                 let reason = format!("the operation `{operation}` is not known");
@@ -103,6 +106,12 @@ impl<R: Read, W: Write> Server<R, W> {
     /// Lets the client begin its stream.
     pub fn ready(&mut self, ready: Ready) -> Result<(), SessionError> {
         self.replies.send(&Message::Ready(ready))
+    }
+
+    /// Bytes that went by, both ways, so far.
+    pub fn traffic_bytes(&self) -> u64 {
+        let written = self.replies.lock().writer.traffic();
+        self.reader.traffic().bytes() + written.bytes()
     }
 
     /// Where to answer; cheap to clone, from any thread.
@@ -166,6 +175,36 @@ impl<R: Read, W: Write> Server<R, W> {
     }
 }
 
+impl<R, W> Server<R, W> {
+    /// What has greeted and agreed as a client, from now on in the other part.
+    pub(super) fn of_client(
+        reader: MessageReader<R>,
+        writer: MessageWriter<W>,
+        agreed: Agreed,
+    ) -> Self {
+        Self {
+            reader,
+            replies: Replies::new(writer),
+            // The writer pings by itself since it agreed.
+            ping_every: Duration::MAX,
+            agreed,
+            data: Vec::new(),
+            position: 0,
+            ended: false,
+            failure: None,
+            asked: None,
+        }
+    }
+}
+
+impl<R: Read, W: Write> Server<R, W> {
+    /// In the operation `pull`, once ready: from now on this end sends. `events` hears what the other one says.
+    pub fn into_client(self, events: Arc<dyn SessionEvents>) -> Client<R, W> {
+        let writer = self.replies.lock().writer.clone();
+        Client::of_server(self.reader, writer, self.agreed, events)
+    }
+}
+
 impl<R: Read, W: Write> Read for Server<R, W> {
     /// After an error, [`Self::failure`] has it, and every further read fails as well.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -211,7 +250,7 @@ impl<W> Clone for Replies<W> {
     }
 }
 
-impl<W: Write> Replies<W> {
+impl<W> Replies<W> {
     fn new(writer: MessageWriter<W>) -> Self {
         Self {
             inner: Arc::new(Mutex::new(Inner {
@@ -220,7 +259,9 @@ impl<W: Write> Replies<W> {
             })),
         }
     }
+}
 
+impl<W: Write> Replies<W> {
     /// So much is durable.
     pub fn ack(&self, ack: Ack) -> Result<(), SessionError> {
         self.send(&Message::Ack(ack))

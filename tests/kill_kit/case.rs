@@ -20,6 +20,8 @@ pub(crate) enum Way {
     Far,
     /// A first full copy over ssh.
     FirstCopy,
+    /// By comparing, over ssh.
+    Sync,
     /// A stored delta.
     Apply,
     /// An increment from volume to volume.
@@ -28,7 +30,7 @@ pub(crate) enum Way {
 
 impl Way {
     pub(crate) fn over_ssh(self) -> bool {
-        matches!(self, Self::Far | Self::FirstCopy)
+        matches!(self, Self::Far | Self::FirstCopy | Self::Sync)
     }
 }
 
@@ -165,10 +167,10 @@ impl<'b> Case<'b> {
                 word("--json"),
             ];
         };
-        let mut words = vec![word(if self.way == Way::Apply {
-            "apply"
-        } else {
-            "send"
+        let mut words = vec![word(match self.way {
+            Way::Apply => "apply",
+            Way::Sync => "sync",
+            _ => "send",
         })];
         if matches!(self.way, Way::Far | Way::Local) {
             let store = shown(self.bench.path("store.img"));
