@@ -294,7 +294,7 @@ mod tests {
         cut.undo = Some(Undo::Gone);
         let check = found(cut.clone()).remove(0);
         assert!(check.found.contains("its undo is gone"), "{check:?}");
-        assert!(check.way_out.unwrap().ends_with("send NEW vg/copy"));
+        assert!(check.way_out.unwrap().ends_with("sync NEW vg/copy"));
 
         let check = found(record(Some(None))).remove(0);
         assert!(check.found.contains("kept no undo"), "{check:?}");

@@ -145,6 +145,71 @@ fn exchanged_repeated_and_missing_frames_are_refused() {
     }
 }
 
+/// Where the first record of a kind begins.
+fn place_of(kind: RecordType, delta: &[u8]) -> usize {
+    let is_it = |bytes: &[u8]| {
+        let record = RecordHeader::decode(bytes.first_chunk().unwrap(), 0);
+        record.is_ok_and(|record| record.kind == kind)
+    };
+    delta.windows(RECORD_HEADER_BYTES).position(is_it).unwrap()
+}
+
+#[test]
+fn positions_ascend_among_the_frames_of_a_sync_and_stand_nowhere_else() {
+    let extent = Extent::new(8192, 4096).unwrap();
+    let full = Header {
+        source: Source::Full,
+        base: None,
+        ..header(1 << 20)
+    };
+    let header = full.by_comparing();
+    let written = |positions: [u64; 2]| {
+        let mut writer = DeltaWriter::new(Vec::new(), &header, &Samples::default()).unwrap();
+        writer.position(positions[0])?;
+        writer.zero(extent)?;
+        writer.position(positions[1])?;
+        Ok::<_, std::io::Error>(writer.finish()?.1)
+    };
+    let bytes = written([8192, 1 << 20]).unwrap();
+    let mut reader = DeltaReader::new(&bytes[..]).unwrap();
+    let items: Vec<Item> = std::iter::from_fn(|| reader.next_item().unwrap()).collect();
+    assert!(
+        matches!(items[..], [Item::Position(8192), Item::Frame(frame), Item::Position(end)]
+            if frame.extent == extent && end == 1 << 20),
+        "{items:?}"
+    );
+    assert_eq!(
+        read(&bytes).unwrap(),
+        [(extent, None)],
+        "who wants frames alone"
+    );
+    for wrong in [[8193, 1 << 20], [0, 12_287], [0, (1 << 20) + 1]] {
+        assert!(written(wrong).is_err(), "{wrong:?}");
+    }
+    // A record is its own checksum, so what a writer refuses can be made all the same.
+    let place = place_of(RecordType::Position, &bytes);
+    for wrong in [12_289, (1 << 20) + 1, u64::MAX] {
+        let mut bytes = bytes.clone();
+        let record = RecordHeader::position(wrong).encode();
+        bytes[place..place + 32].copy_from_slice(&record);
+        let mut reader = DeltaReader::new(&bytes[..]).unwrap();
+        let first = reader.next_item();
+        assert!(first.and_then(|_| reader.next_item()).is_err(), "{wrong}");
+    }
+    // Without the feature there are none.
+    let plain = write(
+        1 << 20,
+        &Samples::default(),
+        &vec![(extent, None)],
+        Compression::None,
+    );
+    let place = place_of(RecordType::Zero, &plain);
+    let mut bytes = plain[..place].to_vec();
+    bytes.extend(RecordHeader::position(0).encode());
+    bytes.extend(&plain[place..]);
+    assert!(matches!(read(&bytes), Err(FormatError::OutOfOrder { .. })));
+}
+
 #[test]
 fn a_frame_past_the_end_of_the_volume_is_refused_by_both_ends() {
     let extent = Extent::new(4096, 4096).unwrap();

@@ -167,6 +167,7 @@ fn wishes_beside_the_destination_are_bounded() {
             in_use: true,
             overwrite: true,
             create: true,
+            read: true,
         },
     );
     let both = both.unwrap();
@@ -255,5 +256,29 @@ proptest! {
     fn any_text_can_be_asked_for(text in "\\PC{0,30}") {
         let _ = (absolute(&text), spellings(&text), canonical_of_absent(&text, None));
         let _ = canonical("/x", Some((&text, &text)));
+    }
+}
+
+#[test]
+fn content_is_given_away_only_where_that_is_permitted() {
+    let pull = Open {
+        operation: OPERATION_PULL.into(),
+        ..open(ApplyOptions::default())
+    };
+    let with = |read, globs: &[String], read_only| {
+        let permits = Permits {
+            read,
+            ..Permits::default()
+        };
+        Policy::new(globs, read_only, None, permits)
+            .unwrap()
+            .check(&pull)
+    };
+    let globs = ["vg/*".to_owned()];
+    let error = with(false, &globs, false).unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Refused);
+    for read_only in [true, false] {
+        assert!(with(true, &globs, read_only).is_ok());
+        assert!(with(false, &[], read_only).is_ok(), "no limits");
     }
 }

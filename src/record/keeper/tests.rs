@@ -151,3 +151,60 @@ fn what_was_forced_stays_no_state_until_it_is_taken_back_or_replaced() {
         header.undo_of = Some(stream.as_str().to_owned());
     }));
 }
+
+#[test]
+fn what_was_found_equal_is_remembered_until_somebody_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("volume");
+    std::fs::write(&path, vec![0; 8192]).unwrap();
+    let file = StateDir::choose(Some(&directory.path().join("state"))).file_of("file:x");
+    let open = || {
+        let watch = Watch::File(std::fs::File::open(&path).unwrap());
+        let policy = Policy::default();
+        Keeper::open(file.clone(), "x", "host", policy, Some(watch), &volume()).unwrap()
+    };
+    let full = Header {
+        source: crate::delta::header::Source::Full,
+        base: None,
+        ..header(8192)
+    };
+    let copy = full.by_comparing();
+    let stream = StreamId::of(&copy, &Samples::default());
+    let cut = |keeper: &mut Keeper| {
+        keeper.begin(&copy, &stream, Kept::default()).unwrap();
+        keeper.durable(4096, &Places::default(), &volume()).unwrap();
+        keeper.put_back().unwrap();
+    };
+    cut(&mut open());
+    let keeper = open();
+    assert_eq!(keeper.resume_offset(&stream), Resume::At(4096));
+    let record = keeper.record().unwrap();
+    assert_eq!((&record.incomplete, &record.holds), (&None, &None));
+    // Of another copy it says nothing, and an increment does not take it for more than it is.
+    let other = StreamId::from("b3:other".to_owned());
+    assert_eq!(keeper.resume_offset(&other), Resume::Begin);
+    let increment = header(8192);
+    let id = StreamId::of(&increment, &Samples::default());
+    let admitted = keeper.admit(&increment, &id).unwrap();
+    assert!(
+        matches!(admitted, Admission::Fresh { remark: Some(_) }),
+        "{admitted:?}"
+    );
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    std::fs::write(&path, vec![1; 8192]).unwrap();
+    assert_eq!(open().resume_offset(&stream), Resume::Begin);
+    // It does not outlive a run that writes.
+    cut(&mut open());
+    let mut keeper = open();
+    keeper.begin(&copy, &stream, Kept::default()).unwrap();
+    assert_eq!(keeper.record().unwrap().compared, None);
+    keeper
+        .complete(copy.target.clone(), &Places::default(), &volume())
+        .unwrap();
+    cut(&mut open());
+    let record = open().record().unwrap().clone();
+    assert_eq!(
+        (record.holds, record.compared.map(|c| c.offset)),
+        (copy.target, Some(4096))
+    );
+}
