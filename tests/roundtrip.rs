@@ -25,6 +25,7 @@ use lvmsync::delta::samples::Samples;
 use lvmsync::engine::apply::{Applied, Applier, Ended};
 use lvmsync::engine::compare::Side;
 use lvmsync::engine::deliver::{DeltaSink, Proto3Sink};
+use lvmsync::engine::effort::Effort;
 use lvmsync::engine::pump::{PumpOptions, pump};
 use lvmsync::engine::receive::Receiving;
 use lvmsync::engine::target::{ReceiveOptions, Target, check, grow};
@@ -129,7 +130,7 @@ impl Model {
         let cancel = Cancel::new();
         let monitor = Recording::default();
         let options = PumpOptions {
-            compression,
+            effort: &Effort::new(compression),
             cancel: &cancel,
             monitor: &monitor,
             unlike: None,

@@ -202,7 +202,7 @@ proptest! {
         };
         write("source", &pair.source);
         write("destination", &pair.destination);
-        let json = ends.sync(if z { &["-z", "zstd"] } else { &[] });
+        let json = ends.sync(if z { &["-z", "auto"] } else { &[] });
         let written = number(&json, "data_bytes") + number(&json, "zero_bytes");
         // A last block that the destination has in part counts whole.
         prop_assert!(written <= (blocks_to_write(&pair) + 1) * BLOCK as u64, "{json}");

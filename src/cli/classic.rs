@@ -15,6 +15,7 @@ use super::send::{Format, Job, RETRIES, RemoteArgs, ToArgs};
 use super::summary::Summary;
 use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
+use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
 use crate::record::store::StateDir;
 use crate::source::SourceRequest;
@@ -212,6 +213,7 @@ fn send(
         dry_run: false,
         verify: false,
         comparing: false,
+        effort: Effort::new(Compression::None),
         cancel,
         monitor: terminal,
         speaker: terminal.speaker(),

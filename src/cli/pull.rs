@@ -19,6 +19,7 @@ use super::summary::Summary;
 use super::sync::SyncArgs;
 use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
+use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
 use crate::gate::Gate;
 use crate::gate::policy::Policy;
@@ -231,6 +232,7 @@ where
         dry_run: false,
         verify: false,
         comparing: true,
+        effort: Effort::new(to.compress),
         cancel,
         monitor: &Silent,
         speaker: Terminal::silent().speaker(),

@@ -15,6 +15,7 @@ use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
 use crate::engine::deliver::{DeltaSink, Paced, Proto3Sink};
+use crate::engine::effort::Effort;
 use crate::engine::pump::{PumpOptions, pump};
 use crate::engine::throttle::Throttle;
 use crate::error::{Error, ExitCode, Result};
@@ -115,7 +116,7 @@ pub(super) struct ToArgs {
     #[arg(long, value_enum, default_value_t = Format::V4, value_name = "FORMAT")]
     pub(super) format: Format,
 
-    /// Compression: none, lz4, zstd or zstd:LEVEL (1 to 19)
+    /// Compression: none, lz4, zstd, zstd:LEVEL (1 to 19), or auto: as much as the link is worth
     #[arg(short = 'z', long, value_name = "CODEC", default_value = "none")]
     pub(super) compress: Compression,
 
@@ -174,6 +175,8 @@ pub(super) struct Job<'a> {
     pub(super) verify: bool,
     /// Write only what differs.
     pub(super) comparing: bool,
+    /// What `to.compress` asks for, and what is found out about it.
+    pub(super) effort: Effort,
     pub(super) cancel: &'a Cancel,
     pub(super) monitor: &'a dyn Monitor,
     pub(super) speaker: Speaker,
@@ -201,6 +204,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
         dry_run: args.dry_run,
         verify: args.verify,
         comparing: false,
+        effort: Effort::new(args.to.compress),
         cancel,
         monitor: &terminal,
         speaker: terminal.speaker(),
@@ -427,7 +431,7 @@ impl Job<'_> {
         sink: &mut dyn crate::engine::FrameSink,
     ) -> Result<()> {
         let options = PumpOptions {
-            compression: self.to.compress,
+            effort: &self.effort,
             cancel: self.cancel,
             monitor: self.monitor,
             unlike: None,

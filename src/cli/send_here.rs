@@ -18,6 +18,7 @@ use crate::engine::behind::{Behind, Closes};
 use crate::engine::compare::Side;
 use crate::engine::conclude::Conclusion;
 use crate::engine::deliver::TargetSink;
+use crate::engine::effort::Effort;
 use crate::engine::pump::{PumpOptions, pump};
 use crate::engine::target::{Target, check};
 use crate::engine::throttle::Throttle;
@@ -135,7 +136,7 @@ impl Job<'_> {
             name: target.name,
         });
         let options = PumpOptions {
-            compression: Compression::None,
+            effort: &Effort::new(Compression::None),
             cancel: self.cancel,
             monitor: self.monitor,
             unlike,

@@ -15,6 +15,7 @@ use super::summary::{Summary, per_second, shown_seconds};
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::commands::word;
+use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
 use crate::session::endpoint::{Endpoint, parse_endpoint};
 use crate::source::SourceRequest;
@@ -102,6 +103,7 @@ pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
         dry_run: args.dry_run,
         verify: args.verify,
         comparing: true,
+        effort: Effort::new(args.to.compress),
         cancel,
         monitor: &terminal,
         speaker: terminal.speaker(),

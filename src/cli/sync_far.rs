@@ -145,7 +145,7 @@ fn pump_to(
         return Ok(());
     }
     let options = PumpOptions {
-        compression: job.to.compress,
+        effort: &job.effort,
         cancel: job.cancel,
         monitor,
         unlike: None,

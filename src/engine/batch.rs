@@ -5,14 +5,17 @@
 //! both differ, and no other. Memory is a buffer of up to 1 MiB, another one for the other volume, and what the frames
 //! are packed into.
 
+use std::time::{Duration, Instant};
+
 use super::digester::{Side, buffer};
+use super::effort::{Effort, Packer};
 use super::plan::Step;
 use super::zeroes;
 use crate::blocks::{BLOCK_BYTES, cut, differing_runs, is_zero, usize_of};
 use crate::change_list::ChangeListBuilder;
 use crate::delta::MAX_FRAME_BYTES;
-use crate::delta::codec::{Codec, Compression, Compressor};
-use crate::error::{Error, Result};
+use crate::delta::codec::Codec;
+use crate::error::Result;
 use crate::extent::{Extent, Kind};
 use crate::sys::aligned::AlignedBuffer;
 
@@ -79,8 +82,9 @@ pub(super) enum Body {
 pub(super) struct Reader<'a> {
     source: Side<'a>,
     unlike: Option<Unlike<'a>>,
-    compressor: Compressor,
+    packer: Packer<'a>,
     scratch: Vec<u8>,
+    compressing: Duration,
 }
 
 /// The volume that has some of it already.
@@ -94,18 +98,17 @@ impl<'a> Reader<'a> {
     pub(super) fn new(
         source: Side<'a>,
         unlike: Option<Side<'a>>,
-        compression: Compression,
+        effort: &'a Effort,
     ) -> Result<Self> {
-        let compressor =
-            Compressor::new(compression).map_err(|error| Error::io("cannot start zstd", error))?;
         Ok(Self {
             source,
             unlike: unlike.map(|side| Unlike {
                 side,
                 buffer: buffer(),
             }),
-            compressor,
+            packer: Packer::new(effort)?,
             scratch: Vec::new(),
+            compressing: Duration::ZERO,
         })
     }
 
@@ -113,6 +116,17 @@ impl<'a> Reader<'a> {
     pub(super) fn read(&mut self, step: Step, batch: &mut Batch) -> Result<()> {
         batch.frames.clear();
         batch.packed.clear();
+        self.packer.prepare()?;
+        self.compressing = Duration::ZERO;
+        let start = Instant::now();
+        let result = self.make(step, batch);
+        self.packer
+            .effort()
+            .worked(start.elapsed(), self.compressing);
+        result
+    }
+
+    fn make(&mut self, step: Step, batch: &mut Batch) -> Result<()> {
         match step {
             Step::Zero(extent) => {
                 (batch.covered_bytes, batch.end) = (extent.length(), extent.end());
@@ -174,8 +188,11 @@ impl<'a> Reader<'a> {
                 Kind::Data => {
                     let start = start + range.start;
                     let data = &batch.buffer[start..start + range.len()];
-                    let (compressor, scratch) = (&mut self.compressor, &mut self.scratch);
-                    pack(data, start, compressor, scratch, &mut batch.packed)
+                    let began = Instant::now();
+                    let (packer, scratch) = (&mut self.packer, &mut self.scratch);
+                    let body = pack(data, start, packer, scratch, &mut batch.packed);
+                    self.compressing += began.elapsed();
+                    body
                 }
             };
             batch.frames.push(Frame {
@@ -246,11 +263,11 @@ impl Unlike<'_> {
 fn pack(
     data: &[u8],
     start: usize,
-    compressor: &mut Compressor,
+    packer: &mut Packer<'_>,
     scratch: &mut Vec<u8>,
     packed: &mut Vec<u8>,
 ) -> Body {
-    match compressor.compress(data, scratch) {
+    match packer.compress(data, scratch) {
         None => {
             let crc = crc32c::crc32c(data);
             Body::Data {

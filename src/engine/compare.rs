@@ -14,6 +14,7 @@ use std::io::{Read, Write};
 
 use super::FrameSink;
 use super::digester::Digester;
+use super::effort::Effort;
 use super::pump::{PumpOptions, pump};
 use crate::blocks::{BLOCK_BYTES, Digest, PART_BYTES, PIECE_BYTES, parts};
 use crate::cancel::Cancel;
@@ -40,7 +41,7 @@ pub fn compare_here(
 ) -> Result<ChangeList> {
     let mut differing = Differing::default();
     let options = PumpOptions {
-        compression: Compression::None,
+        effort: &Effort::new(Compression::None),
         cancel,
         monitor,
         unlike: Some(other),

@@ -12,6 +12,7 @@ pub mod conclude;
 pub mod copy_list;
 pub mod deliver;
 pub mod digester;
+pub mod effort;
 pub mod order;
 pub mod plan;
 pub mod pump;

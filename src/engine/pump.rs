@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use super::FrameSink;
 use super::batch::{Batch, Body, Reader};
 use super::digester::Side;
+use super::effort::{Effort, Waits};
 use super::plan::{Step, steps};
 use crate::blocks::{PIECE_BYTES, cut};
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::delta::MAX_FRAME_BYTES;
-use crate::delta::codec::Compression;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::monitor::Monitor;
@@ -35,7 +35,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// What is read and how it is packed.
 pub struct PumpOptions<'a> {
     /// How payloads are compressed.
-    pub compression: Compression,
+    pub effort: &'a Effort,
     /// Stops the run.
     pub cancel: &'a Cancel,
     /// Hears of every step delivered.
@@ -88,7 +88,7 @@ fn pump_here(
     sink: &mut dyn FrameSink,
     options: &PumpOptions<'_>,
 ) -> Result<()> {
-    let mut reader = Reader::new(source, options.unlike, options.compression)?;
+    let mut reader = Reader::new(source, options.unlike, options.effort)?;
     let mut delivery = Delivery::new(sink, options);
     let mut batch = Batch::default();
     for step in plan(changes, source, options) {
@@ -142,11 +142,17 @@ type Lane = (Receiver<Result<Batch>>, SyncSender<Batch>);
 
 fn deliver(lanes: &[Lane], sink: &mut dyn FrameSink, options: &PumpOptions<'_>) -> Result<()> {
     let mut delivery = Delivery::new(sink, options);
+    let mut waits = Waits::default();
     for (from_worker, give_back) in lanes.iter().cycle() {
         options.cancel.check()?;
+        let start = Instant::now();
         let Ok(batch) = from_worker.recv() else { break };
         let batch = batch?;
+        waits.for_workers += start.elapsed();
+        let start = Instant::now();
         delivery.deliver(&batch)?;
+        waits.for_sink += start.elapsed();
+        options.effort.judge(&mut waits);
         // The worker may have ended: then nobody needs the buffer.
         let _ = give_back.try_send(batch);
     }
@@ -230,7 +236,7 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     fn run(self, options: &PumpOptions<'_>) {
-        let reader = Reader::new(self.source, options.unlike, options.compression);
+        let reader = Reader::new(self.source, options.unlike, options.effort);
         let mut reader = match reader {
             Ok(reader) => reader,
             Err(error) => {

@@ -192,9 +192,11 @@ fn positions_ascend_among_the_frames_of_a_sync_and_stand_nowhere_else() {
         let mut bytes = bytes.clone();
         let record = RecordHeader::position(wrong).encode();
         bytes[place..place + 32].copy_from_slice(&record);
-        let mut reader = DeltaReader::new(&bytes[..]).unwrap();
-        let first = reader.next_item();
-        assert!(first.and_then(|_| reader.next_item()).is_err(), "{wrong}");
+        let read = DeltaReader::new(&bytes[..]).and_then(|mut reader| {
+            reader.next_item()?;
+            reader.next_item()
+        });
+        assert!(read.is_err(), "{wrong}");
     }
     // Without the feature there are none.
     let plain = write(
