@@ -7,9 +7,12 @@
 //! whichever is older and even if they were written to, so it needs no trust in names or clocks.
 //! The status of a snapshot is looked at before its table is read and again after.
 
+mod live;
 mod recovery;
 mod thin;
 mod thin_offline;
+
+pub use live::SnapshotWish;
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -35,9 +38,9 @@ use crate::monitor::Monitor;
 use crate::record::half_written;
 use crate::record::store::StateDir;
 use crate::record::witness::was_written;
-use crate::volume::ReadAt;
 use crate::volume::file_version::{FileVersion, run_id};
 use crate::volume::open::Volume;
+use crate::volume::{ReadAt, VolumeIdentity};
 
 pub use recovery::source_of_sync;
 
@@ -55,6 +58,8 @@ pub struct SourceRequest<'a> {
     pub thin_metadata: Option<&'a Path>,
     /// With it, which does not tell: the volume's size.
     pub volume_size: Option<u64>,
+    /// For a full copy: read a live volume from a snapshot that is made for it. `None`: as it is.
+    pub snapshot: Option<SnapshotWish<'a>>,
     /// For the header.
     pub compression: Compression,
     /// Where records say which volumes are incomplete.
@@ -81,8 +86,9 @@ pub struct SendSource {
     snapshot: Option<LogicalVolume>,
     /// The regular file that the data is read from, as it was when its content was named.
     version: Option<FileVersion>,
-    /// Keeps a thin volume active while `data`, which is dropped before, is open.
-    #[allow(dead_code, reason = "held, not used")]
+    /// What is known of the snapshot, where it was made for this.
+    made: Option<live::Made>,
+    /// Keeps a thin volume active, and a snapshot there, while `data`, which is dropped before, is open.
     guard: Option<Guard>,
 }
 
@@ -113,9 +119,26 @@ impl SendSource {
     /// The reason behind an error while the data was read: a snapshot that fills up meanwhile answers
     /// every read with an I/O error and says why only in its status.
     pub fn explain(&self, error: Error) -> Error {
-        match &self.snapshot {
-            Some(snapshot) => explain(snapshot, error),
-            None => error,
+        match (&self.snapshot, &self.made) {
+            (Some(snapshot), Some(made)) => made.explain(snapshot, error),
+            (Some(snapshot), None) => explain(snapshot, error),
+            (None, _) => error,
+        }
+    }
+
+    /// The volume that the user named: that is what must not be the destination.
+    pub fn identity(&self) -> VolumeIdentity {
+        let live = self.made.as_ref().and_then(live::Made::identity);
+        live.unwrap_or_else(|| self.data.identity())
+    }
+
+    /// All is done: the snapshot that was made for it, if it was to be kept, is the user's from now on.
+    pub fn keep_snapshot(&mut self, monitor: &dyn Monitor) -> Result<()> {
+        match &mut self.guard {
+            Some(guard) if self.made.as_ref().is_some_and(live::Made::is_kept) => {
+                guard.keep(monitor)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -136,8 +159,12 @@ impl SendSource {
         Ok(())
     }
 
-    /// After the last read: a file that was written meanwhile was read in no state that it ever had.
+    /// After the last read: a file that was written meanwhile was read in no state that it ever had, and a snapshot that
+    /// was made for it may not have held what was written to its origin.
     pub fn check_unchanged(&self) -> Result<()> {
+        if let (Some(made), Some(snapshot)) = (&self.made, &self.snapshot) {
+            made.check(snapshot)?;
+        }
         let Some(before) = &self.version else {
             return Ok(());
         };
@@ -177,9 +204,9 @@ impl SendSource {
                 }
                 (None, new) => increment(request, old, new)?,
             },
-            (None, Some(new)) => match find(new)? {
-                Found::Thin(volume) => thin::full_copy(request, new, &volume)?,
-                Found::Other(resolved) => full_copy(request, new, resolved)?,
+            (None, Some(new)) => match request.snapshot {
+                Some(wish) => live::full_copy(request, new, wish)?,
+                None => whole(request, new, find(new)?, None)?,
             },
             (None, None) => return Err(Error::Usage("no volume was given".to_owned())),
         };
@@ -295,7 +322,25 @@ fn header(
     }
 }
 
-fn full_copy(request: &SourceRequest<'_>, new: &str, resolved: Resolved) -> Result<SendSource> {
+/// Everything of what was found. `guard` holds what it stands on.
+fn whole(
+    request: &SourceRequest<'_>,
+    new: &str,
+    found: Found,
+    guard: Option<Guard>,
+) -> Result<SendSource> {
+    match found {
+        Found::Thin(volume) => thin::full_copy(request, new, &volume, guard),
+        Found::Other(resolved) => full_copy(request, new, resolved, guard),
+    }
+}
+
+fn full_copy(
+    request: &SourceRequest<'_>,
+    new: &str,
+    resolved: Resolved,
+    guard: Option<Guard>,
+) -> Result<SendSource> {
     check_source(request, new, &resolved)?;
     let mut target = None;
     if let Resolved::LogicalVolume(volume) = &resolved {
@@ -320,7 +365,8 @@ fn full_copy(request: &SourceRequest<'_>, new: &str, resolved: Resolved) -> Resu
         name: new.to_owned(),
         snapshot: snapshot_in(resolved),
         version: None,
-        guard: None,
+        made: None,
+        guard,
     })
 }
 
@@ -355,6 +401,7 @@ fn from_store(request: &SourceRequest<'_>, store: &str, new: &str) -> Result<Sen
         name: new.to_owned(),
         snapshot: snapshot_in(resolved),
         version: None,
+        made: None,
         guard: None,
     })
 }
@@ -433,6 +480,7 @@ fn from_snapshot(
         name: new_name,
         snapshot: snapshot_in(new_volume),
         version: None,
+        made: None,
         guard: None,
     })
 }

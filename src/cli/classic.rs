@@ -201,6 +201,7 @@ fn send(
             base_size: None,
             thin_metadata: None,
             volume_size: None,
+            snapshot: None,
             compression: Compression::None,
             state: StateDir::choose(None),
             cancel,

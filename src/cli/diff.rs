@@ -67,6 +67,7 @@ pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
         base_size: args.base_size,
         thin_metadata: args.thin.thin_metadata.as_deref(),
         volume_size: args.thin.volume_size,
+        snapshot: None,
         compression: Compression::None,
         state: args.state.directory(),
         cancel,

@@ -20,6 +20,7 @@ mod remote;
 mod send;
 mod send_here;
 mod serve;
+mod snapshot;
 mod state;
 mod summary;
 mod sync;

@@ -288,6 +288,8 @@ fn request<'a>(
         base_size: None,
         thin_metadata: None,
         volume_size: None,
+        // The gate lets in the volume that was named, and nobody at this end could choose a size.
+        snapshot: None,
         compression: compression(open)?,
         state,
         cancel,

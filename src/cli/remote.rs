@@ -311,7 +311,7 @@ fn apply_options(job: &Job<'_>, source: &SendSource) -> ApplyOptions {
 /// For a far end that turns out to be this machine.
 fn identity(source: &SendSource) -> Option<SourceIdentity> {
     let boot_id = boot_id()?;
-    let (device, file) = match source.data.identity() {
+    let (device, file) = match source.identity() {
         VolumeIdentity::Block(device) => (Some((device.major, device.minor)), None),
         VolumeIdentity::File { filesystem, inode } => (None, Some((filesystem, inode))),
     };

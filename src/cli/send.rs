@@ -192,6 +192,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
             base_size: args.base_size,
             thin_metadata: args.thin.thin_metadata.as_deref(),
             volume_size: args.thin.volume_size,
+            snapshot: None,
             compression: args.to.compress,
             state: args.write.state.directory(),
             cancel,
@@ -298,9 +299,10 @@ impl Job<'_> {
             }
         }
         if let Some(destination) = destination.filter(|_| self.verify) {
-            super::verify::sent(self, source, &destination)?;
+            super::verify::sent(self, &mut source, &destination)?;
             summary.verified = true;
         }
+        source.keep_snapshot(self.monitor)?;
         summary.seconds = start.elapsed().as_secs_f64();
         Ok(summary)
     }
@@ -378,7 +380,7 @@ impl Job<'_> {
         let Ok(output) = VolumeIdentity::of_path(path) else {
             return Ok(());
         };
-        if output == source.data.identity() || Some(output) == self.store_identity() {
+        if output == source.identity() || Some(output) == self.store_identity() {
             return Err(Error::Usage(format!(
                 "{} is what is being sent; the delta cannot replace it",
                 path.display()

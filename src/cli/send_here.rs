@@ -46,7 +46,7 @@ impl Job<'_> {
         if self.dry_run {
             options.make = None;
         }
-        let mut sources = vec![source.data.identity()];
+        let mut sources = vec![source.data.identity(), source.identity()];
         sources.extend(self.store_identity());
         let mut destination = Destination::open(destination, &sources, &options)?;
         let compares = self.comparing && !destination.is_empty();

@@ -11,6 +11,7 @@ use super::apply::WriteArgs;
 use super::compare::{self, CompareArgs};
 use super::progress::Terminal;
 use super::send::{Job, RemoteArgs, ToArgs};
+use super::snapshot::SnapshotArgs;
 use super::summary::{Summary, per_second, shown_seconds};
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
@@ -24,6 +25,8 @@ use crate::units::{Bytes, count};
 const AFTER_HELP: &str = "\
 Examples:
   lvmsync sync vg/s1 backup:/dev/vg/data            make the copy what the snapshot is
+  lvmsync sync vg/data backup:vg/copy               a live volume: a snapshot is made, read, and removed
+  lvmsync sync vg/data backup:vg/copy --keep-snapshot s1    and kept, so that increments go on from it
   lvmsync sync vm.img /backup/vm.img                files do as well
   lvmsync sync vg/s1 backup:vg/data --create        and make the volume there if there is none
   lvmsync sync vg/s1 backup:vg/data --verify        and compare once more in the end
@@ -35,7 +38,11 @@ the blocks of 4 KiB that differ. A destination that is new is not compared but f
 do not travel. When it is done, DEST is on record as holding SRC's state, so increments go on from there:
   lvmsync send --from vg/s1 vg/s2 backup:vg/data
 
-The same command again goes on where it was cut. A file as DEST gets SRC's length.";
+Of a live logical volume a snapshot is made, and removed when the run ends, however it ends. A thick one needs
+free extents in the volume group, for what is written meanwhile: --snapshot-size.
+
+The same command again goes on where it was cut; of a live volume it begins anew, and compares.
+A file as DEST gets SRC's length.";
 
 /// Make a volume equal to another by comparing them
 #[derive(Args, Debug)]
@@ -44,13 +51,16 @@ The same command again goes on where it was cut. A file as DEST gets SRC's lengt
 #[command(mut_arg("output", |arg| arg.hide(true)), mut_arg("stdout", |arg| arg.hide(true)))]
 #[command(mut_arg("format", |arg| arg.hide(true)))]
 pub(super) struct SyncArgs {
-    /// A snapshot, an origin, a block device or a file: SRC or [USER@]HOST:SRC
+    /// A logical volume, a snapshot, a block device or a file: SRC or [USER@]HOST:SRC
     #[arg(value_name = "[HOST:]SRC")]
     pub(super) source: String,
 
     /// What becomes equal: DEST or [USER@]HOST:DEST. One of the two is here
     #[arg(value_name = "[HOST:]DEST")]
     pub(super) destination: String,
+
+    #[command(flatten)]
+    pub(super) snapshot: SnapshotArgs,
 
     #[command(flatten)]
     pub(super) to: ToArgs,
@@ -91,6 +101,8 @@ pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
             base_size: None,
             thin_metadata: None,
             volume_size: None,
+            // A look is worth no snapshot.
+            snapshot: args.snapshot.wish().filter(|_| !args.dry_run),
             compression: args.to.compress,
             state: args.write.state.directory(),
             cancel,
@@ -129,6 +141,7 @@ fn from_far(
     if matches!(parse_endpoint(&args.destination)?, Endpoint::Remote { .. }) {
         return usage("one of the two volumes has to be here: run this at one of the hosts");
     }
+    args.snapshot.refuse_for_far()?;
     if args.dry_run || args.verify {
         let option = if args.dry_run {
             "--dry-run"

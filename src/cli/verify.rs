@@ -26,10 +26,9 @@ use crate::units::{Bytes, count};
 const NAMED: usize = 3;
 
 /// Compares what `source` sent to `destination` with what is there now.
-pub(super) fn sent(job: &Job<'_>, source: SendSource, destination: &Endpoint) -> Result<()> {
+pub(super) fn sent(job: &Job<'_>, source: &mut SendSource, destination: &Endpoint) -> Result<()> {
     source.data.forget_cached()?;
     let (cancel, monitor) = (job.cancel, job.monitor);
-    let mut source = source;
     let changes = std::mem::take(&mut source.changes).all_data();
     let near = Side {
         volume: &source.data,

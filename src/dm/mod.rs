@@ -2,7 +2,8 @@
 //!
 //! Guarantees: looking at an active volume needs no LVM command, only sysfs and the control device;
 //! `lvs` is asked for what the kernel cannot know (inactive and absent volumes); everything that comes
-//! back is parsed by pure code. Nothing here changes a volume, except that `making` makes one where it was asked to.
+//! back is parsed by pure code. Nothing here changes a volume, except that `making` and `temporary` make one where they were
+//! asked to, and remove what they have made.
 
 pub mod device;
 pub mod examine;
@@ -15,6 +16,7 @@ pub mod pool_status;
 pub mod resolve;
 pub mod snapshot;
 pub mod table;
+pub mod temporary;
 pub mod thin;
 pub mod uuid;
 pub mod wire;

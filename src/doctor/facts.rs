@@ -173,12 +173,23 @@ pub struct Records {
 pub struct HeldFacts {
     /// What the record says.
     pub held: Held,
-    /// It is a pool's metadata snapshot, and not a volume that was activated.
-    pub is_pool: bool,
+    /// What is held.
+    pub kind: HeldKind,
     /// Its run lives.
     pub busy: bool,
     /// It was taken since the machine was started.
     pub this_boot: bool,
+}
+
+/// What can be on record as held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeldKind {
+    /// A pool's metadata snapshot.
+    Pool,
+    /// A volume that was activated.
+    Volume,
+    /// A snapshot that was made to be read, and whether LVM has it, under its name and with its tags.
+    Snapshot(Looked<bool>),
 }
 
 /// Whether a directory can be used.

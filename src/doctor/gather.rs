@@ -16,13 +16,16 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::facts::{
-    Control, Device, HeldFacts, Installer, Kind, Looked, Machine, Partial, Place, Presence,
-    RecordFacts, Records, Tool, ToolName, Undo, Unusable,
+    Control, Device, HeldFacts, HeldKind, Installer, Kind, Looked, Machine, Partial, Place,
+    Presence, RecordFacts, Records, Tool, ToolName, Undo, Unusable,
 };
 use super::parse;
 use crate::dm::device::DeviceMapper;
+use crate::dm::name::LvName;
 use crate::dm::table::parse_snapshot_status;
+use crate::dm::temporary;
 use crate::dm::uuid::DmUuid;
+use crate::dm::wire::Selector;
 use crate::error::Error;
 use crate::hold::{self, lock, record::Held};
 use crate::partial_file::partial_name;
@@ -289,14 +292,46 @@ pub fn records(directory: &StateDir, named: bool) -> Records {
 
 fn held(directory: &StateDir, here: &Here) -> Vec<HeldFacts> {
     let boot = boot_id();
-    let look = |(name, held): (String, Held)| HeldFacts {
-        is_pool: name.starts_with("pool-"),
-        busy: here.is_locked(&lock::path_of(&name)),
+    let look = |kind: HeldKind, name: &str, held: Held| HeldFacts {
+        kind,
+        busy: here.is_locked(&lock::path_of(name)),
         this_boot: boot.as_ref() == Some(&held.boot),
         held,
     };
-    let pools = hold::record::pools(directory).into_iter();
-    pools.chain(hold::record::volumes()).map(look).collect()
+    let mut all = Vec::new();
+    for (name, held) in hold::record::pools(directory) {
+        all.push(look(HeldKind::Pool, &name, held));
+    }
+    for (name, held) in hold::record::volumes() {
+        all.push(look(HeldKind::Volume, &name, held));
+    }
+    for (name, held) in hold::record::snapshots(directory) {
+        let mut facts = look(HeldKind::Snapshot(Err(String::new())), &name, held);
+        // A run whose guard alone was killed reads it still.
+        facts.busy |= here.is_open(&facts.held.name);
+        if !facts.busy {
+            facts.kind = HeldKind::Snapshot(is_there(&facts.held));
+        }
+        all.push(facts);
+    }
+    all
+}
+
+/// Asks LVM for a snapshot that is on record as temporary.
+fn is_there(held: &Held) -> Looked<bool> {
+    let name = LvName::parse(&held.name).ok_or("its record names no volume")?;
+    if !rustix::process::geteuid().is_root() {
+        return Err("asking LVM needs root".to_owned());
+    }
+    let lvm = find_program("lvm").ok_or("there is no lvm")?;
+    let columns = "lv_name,lv_uuid,lv_tags";
+    let form = ["--noheadings", "--separator", "|", "-o", columns];
+    let arguments = [&["lvs"], &form[..], &["--", name.vg()]].concat();
+    let (text, succeeded) = output_of(&lvm, &arguments, LVS_LIMIT)?;
+    if !succeeded {
+        return Err(format!("lvs failed: {}", text.trim()));
+    }
+    Ok(temporary::find(&parse::tagged(&text), &name, &held.of).is_some())
 }
 
 fn listed(directory: &StateDir, mut here: Here) -> Looked<Vec<RecordFacts>> {
@@ -423,6 +458,19 @@ impl Here {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Presence::Gone,
             Err(_) => Presence::Unknown,
         }
+    }
+
+    /// Whether anybody has the logical volume of this name open.
+    fn is_open(&self, name: &str) -> bool {
+        let asked = || {
+            let name = LvName::parse(name)?.dm_name();
+            self.active.iter().find(|(_, active)| *active == name)?;
+            DeviceMapper::open()
+                .ok()?
+                .info(Selector::Name(&name))
+                .ok()?
+        };
+        asked().is_some_and(|info| info.open_count > 0)
     }
 
     fn is_locked(&self, path: &Path) -> bool {

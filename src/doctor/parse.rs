@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use super::facts::{Modules, PoolStatus};
 use crate::dm::{
     self,
+    lvm::LvRow,
     pool_status::{Mode, parse_pool_status},
 };
 
@@ -107,6 +108,21 @@ pub(super) fn identity_in(bytes: &[u8]) -> Option<String> {
     let rest = text.split_once("\"identity\":")?.1.trim_start();
     let mut values = serde_json::Deserializer::from_str(rest).into_iter::<String>();
     values.next()?.ok()
+}
+
+/// Names, UUIDs and tags of volumes, as `lvs --separator '|'` prints them. Other lines are warnings.
+pub(super) fn tagged(text: &str) -> Vec<LvRow> {
+    let row = |line: &str| {
+        let mut cells = line.trim().split('|').map(str::to_owned);
+        let (lv_name, lv_uuid, lv_tags) = (cells.next()?, cells.next()?, cells.next()?);
+        Some(LvRow {
+            lv_name,
+            lv_uuid,
+            lv_tags,
+            ..LvRow::default()
+        })
+    };
+    text.lines().filter_map(row).collect()
 }
 
 #[cfg(test)]
@@ -212,5 +228,13 @@ mod tests {
             let _ = (kernel_version(&text), modules(&text, &text), pool_status(&text), locks(&text));
             let _ = (tool_version(&text), identity_in(text.as_bytes()));
         }
+    }
+
+    #[test]
+    fn rows_of_lvs_have_tags_and_warnings_are_no_rows() {
+        let rows = tagged("  WARNING: a disk is gone\n  s1|uuid|a,b\n  s2|other|\n");
+        assert_eq!(rows.len(), 2);
+        assert_eq!((&*rows[0].lv_name, &*rows[0].lv_tags), ("s1", "a,b"));
+        assert_eq!((&*rows[1].lv_uuid, &*rows[1].lv_tags), ("other", ""));
     }
 }

@@ -3,8 +3,11 @@
 //! Guarantees: pure; a record that says nothing is a problem, one of a cut write a warning with both ways out,
 //! and one of a destination that is gone a note. Whether a destination is gone is never guessed.
 
-use super::facts::{HeldFacts, Partial, Place, Presence, RecordFacts, Records, Undo, Unusable};
+use super::facts::{
+    HeldFacts, HeldKind, Looked, Partial, Place, Presence, RecordFacts, Records, Undo, Unusable,
+};
 use super::{Check, word};
+use crate::hold::temporary::remove_command;
 use crate::record::admission::{Called, refuse_as_source};
 use crate::record::{Record, RecordError};
 use crate::units::count;
@@ -44,7 +47,10 @@ fn held(facts: &HeldFacts) -> Option<Check> {
     if facts.busy {
         return None;
     }
-    if facts.is_pool {
+    if let HeldKind::Snapshot(found) = &facts.kind {
+        return Some(snapshot(name, found));
+    }
+    if facts.kind == HeldKind::Pool {
         let found = match facts.held.root {
             Some(root) => format!(
                 "{name}: a run of lvmsync was killed while it read this pool's metadata snapshot (block {root})"
@@ -64,6 +70,30 @@ fn held(facts: &HeldFacts) -> Option<Check> {
         "{name}: active only because a run of lvmsync that read it was killed, or could not deactivate it"
     );
     Some(Check::warning(HELD, found).way_out(format!("lvchange -an {}", word(name))))
+}
+
+/// A snapshot that was made to be read, and was not removed.
+fn snapshot(name: &str, found: &Looked<bool>) -> Check {
+    match found {
+        Ok(true) => {
+            let found = format!(
+                "{name}: a temporary snapshot that a run of lvmsync has left, which was killed; it takes room and slows \
+                 down writes, and the next lvmsync sync removes it"
+            );
+            Check::warning(HELD, found).way_out(remove_command(name))
+        }
+        Ok(false) => Check::note(
+            HELD,
+            format!(
+                "{name}: on record as a temporary snapshot, and gone, or somebody's own by now; the next lvmsync sync \
+                 forgets it"
+            ),
+        ),
+        Err(reason) => Check::note(
+            HELD,
+            format!("{name}: on record as a temporary snapshot; not looked at: {reason}"),
+        ),
+    }
 }
 
 /// What a command needs to find the same directory.
@@ -356,25 +386,35 @@ mod tests {
 
     #[test]
     fn what_a_killed_run_held_is_told_with_who_gives_it_back() {
-        let held = |is_pool, root, busy, this_boot| HeldFacts {
+        let held = |kind, root, busy, this_boot| HeldFacts {
             held: crate::hold::record::Held {
                 name: "vg/x".into(),
                 root,
                 ..Default::default()
             },
-            is_pool,
+            kind,
             busy,
             this_boot,
         };
         let check = |facts: HeldFacts| super::held(&facts);
-        assert!(check(held(true, Some(7), true, true)).is_none());
-        let left = check(held(true, Some(7), false, false)).unwrap();
+        let pool = || HeldKind::Pool;
+        assert!(check(held(pool(), Some(7), true, true)).is_none());
+        let left = check(held(pool(), Some(7), false, false)).unwrap();
         assert!(left.found.contains("block 7"), "{}", left.found);
-        let asked = check(held(true, None, false, true)).unwrap();
+        let asked = check(held(pool(), None, false, true)).unwrap();
         assert!(asked.found.contains("may be that run's"), "{}", asked.found);
-        let active = check(held(false, None, false, true)).unwrap();
+        let active = check(held(HeldKind::Volume, None, false, true)).unwrap();
         assert_eq!(active.way_out.as_deref(), Some("lvchange -an vg/x"));
-        assert!(check(held(false, None, false, false)).is_none());
+        assert!(check(held(HeldKind::Volume, None, false, false)).is_none());
+        let snapshot =
+            |found: Looked<bool>, busy| check(held(HeldKind::Snapshot(found), None, busy, false));
+        let left = snapshot(Ok(true), false).unwrap();
+        assert_eq!(left.way_out.as_deref(), Some("lvremove -y vg/x"));
+        for found in [Ok(false), Err("no lvm".to_owned())] {
+            let check = snapshot(found, false).unwrap();
+            assert!(check.status == Status::Note && check.way_out.is_none());
+        }
+        assert!(snapshot(Ok(true), true).is_none());
     }
 
     #[test]

@@ -17,6 +17,17 @@ use crate::monitor::Monitor;
 use crate::record::store::StateDir;
 use crate::sys::device::DeviceNumber;
 
+/// A snapshot that a guard has made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What it is called.
+    pub name: LvName,
+    /// LVM's UUID of it.
+    pub uuid: String,
+    /// Of a thick one: the room for what is written to its origin.
+    pub store_bytes: Option<u64>,
+}
+
 /// A running guard.
 #[derive(Debug)]
 pub struct Guard {
@@ -76,6 +87,45 @@ impl Guard {
     pub fn release(&mut self, monitor: &dyn Monitor) -> Result<()> {
         match self.ask(&Request::Release {}, monitor)? {
             Answer::Released {} => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes a snapshot of a volume, which goes with the guard unless it is kept.
+    pub fn snapshot(
+        &mut self,
+        of: &LvName,
+        uuid: &str,
+        chosen: (Option<&str>, Option<u64>),
+        monitor: &dyn Monitor,
+    ) -> Result<Snapshot> {
+        let request = Request::Snapshot {
+            volume: of.to_string(),
+            uuid: uuid.to_owned(),
+            name: chosen.0.map(str::to_owned),
+            size_bytes: chosen.1,
+        };
+        match self.ask(&request, monitor)? {
+            Answer::Made {
+                name,
+                uuid,
+                store_bytes,
+            } => Ok(Snapshot {
+                name: LvName::parse(&name).ok_or_else(|| Error::Lvm {
+                    what: "the guard process".to_owned(),
+                    reason: format!("it says that it made `{name}`, which is no name"),
+                })?,
+                uuid,
+                store_bytes,
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Leaves the snapshot that was made to the user.
+    pub fn keep(&mut self, monitor: &dyn Monitor) -> Result<()> {
+        match self.ask(&Request::Keep {}, monitor)? {
+            Answer::Kept {} => Ok(()),
             other => Err(unexpected(&other)),
         }
     }

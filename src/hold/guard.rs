@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::activation::{self, Activation};
 use super::message::{Answer, MAX_LINE_BYTES, Request};
 use super::reservation::{Pool, Reservation};
+use super::temporary::{self, Ask, Temporary};
 use crate::dm::device::DeviceMapper;
 use crate::dm::name::LvName;
 use crate::error::{Error, Result};
@@ -34,6 +35,7 @@ pub fn run<I: Read + AsFd, O: Write>(input: I, mut out: O, state: &StateDir) -> 
     }
     let result = holding.give_back(&dm);
     activation::sweep(&dm);
+    temporary::sweep(&dm, state, &mut |_| {});
     result
 }
 
@@ -41,6 +43,7 @@ pub fn run<I: Read + AsFd, O: Write>(input: I, mut out: O, state: &StateDir) -> 
 struct Holding {
     reservation: Option<Reservation>,
     activations: Vec<Activation>,
+    snapshot: Option<Temporary>,
 }
 
 impl Holding {
@@ -80,6 +83,37 @@ impl Holding {
                 Some(reservation) => reservation.release(dm).map(|()| Answer::Released {}),
                 None => Err(not_a_name("release", "nothing is reserved")),
             },
+            Request::Snapshot {
+                volume,
+                uuid,
+                name,
+                size_bytes,
+            } => {
+                if self.snapshot.is_some() {
+                    return Err(not_a_name("snapshot", "there is one already"));
+                }
+                let ask = Ask {
+                    origin: &volume,
+                    uuid: &uuid,
+                    name: name.as_deref(),
+                    size_bytes,
+                };
+                let made = Temporary::make(dm, &ask, state, &mut wait)?;
+                let answer = Answer::Made {
+                    name: made.name().to_string(),
+                    uuid: made.uuid.clone(),
+                    store_bytes: made.store_bytes,
+                };
+                self.snapshot = Some(made);
+                Ok(answer)
+            }
+            Request::Keep {} => {
+                let missing = || not_a_name("keep", "there is no snapshot");
+                // One that cannot be kept is removed like any other.
+                self.snapshot.as_ref().ok_or_else(missing)?.make_lasting()?;
+                let lasting = self.snapshot.take().ok_or_else(missing)?;
+                lasting.forget().map(|()| Answer::Kept {})
+            }
         }
     }
 
@@ -88,7 +122,11 @@ impl Holding {
         for activation in self.activations.into_iter().rev() {
             result = activation.end(dm).and(result);
         }
-        result
+        // Last: what was activated may lie on it.
+        match self.snapshot {
+            Some(snapshot) => snapshot.remove(dm).and(result),
+            None => result,
+        }
     }
 }
 

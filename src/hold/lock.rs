@@ -1,9 +1,9 @@
 //! Locks between runs: exclusive for what only one may have, shared for what the last one gives back.
 //!
 //! Guarantees: a lock ends with the process that has it; the file stays, since removing it would let two hold
-//! "the" lock at once.
+//! "the" lock at once, unless its name is never used again.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -65,6 +65,26 @@ impl LockFile {
     /// a shared one.
     pub fn try_shared(&self) -> Result<bool> {
         self.attempt(FlockOperation::NonBlockingLockShared)
+    }
+
+    /// The same lock for a child, which then holds it, too, until it ends.
+    pub fn share(&self) -> Result<File> {
+        self.file.try_clone().map_err(|error| {
+            let action = format!("cannot hand on the lock {}", self.path.display());
+            Error::io(action, error)
+        })
+    }
+
+    /// Removes its file. Only for a name that nobody takes anew: two who hold "the" lock then find nothing that they
+    /// could quarrel over.
+    pub fn remove(self) -> Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let action = format!("cannot remove the lock {}", self.path.display());
+                Err(Error::io(action, error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn attempt(&self, operation: FlockOperation) -> Result<bool> {

@@ -27,6 +27,19 @@ pub enum Request {
     },
     /// Release it again.
     Release {},
+    /// Make a snapshot of this logical volume, to be removed at the end.
+    Snapshot {
+        /// Volume group and name.
+        volume: String,
+        /// LVM's UUID of it.
+        uuid: String,
+        /// The name that the user has chosen for it.
+        name: Option<String>,
+        /// Its size, if the user has chosen that.
+        size_bytes: Option<u64>,
+    },
+    /// Do not remove it.
+    Keep {},
 }
 
 /// What the guard answers. Each request has one answer that is no note.
@@ -47,6 +60,17 @@ pub enum Answer {
     },
     /// The snapshot was still ours, and is released.
     Released {},
+    /// The snapshot of the volume is there, and active.
+    Made {
+        /// Volume group and name.
+        name: String,
+        /// LVM's UUID of it.
+        uuid: String,
+        /// Of a thick one: the room for what is written to its origin.
+        store_bytes: Option<u64>,
+    },
+    /// It stays.
+    Kept {},
     /// Not done.
     Failed {
         /// Exit code of the error.

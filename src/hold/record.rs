@@ -1,6 +1,7 @@
 //! What is held, on disk: how the next run knows that what it finds is ours.
 //!
-//! A pool's metadata snapshot outlives a power cut, so its record is in the state directory. A volume that is active does
+//! A pool's metadata snapshot and a snapshot that was made to be read outlive a power cut, so their records are in the
+//! state directory. A volume that is active does
 //! not, and belongs to all runs of this machine, whatever directories they were told: its record is beside its lock.
 //!
 //! Guarantees: a record is written before what it describes is taken, and removed after it was given back; one
@@ -29,9 +30,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// What is held, by whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
-    /// The pool's device-mapper UUID, or the volume's LVM UUID.
+    /// The pool's device-mapper UUID, or the volume's LVM UUID, or the id in the tag of a snapshot.
     pub of: String,
-    /// For people: `vg/pool`.
+    /// `vg/pool`.
     pub name: String,
     /// The boot in which it was taken.
     pub boot: String,
@@ -60,12 +61,17 @@ pub struct HeldFile {
 impl HeldFile {
     /// The record of the metadata snapshot of the pool with this UUID.
     pub fn of_pool(state: &StateDir, uuid: &str) -> Self {
-        Self::within(&of_pools(state), &name_of("pool", uuid))
+        Self::within(&in_state(state), &name_of("pool", uuid))
     }
 
     /// The record of the volume with this UUID, which is active to be read.
     pub fn of_volume(uuid: &str) -> Self {
         Self::within(lock::directory(), &name_of("volume", uuid))
+    }
+
+    /// The record of the snapshot that carries this id.
+    pub fn of_snapshot(state: &StateDir, id: &str) -> Self {
+        Self::within(&in_state(state), &name_of("snapshot", id))
     }
 
     fn within(directory: &Path, name: &str) -> Self {
@@ -127,7 +133,18 @@ impl HeldFile {
 
 /// All pools whose metadata snapshot is on record as held, each with the name of its lock.
 pub fn pools(state: &StateDir) -> Vec<(String, Held)> {
-    all_in(&of_pools(state))
+    of_kind(state, "pool-")
+}
+
+/// All snapshots that were made to be read and are on record, each with the name of its lock.
+pub fn snapshots(state: &StateDir) -> Vec<(String, Held)> {
+    of_kind(state, "snapshot-")
+}
+
+fn of_kind(state: &StateDir, begin: &str) -> Vec<(String, Held)> {
+    let mut held = all_in(&in_state(state));
+    held.retain(|(name, _)| name.starts_with(begin));
+    held
 }
 
 /// All volumes that are on record as active to be read, each with the name of its lock.
@@ -149,7 +166,7 @@ fn all_in(directory: &Path) -> Vec<(String, Held)> {
     held
 }
 
-fn of_pools(state: &StateDir) -> PathBuf {
+fn in_state(state: &StateDir) -> PathBuf {
     state.path().join("held")
 }
 
@@ -180,6 +197,12 @@ mod tests {
         };
         file.save(&held).unwrap();
         assert_eq!(file.load(), Some(held.clone()));
+        let made = HeldFile::of_snapshot(&state, "0a");
+        made.save(&held).unwrap();
+        assert_eq!(
+            snapshots(&state),
+            [("snapshot-0a".to_owned(), held.clone())]
+        );
         assert_eq!(pools(&state), [("pool-LVM-abc-tpool".to_owned(), held)]);
         fs::write(&file.path, "{\"of\":").unwrap();
         assert_eq!(file.load(), None);

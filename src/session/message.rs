@@ -116,6 +116,10 @@ impl Tag {
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each is described at its tag and its struct")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one Open in a session, and messages are handled one at a time"
+)]
 pub enum Message {
     Hello(Hello),
     Open(Open),

@@ -32,8 +32,9 @@ pub(super) fn full_copy(
     request: &SourceRequest<'_>,
     name: &str,
     new: &ThinVolume,
+    guard: Option<Guard>,
 ) -> Result<SendSource> {
-    let mut opened = Opened::new(request, name, new)?;
+    let mut opened = Opened::new(request, name, new, guard)?;
     let of_new = opened.in_pool(new);
     let (changes, mapped, was_written, block_bytes) = opened.read(request, |metadata| {
         let changes = metadata.mapped_changes(of_new)?;
@@ -63,7 +64,7 @@ pub(super) fn increment(
     refuse_unrelated((old_name, old), (new_name, new))?;
     half_written::refuse_logical_volume(&request.state, &old.uuid, old_name)?;
     refuse_written_base(request, old)?;
-    let mut opened = Opened::new(request, new_name, new)?;
+    let mut opened = Opened::new(request, new_name, new, None)?;
     let of_new = opened.in_pool(new);
     let same_origin = opened.has_same_external_origin(request, old)?;
     let of_old = InPool {
@@ -122,13 +123,23 @@ struct Opened {
 }
 
 impl Opened {
-    fn new(request: &SourceRequest<'_>, name: &str, thin: &ThinVolume) -> Result<Self> {
+    fn new(
+        request: &SourceRequest<'_>,
+        name: &str,
+        thin: &ThinVolume,
+        guard: Option<Guard>,
+    ) -> Result<Self> {
         half_written::refuse_logical_volume(&request.state, &thin.uuid, name)?;
         refuse_trouble(thin, name)?;
-        let mut guard = Guard::start(&request.state, request.cancel)?;
+        // A guard that is there has made this volume, active.
+        let was_made = guard.is_some();
+        let mut guard = match guard {
+            Some(guard) => guard,
+            None => Guard::start(&request.state, request.cancel)?,
+        };
         let volume = match &thin.active {
             // Asked for all the same where a run of ours may have activated it.
-            Some(volume) if !thin.is_snapshot => (**volume).clone(),
+            Some(volume) if was_made || !thin.is_snapshot => (**volume).clone(),
             _ => {
                 guard.activate(&thin.name, &thin.uuid, request.monitor)?;
                 activated(thin)?
@@ -246,13 +257,14 @@ impl Opened {
             name: name.to_owned(),
             snapshot: None,
             version: None,
+            made: None,
             guard: Some(self.guard),
         })
     }
 }
 
 /// Refuses a volume whose pool is known to be in trouble, before anything is asked of LVM, whose words for it are others.
-fn refuse_trouble(thin: &ThinVolume, name: &str) -> Result<()> {
+pub(super) fn refuse_trouble(thin: &ThinVolume, name: &str) -> Result<()> {
     let Some(pool) = LvName::new(thin.name.vg(), &thin.pool) else {
         return Ok(());
     };

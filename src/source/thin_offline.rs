@@ -75,6 +75,7 @@ pub(super) fn open(request: &SourceRequest<'_>, file: &Path) -> Result<SendSourc
         name: data_name,
         snapshot: None,
         version: None,
+        made: None,
         guard: None,
     })
 }

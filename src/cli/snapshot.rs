@@ -1,0 +1,47 @@
+//! Options for reading a live volume from a snapshot that is made for it.
+
+use clap::Args;
+
+use crate::error::{Error, Result};
+use crate::source::SnapshotWish;
+use crate::units::parse_size;
+
+/// How a live logical volume is read.
+#[derive(Args, Debug, Clone, Default)]
+pub(super) struct SnapshotArgs {
+    /// Read a live logical volume as it is while it is written, not from a temporary snapshot: for the brave
+    #[arg(long, conflicts_with_all = ["snapshot_size", "keep_snapshot"])]
+    no_snapshot: bool,
+
+    /// Room for what is written to a thick SRC meanwhile [default: a tenth of it, at least 1G, or what is free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    snapshot_size: Option<u64>,
+
+    /// Call the snapshot of SRC so, and keep it when all is done: the OLD of the next send
+    #[arg(long, value_name = "NAME", conflicts_with = "dry_run")]
+    keep_snapshot: Option<String>,
+}
+
+impl SnapshotArgs {
+    /// What is asked for; `None` for the volume as it is.
+    pub(super) fn wish(&self) -> Option<SnapshotWish<'_>> {
+        (!self.no_snapshot).then_some(SnapshotWish {
+            size_bytes: self.snapshot_size,
+            keep: self.keep_snapshot.as_deref(),
+        })
+    }
+
+    /// What is at another machine is read there as it is.
+    pub(super) fn refuse_for_far(&self) -> Result<()> {
+        let asked = [
+            ("--snapshot-size", self.snapshot_size.is_some()),
+            ("--keep-snapshot", self.keep_snapshot.is_some()),
+        ];
+        match asked.into_iter().find(|(_, given)| *given) {
+            Some((option, _)) => Err(Error::Usage(format!(
+                "{option} is for a SRC that is here: make the snapshot there (lvcreate -s), and name it as SRC"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
