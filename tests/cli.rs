@@ -446,7 +446,7 @@ fn a_damaged_store_is_4_and_names_the_way_out() {
         dir.fails(
             "send --from cow:store.img new.img copy.img",
             4,
-            &["lvmsync send"],
+            &["lvmsync sync new.img"],
         );
     }
     assert_eq!(dir.read("copy.img"), dir.read("base.img"));

@@ -247,7 +247,7 @@ fn an_incomplete_destination_is_a_warning_with_both_ways_out() {
     let checks = dir.report("", 0);
     let check = bad(&checks, "state.record");
     has(check, "found", &["its undo is gone", "back.partial"]);
-    has(check, "way_out", &["full copy"]);
+    has(check, "way_out", &["lvmsync sync"]);
 
     // A run that is at work now has the destination locked.
     let file = fs::File::open(dir.path("copy.img")).unwrap();
