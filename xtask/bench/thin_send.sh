@@ -29,5 +29,6 @@ for run in $(seq "$BENCH_RUNS"); do
   measure full lvmsync send --quiet vg0/s_full --stdout
   measure tenth lvmsync send --quiet vg0/s_tenth --stdout
   measure lvs lvs vg0
+  [ -z "${BENCH_THIN_SEND:-}" ] || measure thin_send "$BENCH_THIN_SEND" vg0/s_tenth
 done
 tail -n +1 "$LAB_JOB"/{read,full,tenth,lvs}

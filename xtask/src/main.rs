@@ -17,6 +17,7 @@ mod table;
 mod test;
 
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -46,6 +47,19 @@ enum Task {
     /// Part of `bench`, for the guest.
     #[command(hide = true)]
     BenchScatter { device: PathBuf, count: u64 },
+    /// Part of `bench`: runs a command and notes what it takes.
+    #[command(hide = true)]
+    BenchRun {
+        note: PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        words: Vec<OsString>,
+    },
+    /// Part of `bench`: does one thing and nothing else.
+    #[command(hide = true)]
+    BenchPlain {
+        #[command(subcommand)]
+        what: bench::Plain,
+    },
 }
 
 /// What a task says of itself: done, or not done although it has said why.
@@ -57,6 +71,8 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::demo(&args),
         Task::Bench(args) => bench::bench(&args),
         Task::BenchScatter { device, count } => bench::scatter(&device, count),
+        Task::BenchRun { note, words } => bench::launch(&note, &words),
+        Task::BenchPlain { what } => bench::plain(&what),
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Lab { what } => guests::lab(&what),
     };

@@ -26,6 +26,46 @@ pub(crate) const FOR_KILLS: [Need; 3] = [
     },
 ];
 
+/// The benchmarks compare with these.
+pub(crate) const FOR_BENCH: [Need; 9] = [
+    Need {
+        program: "rsync",
+        package: "rsync",
+    },
+    Need {
+        program: "casync",
+        package: "casync",
+    },
+    Need {
+        program: "qemu-img",
+        package: "qemu-utils",
+    },
+    Need {
+        program: "nbdcopy",
+        package: "libnbd-bin",
+    },
+    Need {
+        program: "xdelta3",
+        package: "xdelta3",
+    },
+    Need {
+        program: "zstd",
+        package: "zstd",
+    },
+    Need {
+        program: "lz4",
+        package: "lz4",
+    },
+    Need {
+        program: "cmp",
+        package: "diffutils",
+    },
+    Need {
+        program: "losetup",
+        package: "mount",
+    },
+];
+
 /// `tests/thin_metadata.rs` compares with these. The lab needs them, too.
 pub(crate) const FOR_THIN: [Need; 2] = [
     Need {

@@ -17,7 +17,7 @@ const CHUNK: u64 = 4096;
 const ENTRIES: usize = 4_000_000;
 const ORIGIN_BYTES: u64 = 64 << 30;
 
-pub(super) fn run(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
+pub(super) fn run(setting: &Setting) -> lab::Result<Vec<Figure>> {
     let origin = setting.scratch.join("origin");
     File::create(&origin)
         .and_then(|file| file.set_len(ORIGIN_BYTES))
@@ -39,7 +39,7 @@ pub(super) fn run(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
 }
 
 fn measure(
-    setting: &Setting<'_>,
+    setting: &Setting,
     order: &str,
     origin: &Path,
     store: &Path,
@@ -69,19 +69,20 @@ fn measure(
                 });
             }
         }
-        let (plain, map, json) = (median(&mut plain), median(&mut map), median(&mut json));
+        let (plain, map, json) = (median(&plain), median(&map), median(&json));
         let ratio = |time: Duration| time.as_secs_f64() / plain.as_secs_f64();
         let line = |what: &str, time: Duration, bar: Bar| Figure {
             bench: "exceptions",
             what: format!("{order}, {state}: {what} / reading alone"),
             measured: format!("{:.3} s / {:.3} s", time.as_secs_f64(), plain.as_secs_f64()),
-            value: ratio(time),
+            value: Some(ratio(time)),
             bar,
+            ..Figure::default()
         };
         // `--map` prints a screen, `--json` the whole list: up to 200 MB of it.
-        let bar = || if cold { Bar::AtMost(2.0) } else { Bar::None };
-        figures.push(line("diff --map", map, bar()));
-        figures.push(line("diff --json", json, bar()));
+        let bar = if cold { Bar::AtMost(2.0) } else { Bar::None };
+        figures.push(line("diff --map", map, bar));
+        figures.push(line("diff --json", json, bar));
     }
     let peak = peak_memory(&mut diff("--json"))?;
     let limit = (64 << 20) + 16 * extents;
@@ -94,8 +95,9 @@ fn measure(
             clippy::cast_precision_loss,
             reason = "a ratio of two figures far below 2^52"
         )]
-        value: peak as f64 / limit as f64,
+        value: Some(peak as f64 / limit as f64),
         bar: Bar::AtMost(1.0),
+        ..Figure::default()
     });
     Ok(figures)
 }

@@ -3,7 +3,7 @@
 //! The original lvmsync takes about 17 s for this. Where it is given it is measured in the same guest; else that
 //! figure is what we are held against, and it is somebody else's machine.
 
-use super::measure::median;
+use super::measure::{median, this_program};
 use super::{Bar, Figure, Setting};
 use crate::packages;
 use lab::{Error, Machine, Screen, Setup};
@@ -13,11 +13,12 @@ use std::time::Duration;
 const SCRIPT: &str = include_str!("../../bench/lab_send.sh");
 const ORIGINAL_SECONDS: f64 = 17.0;
 
-pub(super) fn run(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
+pub(super) fn run(setting: &Setting) -> lab::Result<Vec<Figure>> {
     println!("lab-send: 45,000 chunks of 4 KiB");
-    let guest = guest(setting, SCRIPT, "2G", setting.original)?;
+    let original = setting.peers.given("original");
+    let guest = guest(setting, SCRIPT, "2G", ("BENCH_ORIGINAL", original))?;
     let ours = guest.seconds("ours")?;
-    let (original, whose) = match setting.original {
+    let (original, whose) = match original {
         Some(_) => (guest.seconds("original")?, "in the same guest"),
         None => (
             ORIGINAL_SECONDS,
@@ -28,31 +29,32 @@ pub(super) fn run(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
         bench: "lab-send",
         what: format!("the original ({whose}) / send --stdout"),
         measured: format!("{original:.2} s / {ours:.3} s"),
-        value: original / ours,
+        value: Some(original / ours),
         bar: Bar::AtLeast(50.0),
+        ..Figure::default()
     }])
 }
 
 /// What a script in a guest has measured.
 pub(super) struct Measured(Machine);
 
-/// Runs `script` in a guest with one disk, lvmsync and this program in its PATH.
+/// Runs `script` in a guest with one disk, lvmsync and this program in its PATH, and where a peer is in a variable.
 pub(super) fn guest(
-    setting: &Setting<'_>,
+    setting: &Setting,
     script: &str,
     disk: &str,
-    original: Option<&str>,
+    (variable, peer): (&str, Option<&Path>),
 ) -> lab::Result<Measured> {
     packages::install(&[])?;
-    let this = std::env::current_exe().map_err(|e| Error::new(format!("where am I? {e}")))?;
+    let this = this_program()?;
     let mut setup = Setup::new()
         .disk(disk)
         .time_limit(Duration::from_secs(900))
         .program(&setting.lvmsync)
         .program(this)
         .env("BENCH_RUNS", &setting.runs.to_string());
-    if let Some(original) = original {
-        setup = setup.env("BENCH_ORIGINAL", original);
+    if let Some(peer) = peer {
+        setup = setup.env(variable, &peer.to_string_lossy());
     }
     let mut machine = Machine::new("bench", setup)?;
     let path = machine.directory().join("bench.sh");
@@ -76,7 +78,7 @@ impl Measured {
     pub(super) fn seconds(&self, file: &str) -> lab::Result<f64> {
         let path = self.0.directory().join(file);
         let text = std::fs::read_to_string(&path).map_err(super::failed(&path))?;
-        let mut times: Vec<_> = text
+        let times: Vec<_> = text
             .lines()
             .filter_map(|line| line.parse().ok())
             .map(Duration::from_nanos)
@@ -84,7 +86,7 @@ impl Measured {
         if times.is_empty() {
             return Err(Error::new(format!("{}: no times in it", path.display())));
         }
-        Ok(median(&mut times).as_secs_f64())
+        Ok(median(&times).as_secs_f64())
     }
 }
 

@@ -19,7 +19,7 @@ const CHANGED: u64 = 8192;
 const RUN: u64 = 1024;
 const COPY_BYTES: usize = 1 << 20;
 
-pub(super) fn run(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
+pub(super) fn run(setting: &Setting) -> lab::Result<Vec<Figure>> {
     // Even chunks only, so that none joins the next; and eight runs of 64 MiB.
     let bits = (ORIGIN_BYTES / CHUNK / 2).ilog2();
     let scattered: Vec<u64> = shuffled(bits)
@@ -35,7 +35,7 @@ pub(super) fn run(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
     ])
 }
 
-fn measure(setting: &Setting<'_>, what: &str, mut chunks: Vec<u64>) -> lab::Result<Figure> {
+fn measure(setting: &Setting, what: &str, mut chunks: Vec<u64>) -> lab::Result<Figure> {
     println!("local-send: {what}");
     let path = |name: &str| setting.scratch.join(name);
     let (store, origin, sent, copied) =
@@ -79,16 +79,14 @@ fn measure(setting: &Setting<'_>, what: &str, mut chunks: Vec<u64>) -> lab::Resu
     for file in [&store, &origin, &sent, &copied] {
         let _ = std::fs::remove_file(file);
     }
-    let (send, plain) = (
-        median(&mut sends).as_secs_f64(),
-        median(&mut plains).as_secs_f64(),
-    );
+    let (send, plain) = (median(&sends).as_secs_f64(), median(&plains).as_secs_f64());
     Ok(Figure {
         bench: "local-send",
         what: format!("{what}: speed of send / speed of a plain copy"),
         measured: format!("{send:.3} s, {plain:.3} s"),
-        value: plain / send,
+        value: Some(plain / send),
         bar: Bar::AtLeast(0.8),
+        ..Figure::default()
     })
 }
 

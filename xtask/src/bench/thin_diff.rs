@@ -19,7 +19,7 @@ const BLOCK_SECTORS: u32 = 128;
 /// What the kernel's nodes of this size hold.
 const NODE_ENTRIES: usize = 252;
 
-pub(super) fn run(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
+pub(super) fn run(setting: &Setting) -> lab::Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (share, changed, bar) in [
         ("1 %", MAPPINGS / 100, Bar::AtLeast(20.0)),
@@ -37,8 +37,9 @@ pub(super) fn run(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
                 theirs.as_secs_f64(),
                 ours.as_secs_f64()
             ),
-            value: theirs.as_secs_f64() / ours.as_secs_f64(),
+            value: Some(theirs.as_secs_f64() / ours.as_secs_f64()),
             bar,
+            ..Figure::default()
         });
     }
     figures.extend(growth(setting)?);
@@ -46,7 +47,7 @@ pub(super) fn run(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
 }
 
 /// Ten times the volume with the same changes costs the same; ten times the changes cost ten times as much.
-fn growth(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
+fn growth(setting: &Setting) -> lab::Result<Vec<Figure>> {
     let base = (MAPPINGS, 65);
     let mut figures = Vec::new();
     let first = alone(setting, base)?;
@@ -62,32 +63,33 @@ fn growth(setting: &Setting<'_>) -> lab::Result<Vec<Figure>> {
             bench: "thin-diff",
             what: format!("{what} / {} mappings, {} changes", base.0, base.1),
             measured: format!("{:.4} s / {:.4} s", time.as_secs_f64(), first.as_secs_f64()),
-            value: time.as_secs_f64() / first.as_secs_f64(),
+            value: Some(time.as_secs_f64() / first.as_secs_f64()),
             bar: Bar::None,
+            ..Figure::default()
         });
     }
     Ok(figures)
 }
 
-fn alone(setting: &Setting<'_>, (mappings, changed): (u64, u64)) -> lab::Result<Duration> {
+fn alone(setting: &Setting, (mappings, changed): (u64, u64)) -> lab::Result<Duration> {
     let image = write_pool(setting, mappings, changed)?;
     let mut times = Vec::new();
     for _ in 0..setting.runs {
         times.push(timed(&mut ours(setting, &image, "--map"))?);
     }
-    Ok(median(&mut times))
+    Ok(median(&times))
 }
 
-fn in_turns(setting: &Setting<'_>, image: &Path) -> lab::Result<(Duration, Duration)> {
+fn in_turns(setting: &Setting, image: &Path) -> lab::Result<(Duration, Duration)> {
     let (mut ours_times, mut theirs_times) = (Vec::new(), Vec::new());
     for _ in 0..setting.runs {
         ours_times.push(timed(&mut ours(setting, image, "--json"))?);
         theirs_times.push(timed(&mut theirs(image))?);
     }
-    Ok((median(&mut ours_times), median(&mut theirs_times)))
+    Ok((median(&ours_times), median(&theirs_times)))
 }
 
-fn ours(setting: &Setting<'_>, image: &Path, how: &str) -> Command {
+fn ours(setting: &Setting, image: &Path, how: &str) -> Command {
     let mut command = Command::new(&setting.lvmsync);
     command.args(["diff", "--quiet", how, "--thin-metadata"]);
     command.arg(image).args(["--from", "thin:2", "thin:3"]);
@@ -104,7 +106,7 @@ fn theirs(image: &Path) -> Command {
 }
 
 /// Both must say that as many blocks differ.
-fn check_same(setting: &Setting<'_>, image: &Path) -> lab::Result<()> {
+fn check_same(setting: &Setting, image: &Path) -> lab::Result<()> {
     let output = |mut command: Command| {
         let output = command.output();
         let output = output.map_err(|e| Error::new(format!("{command:?}: {e}")))?;
@@ -142,7 +144,7 @@ fn check_same(setting: &Setting<'_>, image: &Path) -> lab::Result<()> {
 }
 
 /// Volume 1 with so many mappings at random places, its snapshot 2, some blocks written again, its snapshot 3.
-fn write_pool(setting: &Setting<'_>, mappings: u64, changed: u64) -> lab::Result<PathBuf> {
+fn write_pool(setting: &Setting, mappings: u64, changed: u64) -> lab::Result<PathBuf> {
     let mut pool = PoolBuilder::new(BLOCK_SECTORS, NODE_ENTRIES);
     pool.create(1);
     // Every place of a range of twice that size and more comes once.
