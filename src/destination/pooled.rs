@@ -96,6 +96,10 @@ impl ReadAt for Pooled {
         self.volume.read_exact_at(buffer, offset)
     }
 
+    fn enough_at_once(&self) -> u64 {
+        self.volume.enough_at_once()
+    }
+
     fn gap_worth_reading(&self) -> u64 {
         self.volume.gap_worth_reading()
     }

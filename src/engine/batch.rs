@@ -11,13 +11,14 @@ use super::digester::{Side, buffer};
 use super::effort::{Effort, Packer};
 use super::plan::Step;
 use super::zeroes;
-use crate::blocks::{BLOCK_BYTES, cut, differing_runs, is_zero, usize_of};
+use crate::blocks::{BLOCK_BYTES, PIECE_BYTES, cut, differing_runs, is_zero, usize_of};
 use crate::change_list::ChangeListBuilder;
 use crate::delta::MAX_FRAME_BYTES;
 use crate::delta::codec::Codec;
 use crate::error::Result;
 use crate::extent::{Extent, Kind};
 use crate::sys::aligned::AlignedBuffer;
+use crate::volume::ReadAt;
 
 /// Larger steps get a buffer for the largest, so that it need not grow step by step.
 const SMALL_STEP_BYTES: usize = 64 << 10;
@@ -54,6 +55,15 @@ impl Batch {
             &self.packed
         };
         &bytes[start..start + length]
+    }
+
+    /// What is told of a step of which there is nothing to deliver.
+    pub(super) fn nothing(&self) -> Self {
+        Self {
+            covered_bytes: self.covered_bytes,
+            end: self.end,
+            ..Self::default()
+        }
     }
 
     fn push_zero(&mut self, extent: Extent) {
@@ -166,9 +176,23 @@ impl<'a> Reader<'a> {
             return Ok(());
         };
         let mut differing = Vec::new();
-        let ours = self.source.read(read, &mut batch.buffer)?;
-        unlike.differing(read, frames, ours, &mut differing)?;
-        for extent in differing {
+        let sides = [self.source.volume, unlike.side.volume];
+        let at_once = sides.map(ReadAt::enough_at_once).into_iter().max();
+        for piece in cut(read, at_once.unwrap_or(PIECE_BYTES)) {
+            let wanted = frames.iter().filter_map(|frame| {
+                let start = frame.offset().max(piece.offset());
+                Extent::from_range(start, frame.end().min(piece.end()))
+            });
+            let wanted: Vec<Extent> = wanted.collect();
+            // It may lie between two frames.
+            if wanted.is_empty() {
+                continue;
+            }
+            let start = usize_of(piece.offset() - read.offset());
+            let ours = self.source.read(piece, &mut batch.buffer[start..])?;
+            unlike.differing(piece, &wanted, ours, &mut differing)?;
+        }
+        for extent in joined(differing) {
             self.pack(extent, read, batch)?;
         }
         Ok(())
@@ -257,6 +281,20 @@ impl Unlike<'_> {
         let next = self.side.volume.next_data(extent.offset());
         next.is_ok_and(|data| data.is_none_or(|data| data.offset() >= extent.end()))
     }
+}
+
+/// Runs that were found piece by piece.
+fn joined(runs: Vec<Extent>) -> Vec<Extent> {
+    let mut joined: Vec<Extent> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if last.end() == run.offset() => {
+                *last = Extent::from_range(last.offset(), run.end()).unwrap_or(*last);
+            }
+            _ => joined.push(run),
+        }
+    }
+    joined
 }
 
 /// Compresses `data`, which stands at `start` of the batch's buffer, where that makes it smaller.

@@ -153,8 +153,10 @@ fn deliver(lanes: &[Lane], sink: &mut dyn FrameSink, options: &PumpOptions<'_>) 
         delivery.deliver(&batch)?;
         waits.for_sink += start.elapsed();
         options.effort.judge(&mut waits);
-        // The worker may have ended: then nobody needs the buffer.
-        let _ = give_back.try_send(batch);
+        // The worker kept its buffer, or may have ended: then nobody needs this one.
+        if !batch.frames.is_empty() {
+            let _ = give_back.try_send(batch);
+        }
     }
     delivery.finish()
 }
@@ -244,6 +246,7 @@ impl Worker<'_> {
                 return;
             }
         };
+        let mut spare = None;
         for step in plan(self.changes, self.source, options)
             .skip(self.number)
             .step_by(self.workers)
@@ -252,10 +255,22 @@ impl Worker<'_> {
                 let _ = self.to_sink.send(Err(Error::Interrupted));
                 return;
             }
-            let mut batch = self.buffers.try_recv().unwrap_or_default();
-            let batch = reader.read(step, &mut batch).map(|()| batch);
-            let failed = batch.is_err();
-            if self.to_sink.send(batch).is_err() || failed {
+            let mut batch = spare
+                .take()
+                .or_else(|| self.buffers.try_recv().ok())
+                .unwrap_or_default();
+            let made = reader.read(step, &mut batch).map(|()| {
+                if batch.frames.is_empty() {
+                    // The buffer stays, warm as it is.
+                    let nothing = batch.nothing();
+                    spare = Some(batch);
+                    nothing
+                } else {
+                    batch
+                }
+            });
+            let failed = made.is_err();
+            if self.to_sink.send(made).is_err() || failed {
                 return;
             }
         }

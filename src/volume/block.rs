@@ -388,6 +388,11 @@ impl ReadAt for BlockVolume {
         self.size_bytes
     }
 
+    fn enough_at_once(&self) -> u64 {
+        // Each read waits for the device.
+        if self.is_direct() { 1 << 20 } else { 256 << 10 }
+    }
+
     /// Past the page cache each read waits for the device, about as long as a fast one takes for this much.
     fn gap_worth_reading(&self) -> u64 {
         if self.is_direct() { 64 << 10 } else { 16 << 10 }

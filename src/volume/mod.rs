@@ -32,6 +32,12 @@ pub trait ReadAt: Send + Sync {
         16 << 10
     }
 
+    /// Reads of more bytes than this gain nothing. What is copied from the page cache is best used while the processor's
+    /// own cache still has it.
+    fn enough_at_once(&self) -> u64 {
+        256 << 10
+    }
+
     /// The next extent at or after `offset` that may hold anything but zeroes; `None` when only
     /// zeroes follow. What cannot tell calls everything data.
     fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
@@ -73,6 +79,9 @@ macro_rules! forward {
             }
             fn gap_worth_reading(&self) -> u64 {
                 (**self).gap_worth_reading()
+            }
+            fn enough_at_once(&self) -> u64 {
+                (**self).enough_at_once()
             }
             fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
                 (**self).next_data(offset)

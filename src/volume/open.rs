@@ -390,6 +390,13 @@ impl ReadAt for Volume {
         }
     }
 
+    fn enough_at_once(&self) -> u64 {
+        match &self.inner {
+            Inner::Block(volume) => volume.enough_at_once(),
+            Inner::File(volume) => volume.enough_at_once(),
+        }
+    }
+
     fn gap_worth_reading(&self) -> u64 {
         match &self.inner {
             Inner::Block(volume) => volume.gap_worth_reading(),
