@@ -314,6 +314,42 @@ fn a_dry_run_tells_and_writes_nothing() {
 }
 
 #[test]
+fn collected_beside_or_not_only_what_differs_is_written() {
+    for way in WAYS {
+        let ends = Ends::new(way);
+        let before = noise(3_000_000, "before");
+        let mut now = before[..2_500_000].to_vec();
+        now[1_000_000] ^= 1;
+        fs::write(ends.path("destination"), &before).unwrap();
+        fs::write(ends.path("source"), &now).unwrap();
+        let json = ends.sync(&["--atomic"]);
+        assert_eq!(number(&json, "data_bytes"), 4096, "{json}");
+        assert_eq!(number(&json, "compared_bytes"), 2_500_000, "{json}");
+    }
+}
+
+#[test]
+fn what_cannot_be_meant_is_a_usage_error() {
+    let ends = Ends::new(Way::Here);
+    for option in ["--stdout", "--compat", "-o=x", "--format=proto3"] {
+        let output = ends.run("sync", &[option]);
+        assert_eq!(output.status.code(), Some(2), "{option}");
+    }
+}
+
+#[test]
+fn an_undo_that_would_not_hold_the_end_of_a_longer_file_is_refused() {
+    let ends = Ends::new(Way::Here);
+    fs::write(ends.path("destination"), noise(20_000, "longer")).unwrap();
+    fs::write(ends.path("source"), noise(10_000, "shorter")).unwrap();
+    let undo = ends.path("undo").display().to_string();
+    let output = ends.run("sync", &["--undo", &undo]);
+    assert_eq!(output.status.code(), Some(5));
+    assert!(!ends.path("undo").exists());
+    ends.sync(&[]);
+}
+
+#[test]
 fn of_a_sync_one_end_is_here() {
     for (source, destination, word) in [
         ("a:/x", "b:/y", "one of the two volumes has to be here"),

@@ -108,8 +108,10 @@ fn attempt(
         error: end.explain(error),
     });
     let (ready, mut server) = pulled?;
-    attempts.reached(0);
-    match receive(args, &ready, &mut server, terminal, cancel) {
+    let mut resumed_at = 0;
+    let received = receive(args, &ready, &mut server, &mut resumed_at, terminal, cancel);
+    attempts.reached(resumed_at);
+    match received {
         Ok(summary) => {
             end.close();
             Ok(summary)
@@ -131,6 +133,7 @@ fn receive<R: Read, W: Write + Send + 'static>(
     args: &SyncArgs,
     ready: &Ready,
     server: &mut Server<R, W>,
+    resumed_at: &mut u64,
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Summary> {
@@ -143,14 +146,29 @@ fn receive<R: Read, W: Write + Send + 'static>(
         ));
         return Err(lost(unexpected));
     }
+    // Of what it says only this concerns it.
     let open = Open {
+        operation: theirs.operation,
         destination: args.destination.clone(),
         options: options(&args.write, ready.size_bytes),
-        ..theirs
+        source: theirs.source,
+        stream: theirs.stream,
+        from: theirs.from,
+        ..Open::default()
     };
     let gate = Gate::new(Policy::default());
     let state_dir = args.write.state.state_dir.as_deref();
-    let done = serve(server, &open, &replies, &gate, state_dir, terminal, cancel);
+    let mut on_ready = |offset| *resumed_at = offset;
+    let done = serve(
+        server,
+        &open,
+        &replies,
+        &gate,
+        state_dir,
+        &mut on_ready,
+        terminal,
+        cancel,
+    );
     let done = done.inspect_err(|error| {
         // It may be what ended the session.
         let _ = replies.fail(error);
@@ -160,6 +178,7 @@ fn receive<R: Read, W: Write + Send + 'static>(
         volume_size: ready.size_bytes,
         extents: done.frames,
         compared_bytes: done.compared_bytes,
+        bytes_sent: done.bytes_written,
         data_bytes: done.bytes_written,
         zero_bytes: done.bytes_zeroed,
         wire_bytes: Some(server.traffic_bytes()),

@@ -17,7 +17,7 @@ use crate::engine::begin::{Beginning, Begun, Ready, begin};
 use crate::engine::behind::{Behind, Closes};
 use crate::engine::compare::Side;
 use crate::engine::conclude::Conclusion;
-use crate::engine::deliver::TargetSink;
+use crate::engine::deliver::{DeltaSink, Paced, TargetSink};
 use crate::engine::effort::Effort;
 use crate::engine::pump::{PumpOptions, pump};
 use crate::engine::target::{Target, check};
@@ -64,7 +64,8 @@ impl Job<'_> {
             return check(header, &source.samples, &target, &options).map(|_| ());
         }
         if self.write.atomic {
-            let applied = self.by_spool(source, &mut destination)?;
+            summary.goes_on_at(0, compares);
+            let applied = self.by_spool(source, header, &mut destination)?;
             summary.data_bytes = applied.data_bytes;
             summary.zero_bytes = applied.zero_bytes;
             summary.bytes_sent = applied.data_bytes;
@@ -100,11 +101,33 @@ impl Job<'_> {
     }
 
     /// The whole delta is beside the destination before the first block of it is written.
-    fn by_spool(&self, source: &SendSource, destination: &mut Destination) -> Result<Applied> {
+    fn by_spool(
+        &self,
+        source: &SendSource,
+        header: &Header,
+        destination: &mut Destination,
+    ) -> Result<Applied> {
         let name = "the delta";
-        let mut summary = Summary::default();
         let mut file = destination.spool_file()?;
-        self.write_delta(source, 0, &file, name, &mut summary)?;
+        {
+            let volume = destination.readable();
+            let unlike = (header.source == Source::Compare).then_some(Side {
+                volume: &*volume,
+                name: destination.name(),
+            });
+            let paced = Paced::new(&file, Throttle::new(self.to.bwlimit, self.cancel));
+            let mut sink = DeltaSink::new(paced, header, &source.samples, name)?;
+            let options = PumpOptions {
+                effort: &self.effort,
+                cancel: self.cancel,
+                monitor: self.monitor,
+                unlike,
+            };
+            pump(source.side(), &source.changes, &mut sink, &options)
+                .map_err(|error| source.explain(error))?;
+            source.check_unchanged()?;
+            sink.finish()?;
+        }
         let failed = |error| Error::io("cannot keep the delta beside the destination", error);
         file.sync_all()
             .and_then(|()| file.rewind())

@@ -65,7 +65,7 @@ struct LimitArgs {
     undo_dir: Option<PathBuf>,
 
     /// What else clients may ask for, beside --force and --allow-smaller
-    #[arg(long, value_enum, value_name = "WHAT", requires = "allow")]
+    #[arg(long, value_enum, value_name = "WHAT")]
     permit: Vec<Permit>,
 }
 
@@ -128,6 +128,7 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
         &replies,
         &gate,
         state_dir,
+        &mut |_| {},
         &monitor,
         cancel,
     ) {
@@ -152,13 +153,18 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     }
 }
 
-/// The end that receives, and answers.
+/// The end that receives, and answers; `on_ready` hears where it goes on.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the two ways into this have nothing in common but these"
+)]
 pub(super) fn serve<R: Read, W: Write + Send>(
     server: &mut Server<R, W>,
     open: &Open,
     replies: &Replies<W>,
     gate: &Gate,
     state_dir: Option<&Path>,
+    on_ready: &mut dyn FnMut(u64),
     monitor: &dyn Monitor,
     cancel: &Cancel,
 ) -> Result<Done> {
@@ -225,6 +231,7 @@ pub(super) fn serve<R: Read, W: Write + Send>(
             empty,
         })
         .map_err(lost)?;
+    on_ready(resume_at);
     let on_durable = &mut |offset: u64, applied: &Applied| {
         let frames = applied.data_frames + applied.zero_frames;
         replies

@@ -10,7 +10,7 @@ use clap::Args;
 use super::apply::WriteArgs;
 use super::compare::{self, CompareArgs};
 use super::progress::Terminal;
-use super::send::{Job, RemoteArgs, ToArgs};
+use super::send::{Format, Job, RemoteArgs, ToArgs};
 use super::snapshot::SnapshotArgs;
 use super::summary::{Summary, per_second, shown_seconds};
 use super::{TalkArgs, output};
@@ -89,6 +89,7 @@ pub(super) struct SyncArgs {
 
 pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
+    refuse_meaningless(args)?;
     if let Endpoint::Remote { host, path } = parse_endpoint(&args.source)? {
         let summary = from_far(args, &host, &path, &terminal, cancel);
         return told(args, &terminal, summary);
@@ -128,6 +129,23 @@ pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
         }
     });
     told(args, &terminal, summary)
+}
+
+/// Options that come with those of a send, and cannot be meant here.
+fn refuse_meaningless(args: &SyncArgs) -> Result<()> {
+    let given = [
+        ("--output", args.to.output.is_some()),
+        ("--stdout", args.to.stdout),
+        ("--format", args.to.format != Format::V4),
+        ("--compat", args.remote.compat),
+        ("--require-record", args.write.require_record),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        Some((option, _)) => Err(Error::Usage(format!(
+            "{option} has no meaning for a sync, which compares two volumes"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn from_far(

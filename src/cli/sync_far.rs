@@ -23,6 +23,7 @@ use crate::engine::receive::{OnDurable, Received};
 use crate::engine::throttle::Throttle;
 use crate::error::{Error, Result};
 use crate::monitor::{Monitor, Words};
+use crate::session::SessionError;
 use crate::session::client::Outgoing;
 use crate::session::limits::WithoutProto3;
 use crate::session::server::{Replies, Server};
@@ -175,9 +176,15 @@ pub(super) fn receive<R: Read, W: Write + Send>(
             let answered = asked
                 .iter()
                 .try_for_each(|request| answering.answer(&request));
-            if let Err(Failed::Here(error)) = &answered {
-                // The sender waits for an answer, and this end for the sender.
-                replies.fail(error).map_err(Failed::There)?;
+            // The sender waits for an answer, and this end for the sender. What broke the connection is heard of there.
+            match &answered {
+                Err(Failed::Here(error)) => replies.fail(error).map_err(Failed::There)?,
+                Err(Failed::There(SessionError::Request(error))) => {
+                    let text = error.to_string();
+                    let error = Error::io("what was asked", std::io::Error::other(text));
+                    replies.fail(&error).map_err(Failed::There)?;
+                }
+                _ => {}
             }
             answered
         });

@@ -183,7 +183,9 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         self.release_held()?;
         self.put_zeroes()?;
         self.asked = Instant::now();
-        self.written_to = self.written_to.max(offset);
+        // What is past the end of a smaller target is there no more than before.
+        let inside = offset.min(self.target.size_bytes());
+        self.written_to = self.written_to.max(inside);
         match self.behind {
             Some(behind) => {
                 let asked = behind.ask(self.written_to, &self.applied, &self.places);

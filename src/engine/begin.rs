@@ -203,6 +203,17 @@ fn refuse_hopeless_undo(
     admission: &Admission,
 ) -> Result<()> {
     let Beginning { header, target, .. } = *beginning;
+    let resumes = matches!(admission, Admission::Resume { .. });
+    let cut = keeper
+        .record()
+        .and_then(|record| record.incomplete.as_ref());
+    if resumes && cut.is_some_and(|cut| cut.undo.is_some()) && cuts_file(header, target) {
+        return Err(Error::refused(
+            target.name,
+            "the run that was cut keeps an undo, and it would not hold what is cut off from this longer file",
+            "Finish it with the send that was cut, or take it back with its undo, and sync then.",
+        ));
+    }
     if beginning.undo.asked().is_none() {
         return Ok(());
     }

@@ -11,7 +11,9 @@ use glob::{MatchOptions, Pattern};
 use crate::dm::name::{LvName, split_dm_name};
 use crate::dm::uuid::DmUuid;
 use crate::error::{Error, Result};
-use crate::session::message::{OPERATION_APPLY, OPERATION_COMPARE, OPERATION_PULL, Open};
+use crate::session::message::{
+    OPERATION_APPLY, OPERATION_COMPARE, OPERATION_PULL, OPERATION_SYNC, Open,
+};
 
 /// Longer names are refused unread.
 const MAX_NAME_BYTES: usize = 4096;
@@ -101,11 +103,12 @@ impl Policy {
                 "A dry run (-n) is possible.",
             ));
         }
+        let has_limits = self.read_only || self.is_restricted();
+        if open.operation == OPERATION_PULL && has_limits && !self.permits.read {
+            return Err(not_permitted("to be read from here"));
+        }
         if !self.is_restricted() {
             return Ok(options.undo.as_ref().map(PathBuf::from));
-        }
-        if open.operation == OPERATION_PULL && !self.permits.read {
-            return Err(not_permitted("to be read from here"));
         }
         if options.allow_in_use && !self.permits.in_use {
             return Err(not_permitted("--allow-in-use"));
@@ -159,7 +162,7 @@ fn not_permitted(option: &str) -> Error {
 
 fn writes(open: &Open) -> bool {
     match open.operation.as_str() {
-        OPERATION_APPLY => !open.options.dry_run,
+        OPERATION_APPLY | OPERATION_SYNC => !open.options.dry_run,
         operation => !READING.contains(&operation),
     }
 }

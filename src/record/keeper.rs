@@ -12,7 +12,7 @@ use super::store::RecordFile;
 use super::witness::{Touched, Watch, touched};
 use super::{ANONYMOUS, Compared, Incomplete, Record};
 use crate::commands::Caller;
-use crate::delta::header::{Header, State};
+use crate::delta::header::{Header, Source, State};
 use crate::delta::stream::StreamId;
 use crate::engine::undo::Undoes;
 use crate::error::{Error, Result};
@@ -29,6 +29,10 @@ pub struct Keeper {
     caller: Caller,
     policy: Policy,
     watch: Option<Watch>,
+    /// What there was to tell writes by when the run began.
+    opened: Option<String>,
+    /// Some of the destination is only compared, and not written, by this run.
+    compares: bool,
     /// What it consists of, or a piece of it, is on record as half-written.
     elsewhere: Option<Refusal>,
     /// The destination is a file that was made for this copy, or for one that was cut.
@@ -58,11 +62,13 @@ impl Keeper {
         if let Some(cut) = current
             .as_mut()
             .and_then(|record| record.incomplete.as_mut())
-            && !marks::hold(volume, &cut.marks).map_err(cannot_read)?
+            && !(is_untouched(cut.witness.as_deref(), now.as_deref())
+                && marks::hold(volume, &cut.marks).map_err(cannot_read)?)
         {
-            // What was written is there no more: the run begins anew.
+            // What was written, or found equal, is there no more: the run begins anew.
             cut.durable_offset = 0;
             cut.marks.clear();
+            cut.witness = None;
         }
         // Writes from below are not counted. An incomplete destination has other marks by now.
         if let Some(record) = before.as_ref().filter(|record| record.incomplete.is_none())
@@ -73,6 +79,8 @@ impl Keeper {
         let policy = Policy { touched, ..policy };
         Ok(Self {
             watch,
+            opened: now,
+            compares: false,
             elsewhere: None,
             is_new_file: false,
             now: current,
@@ -94,6 +102,8 @@ impl Keeper {
             caller: Caller::HERE,
             policy: Policy::default(),
             watch: None,
+            opened: None,
+            compares: false,
             elsewhere: None,
             is_new_file: false,
             before: record.clone(),
@@ -230,10 +240,12 @@ impl Keeper {
         let Some(compared) = compared.filter(|found| found.stream.as_ref() == Some(stream)) else {
             return 0;
         };
-        let now = self.watch.as_ref().and_then(Watch::now);
-        match touched(compared.witness.as_deref(), now.as_deref()) {
-            Touched::No => compared.offset,
-            Touched::Yes | Touched::Unknown => 0,
+        let same = touched(compared.witness.as_deref(), self.opened.as_deref());
+        // Writes from below do not count there, and show in the marks.
+        if same == Touched::No && self.policy.touched != Touched::Yes {
+            compared.offset
+        } else {
+            0
         }
     }
 
@@ -255,6 +267,7 @@ impl Keeper {
 
     /// From now on the destination is incomplete. A resumed run keeps what the record says already.
     pub fn begin(&mut self, header: &Header, stream: &StreamId, kept: Kept) -> Result<()> {
+        self.compares = header.source == Source::Compare;
         let cut = self.record().and_then(|record| record.incomplete.as_ref());
         if cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream)) {
             // One that begins anew, or is forced to go on: cut once more, it must not be taken for the first one.
@@ -283,6 +296,8 @@ impl Keeper {
             undo: kept.undo,
             durable_offset: kept.offset,
             marks: Vec::new(),
+            // What was compared before is equal only as long as this is so.
+            witness: self.opened.clone().filter(|_| kept.offset > 0),
             old_size_bytes: kept.old_size_bytes,
             since: now(),
         };
@@ -346,8 +361,17 @@ impl Keeper {
         let Some(mut record) = self.now.clone() else {
             return Ok(());
         };
+        // Before the marks are read: what is written from now on is not covered.
+        let witness = self.watch.as_ref().and_then(Watch::now);
         match &mut record.incomplete {
             Some(cut) if offset > cut.durable_offset => {
+                if self.compares || cut.witness.is_some() {
+                    // Without anything to tell by there is nothing to go on from.
+                    if witness.is_none() && self.file.is_some() {
+                        return Ok(());
+                    }
+                    cut.witness = witness;
+                }
                 cut.durable_offset = offset;
                 cut.marks = self.marks(places, volume)?;
             }
@@ -406,6 +430,9 @@ impl Keeper {
         if self.now == self.before {
             return Ok(());
         }
+        if self.went_on() {
+            return Ok(());
+        }
         let compared = self.compared_now();
         self.now = self.before.clone();
         if compared.is_some() {
@@ -451,6 +478,17 @@ impl Keeper {
         old.remove()
     }
 
+    /// The run that was cut before got further, though it wrote nothing this time.
+    fn went_on(&self) -> bool {
+        let cut = |record: &Option<Record>| record.as_ref().and_then(|r| r.incomplete.clone());
+        match (cut(&self.before), cut(&self.now)) {
+            (Some(before), Some(now)) => {
+                before.stream == now.stream && now.durable_offset > before.durable_offset
+            }
+            _ => false,
+        }
+    }
+
     /// What this run, which wrote nothing, has found equal: only comparing gets further without writing.
     fn compared_now(&self) -> Option<Compared> {
         let cut = self.now.as_ref()?.incomplete.as_ref()?;
@@ -458,11 +496,15 @@ impl Keeper {
             .before
             .as_ref()
             .is_none_or(|record| record.incomplete.is_none());
-        let is_of_use = was_whole && cut.durable_offset > 0 && !self.is_new_file;
+        // Whoever wrote since this run began may have written to what it had compared by then.
+        let now = self.watch.as_ref().and_then(Watch::now);
+        let is_untouched = touched(self.opened.as_deref(), now.as_deref()) == Touched::No
+            && self.policy.touched != Touched::Yes;
+        let is_of_use = was_whole && cut.durable_offset > 0 && !self.is_new_file && is_untouched;
         is_of_use.then(|| Compared {
             stream: cut.stream.clone(),
             offset: cut.durable_offset,
-            witness: self.watch.as_ref().and_then(Watch::now),
+            witness: now,
         })
     }
 
@@ -477,6 +519,11 @@ impl Keeper {
     fn refused(&self, refusal: Refusal) -> Error {
         Error::refused(&self.name, refusal.reason, refusal.way_out)
     }
+}
+
+/// Nobody has written since `then` was taken, or nothing has to be told by that.
+fn is_untouched(then: Option<&str>, now: Option<&str>) -> bool {
+    then.is_none() || touched(then, now) == Touched::No
 }
 
 /// What a run that begins puts on record beside what its delta says.

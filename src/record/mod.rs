@@ -115,6 +115,10 @@ pub struct Incomplete {
     /// Some of the blocks up to there, as they were written.
     #[serde(default)]
     pub marks: Vec<Mark>,
+    /// Where some of what lies before was only compared: `durable_offset` holds as long as nobody writes, see
+    /// [`witness`]. Blocks that were not written have no marks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<String>,
     /// Size of the destination before.
     #[serde(default)]
     pub old_size_bytes: u64,

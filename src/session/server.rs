@@ -162,10 +162,10 @@ impl<R: Read, W: Write> Server<R, W> {
                 self.position = 0;
             }
             Message::Ask(request) => match &self.asked {
-                // Whoever answers may have failed and told the client: that ends the session.
-                Some(asked) => {
-                    let _ = asked.send(request);
-                }
+                Some(asked) => asked.send(request).map_err(|_| {
+                    let text = "it asks on after what could not be answered";
+                    SessionError::Violation(text.to_owned())
+                })?,
                 None => return Err(wrong_order("Data or End", &Message::Ask(request))),
             },
             Message::End => self.ended = true,

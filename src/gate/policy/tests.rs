@@ -279,6 +279,8 @@ fn content_is_given_away_only_where_that_is_permitted() {
     assert_eq!(error.exit_code(), ExitCode::Refused);
     for read_only in [true, false] {
         assert!(with(true, &globs, read_only).is_ok());
-        assert!(with(false, &[], read_only).is_ok(), "no limits");
     }
+    assert!(with(false, &[], false).is_ok(), "no limits");
+    assert!(with(false, &[], true).is_err(), "digests only");
+    assert!(with(true, &[], true).is_ok());
 }

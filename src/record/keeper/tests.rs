@@ -164,7 +164,7 @@ fn what_was_found_equal_is_remembered_until_somebody_writes() {
         Keeper::open(file.clone(), "x", "host", policy, Some(watch), &volume()).unwrap()
     };
     let full = Header {
-        source: crate::delta::header::Source::Full,
+        source: Source::Full,
         base: None,
         ..header(8192)
     };
@@ -207,4 +207,93 @@ fn what_was_found_equal_is_remembered_until_somebody_writes() {
         (record.holds, record.compared.map(|c| c.offset)),
         (copy.target, Some(4096))
     );
+}
+
+/// A file, and what opens its record.
+fn watched(directory: &std::path::Path) -> (std::path::PathBuf, impl Fn() -> Keeper) {
+    let path = directory.join("volume");
+    std::fs::write(&path, vec![0; 8192]).unwrap();
+    let file = StateDir::choose(Some(&directory.join("state"))).file_of("file:x");
+    let watched = path.clone();
+    let open = move || {
+        let watch = Watch::File(std::fs::File::open(&watched).unwrap());
+        let policy = Policy::default();
+        Keeper::open(file.clone(), "x", "host", policy, Some(watch), &volume()).unwrap()
+    };
+    (path, open)
+}
+
+fn compared_copy() -> (Header, StreamId) {
+    let full = Header {
+        source: Source::Full,
+        base: None,
+        ..header(8192)
+    };
+    let copy = full.by_comparing();
+    let stream = StreamId::of(&copy, &Samples::default());
+    (copy, stream)
+}
+
+fn write_to(path: &std::path::Path) {
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    std::fs::write(path, vec![1; 8192]).unwrap();
+}
+
+#[test]
+fn a_comparison_that_was_killed_goes_on_only_if_nobody_wrote() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, open) = watched(directory.path());
+    let (copy, stream) = compared_copy();
+    let killed = || {
+        let mut keeper = open();
+        keeper.begin(&copy, &stream, Kept::default()).unwrap();
+        keeper.durable(4096, &Places::default(), &volume()).unwrap();
+    };
+    killed();
+    assert_eq!(open().resume_offset(&stream), Resume::At(4096));
+    write_to(&path);
+    assert_eq!(open().resume_offset(&stream), Resume::At(0));
+    // Nor where a whole copy goes on with what was compared.
+    killed();
+    let mut keeper = open();
+    let full = Header {
+        source: Source::Full,
+        required_features: Vec::new(),
+        ..copy.clone()
+    };
+    keeper.begin(&full, &stream, Kept::default()).unwrap();
+    keeper.durable(6000, &Places::default(), &volume()).unwrap();
+    drop(keeper);
+    assert_eq!(open().resume_offset(&stream), Resume::At(6000));
+    write_to(&path);
+    assert_eq!(open().resume_offset(&stream), Resume::At(0));
+}
+
+#[test]
+fn what_somebody_wrote_to_meanwhile_was_not_found_equal() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, open) = watched(directory.path());
+    let (copy, stream) = compared_copy();
+    let mut keeper = open();
+    keeper.begin(&copy, &stream, Kept::default()).unwrap();
+    keeper.durable(4096, &Places::default(), &volume()).unwrap();
+    write_to(&path);
+    keeper.put_back().unwrap();
+    assert_eq!(open().resume_offset(&stream), Resume::Begin);
+}
+
+#[test]
+fn a_second_run_that_writes_nothing_keeps_what_it_has_compared() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, open) = watched(directory.path());
+    let (copy, stream) = compared_copy();
+    let mut keeper = open();
+    keeper.begin(&copy, &stream, Kept::default()).unwrap();
+    keeper.durable(1024, &Places::default(), &volume()).unwrap();
+    drop(keeper);
+    let mut keeper = open();
+    keeper.begin(&copy, &stream, Kept::default()).unwrap();
+    keeper.durable(4096, &Places::default(), &volume()).unwrap();
+    keeper.put_back().unwrap();
+    assert_eq!(open().resume_offset(&stream), Resume::At(4096));
 }
