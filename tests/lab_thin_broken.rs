@@ -316,7 +316,8 @@ fn a_commit_that_fails_in_the_middle_costs_nothing_that_was_called_durable() {
         let old = vec![0; 110 * MIB];
         let new = Random::new(3).bytes(110 * MIB);
         fs::write(tool.path("new.img"), &new).unwrap();
-        let send = "send new.img vg/dest --bwlimit 25M";
+        // Slow enough that it is still under way when its first watermark was seen, on a busy machine as well.
+        let send = "send new.img vg/dest --bwlimit 12M";
         for round in 0..if long() { 4 } else { 1 } {
             let mut child = tool.start(send);
             let deadline = Instant::now() + Duration::from_secs(60);
