@@ -172,7 +172,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Done {
     }
     let scratch = Scratch::create(directory.join(format!("scratch.{}", std::process::id())))?;
     let setting = Setting {
-        lvmsync: build::lvmsync("release")?,
+        lvmsync: build::for_users()?,
         runs: args.runs,
         size: args.size,
         scratch: scratch.0.clone(),

@@ -39,3 +39,38 @@ pub(crate) fn lvmsync(profile: &str) -> lab::Result<PathBuf> {
     let directory = if profile == "dev" { "debug" } else { profile };
     Ok(target()?.join(directory).join("lvmsync"))
 }
+
+/// Builds the program as it is given to users: for release, with everything in one file, so that it runs on whatever
+/// distribution the far end has, and starts in less time. Says where it is.
+pub(crate) fn for_users() -> lab::Result<PathBuf> {
+    let host = host()?;
+    let variable = host.to_uppercase().replace('-', "_");
+    let status = cargo()
+        .args(["build", "--quiet", "--package", "lvmsync"])
+        .args(["--bin", "lvmsync", "--release", "--target", &host])
+        .env(
+            format!("CARGO_TARGET_{variable}_RUSTFLAGS"),
+            "-C target-feature=+crt-static",
+        )
+        .status()
+        .map_err(|e| Error::new(format!("cannot run cargo: {e}")))?;
+    if !status.success() {
+        let reason = "lvmsync does not build in one file. Where the static C library is missing (glibc-static, which \
+                      Debian has in libc6-dev), use: cargo build --release";
+        return Err(Error::new(reason));
+    }
+    Ok(target()?.join(host).join("release").join("lvmsync"))
+}
+
+/// The name that rustc has for this machine.
+fn host() -> lab::Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc)
+        .arg("-vV")
+        .output()
+        .map_err(|e| Error::new(format!("cannot run rustc: {e}")))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned)
+        .ok_or_else(|| Error::new("rustc -vV names no host"))
+}

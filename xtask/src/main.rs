@@ -33,6 +33,8 @@ struct Cli {
 enum Task {
     /// Check everything: format, lints, documentation, all tests, fuzzers. Installs what it needs.
     Test(test::TestArgs),
+    /// Build the program for release, in one file that runs on any Linux, and say where it is.
+    Build,
     /// See the main job on a real kernel: first copy, changes over ssh, undo.
     Demo(demo::DemoArgs),
     /// Measure speed and memory against what they are meant to be.
@@ -68,6 +70,10 @@ type Done = lab::Result<ExitCode>;
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Test(args) => test::test(&args),
+        Task::Build => build::for_users().map(|program| {
+            println!("{}", program.display());
+            ExitCode::SUCCESS
+        }),
         Task::Demo(args) => demo::demo(&args),
         Task::Bench(args) => bench::bench(&args),
         Task::BenchScatter { device, count } => bench::scatter(&device, count),
