@@ -284,7 +284,8 @@ fn matrix(benches: &[Bench; 2], kinds: &[Kind], cases: u32, lanes: &[Option<Link
         (runs, cut) = (runs + tally.runs, cut + tally.cut);
     }
     // Moments are chosen by how long an undisturbed run takes, and machines have other work, too.
-    assert!(4 * cut >= runs, "only {cut} of {runs} were hit");
+    // A few may all miss by chance.
+    assert!(runs < 8 || 4 * cut >= runs, "only {cut} of {runs} were hit");
 }
 
 impl Tally {

@@ -91,6 +91,15 @@ impl LimitArgs {
                 std::fs::canonicalize(directory).map_err(|error| Error::io(action(), error))
             })
             .transpose()?;
+        let is_of_use =
+            |permit: &Permit| !self.allow.is_empty() || (self.read_only && *permit == Permit::Read);
+        if !self.permit.iter().all(is_of_use) {
+            return Err(Error::Usage(
+                "--permit widens what --allow permits; a server without limits has nothing to permit, and with \
+                 --read-only alone it is only `read`"
+                    .to_owned(),
+            ));
+        }
         let permits = Permits {
             in_use: self.permit.contains(&Permit::InUse),
             overwrite: self.permit.contains(&Permit::Overwrite),
