@@ -71,7 +71,7 @@ fn bases_that_may_not_hold_what_was_sent_are_refused() {
         let lost = |arguments: &str, words: &[&str]| {
             let words = [
                 words,
-                &["may not hold what was sent", "To recover: ", "lvmsync send"],
+                &["may not hold what was sent", "To recover: ", "lvmsync sync"],
             ]
             .concat();
             tool.run(&format!("diff --from {arguments}"))
