@@ -150,6 +150,11 @@ impl Host {
         host
     }
 
+    /// True if device-mapper shows anything at all, pools among it.
+    pub fn has_mapped_devices() -> bool {
+        names_in(Path::new("/sys/block")).any(|name| name.starts_with("dm-"))
+    }
+
     /// The mounts alone: looking at all devices takes many times as long.
     pub fn mounts_now() -> Vec<Mount> {
         load_mounts(Path::new("/proc/self/mountinfo"))
@@ -171,12 +176,18 @@ fn load_mounts(mountinfo: &Path) -> Vec<Mount> {
 
 fn load_devices(block: &Path) -> BTreeMap<DeviceNumber, Device> {
     let mut devices = BTreeMap::new();
-    for directory in subdirectories(block) {
+    for name in names_in(block) {
+        let directory = block.join(&name);
         let Some((disk, device)) = load_device(&directory, None) else {
             continue;
         };
-        for part in subdirectories(&directory).filter(|part| part.join("partition").exists()) {
-            devices.extend(load_device(&part, Some(disk)));
+        // The kernel begins the name of a partition with that of its disk; to ask each of the thirty things that a disk
+        // has whether it is one costs more than all the rest.
+        for part in names_in(&directory).filter(|part| part.starts_with(&name)) {
+            let part = directory.join(part);
+            if part.join("partition").exists() {
+                devices.extend(load_device(&part, Some(disk)));
+            }
         }
         devices.insert(disk, device);
     }
@@ -190,25 +201,29 @@ fn load_device(directory: &Path, disk: Option<DeviceNumber>) -> Option<(DeviceNu
             .map(|text| text.trim_end().to_owned())
     };
     let number = |text: String| text.parse().ok();
-    let slaves = subdirectories(&directory.join("slaves"))
-        .filter_map(|slave| fs::read_to_string(slave.join("dev")).ok().and_then(number))
+    let name = directory.file_name()?.to_string_lossy().into_owned();
+    let slaves = directory.join("slaves");
+    let slaves = names_in(&slaves)
+        .filter_map(|slave| fs::read_to_string(slaves.join(slave).join("dev")).ok())
+        .filter_map(number)
         .collect();
+    let of_kind = |kind: &str, file: &str| name.starts_with(kind).then(|| read(file)).flatten();
+    let backing = of_kind("loop", "loop/backing_file");
     let device = Device {
-        name: directory.file_name()?.to_string_lossy().into_owned(),
-        dm_name: read("dm/name"),
-        dm_uuid: read("dm/uuid"),
+        dm_name: of_kind("dm-", "dm/name"),
+        dm_uuid: of_kind("dm-", "dm/uuid"),
         partition_of: disk,
         slaves,
-        backing: read("loop/backing_file").and_then(|path| VolumeIdentity::of_path(path).ok()),
+        backing: backing.and_then(|path| VolumeIdentity::of_path(path).ok()),
+        name,
     };
     Some((read("dev").and_then(number)?, device))
 }
 
-fn subdirectories(directory: &Path) -> impl Iterator<Item = std::path::PathBuf> + use<> {
+/// Entries whose names are no text are none of the kernel's.
+fn names_in(directory: &Path) -> impl Iterator<Item = String> + use<> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.path())
-        .filter(|path| path.is_dir())
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 /// Reads `/proc/self/mountinfo`.
