@@ -7,6 +7,7 @@
 
 mod new_volume;
 mod pooled;
+mod spooled;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -15,19 +16,15 @@ use std::sync::Arc;
 use crate::cancel::Cancel;
 use crate::commands::{Caller, Via};
 use crate::delta::codec::Compression;
-use crate::delta::header::Header;
-use crate::delta::samples::Samples;
-use crate::delta::stream::StreamId;
 use crate::dm::making;
 use crate::dm::pool::Pool;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
 use crate::engine::receive::{OnDurable, Received, Receiving, rehearse};
-use crate::engine::spool::spool;
-use crate::engine::target::{ReceiveOptions, Target, check};
+use crate::engine::target::{ReceiveOptions, Target};
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::monitor::{Monitor, Silent};
+use crate::monitor::Monitor;
 use crate::partial_file::{partial_name, sync_directory_of};
 use crate::record::admission::{Called, Policy};
 use crate::record::half_written;
@@ -35,7 +32,7 @@ use crate::record::identity;
 use crate::record::keeper::Keeper;
 use crate::record::store::StateDir;
 use crate::record::witness::Watch;
-use crate::undo_file::{UndoFiles, spool_beside};
+use crate::undo_file::UndoFiles;
 use crate::volume::ReadAt;
 use crate::volume::WriteAt;
 use crate::volume::host::VolumeIdentity;
@@ -106,6 +103,8 @@ pub struct Destination {
     made: Option<PathBuf>,
     keeper: Keeper,
     undo: UndoFiles,
+    /// With `atomic`, once the delta was announced: where it is kept.
+    spool: Option<spooled::Place>,
     options: DestinationOptions,
 }
 
@@ -207,6 +206,7 @@ impl Destination {
             name: name.to_owned(),
             made,
             keeper,
+            spool: None,
             options: options.clone(),
         })
     }
@@ -292,8 +292,7 @@ impl Destination {
         on_durable: OnDurable<'_>,
     ) -> Result<Received> {
         if self.options.atomic {
-            let input = self.spooled(input, what, cancel, monitor)?;
-            return self.receive_now(input, what, cancel, monitor, on_durable);
+            return self.receive_whole(input, what, cancel, monitor, on_durable);
         }
         self.receive_now(input, what, cancel, monitor, on_durable)
     }
@@ -319,42 +318,6 @@ impl Destination {
         })
     }
 
-    /// The whole delta, in a file without a name, once it is known to be sound and to fit.
-    fn spooled(
-        &self,
-        input: impl Read,
-        what: &str,
-        cancel: &Cancel,
-        monitor: &dyn Monitor,
-    ) -> Result<std::fs::File> {
-        let file = self.spool_file()?;
-        let admit = |header: &Header, samples: &Samples| {
-            let stream = StreamId::of(header, samples);
-            self.keeper.admit(header, &stream)?;
-            let options = self.receive_options(cancel, &Silent);
-            check(header, samples, &self.target(), &options).map(|_| ())
-        };
-        let file = spool(input, what, file, admit, cancel)?;
-        monitor.note(&format!(
-            "{what}: whole and sound; {} is written now",
-            self.name
-        ));
-        Ok(file)
-    }
-
-    /// An empty file without a name where deltas are kept beside.
-    pub fn spool_file(&self) -> Result<std::fs::File> {
-        let state_dir = StateDir::choose(self.options.state_dir.as_deref());
-        let directory = match &self.options.spool {
-            Some(directory) => directory.clone(),
-            None => state_dir.make()?.to_owned(),
-        };
-        spool_beside(&directory.join("spool")).map_err(|error| {
-            let action = format!("cannot make a file in {}", directory.display());
-            Error::io(action, error)
-        })
-    }
-
     /// Runs `work`, which writes to the volume and keeps its record. A file that was made for it then gets its
     /// name, or goes again if nothing of it is worth keeping.
     pub fn write<T>(
@@ -371,6 +334,9 @@ impl Destination {
         };
         let options = self.receive_options(cancel, monitor);
         let result = work(&target, &self.undo, &options, &mut self.keeper);
+        if result.is_ok() {
+            self.remove_stale_spool();
+        }
         match (&result, self.made.take()) {
             (Ok(_), Some(name)) => self.give_name(&name)?,
             (Err(_), Some(name)) => {
@@ -536,7 +502,9 @@ fn open_keeper(
         caller: &caller,
     };
     let elsewhere = half_written::elsewhere(&state, volume.path(), called)?;
-    Ok(keeper.beside(elsewhere).told_to(caller))
+    let mut lies_on = identity::with_below(volume.path());
+    lies_on.retain(|below| below != known_as);
+    Ok(keeper.beside(elsewhere).lying_on(lies_on).told_to(caller))
 }
 
 /// A full copy may make a file under this name. What stands for a volume that is not there is no such name: for

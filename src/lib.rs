@@ -57,6 +57,7 @@ pub mod partial_file;
 pub mod record;
 pub mod session;
 pub mod source;
+pub mod spool_file;
 pub mod sys;
 pub mod undo_file;
 pub mod units;

@@ -84,7 +84,7 @@ impl UndoPlace for UndoFiles {
             let whole = File::open(path)
                 .ok()
                 .and_then(|file| SoundPart::of(file).ok());
-            let whole = whole.filter(|part| part.whole && undoes.is(&part.header));
+            let whole = whole.filter(|part| part.whole_bytes.is_some() && undoes.is(&part.header));
             return Ok(whole.map_or(FoundUndo::Gone, |_| FoundUndo::Whole));
         }
         let failed = |error| Error::io(format!("cannot go on with {}", partial.display()), error);

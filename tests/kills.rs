@@ -47,6 +47,7 @@ impl Kind {
         };
         let run = match self.way {
             Way::Far => "increments over ssh",
+            Way::Atomic => "atomic increments over ssh",
             Way::FirstCopy => "first copies over ssh",
             Way::Sync => "syncs over ssh",
             Way::Apply => "stored deltas",
@@ -136,7 +137,8 @@ fn case(
         });
         let before = known;
         let resumes = kind.way.over_ssh() && goal != Goal::TakeBack && !strikes;
-        let resumes = resumes && matches!(before, Known::ToTarget(_));
+        let is_kept = kind.way == Way::Atomic && before == Known::Nothing;
+        let resumes = resumes && (is_kept || matches!(before, Known::ToTarget(_)));
         let arrived = if resumes { case.arrived() } else { 0 };
         let ended = case.run(goal, blow);
         blows += 1;
@@ -160,7 +162,11 @@ fn case(
             );
             tally.by_itself += u32::from(ended.said.contains("trying again") && is_there);
         }
-        if let (Known::ToTarget(durable), Some(0), true) = (before, ended.code, resumes) {
+        if kind.way == Way::Atomic && resumes && ended.code == Some(0) {
+            let sent = ended.result["bytes_sent"].as_u64().unwrap();
+            let left = usual.bytes_sent - bench.data_before(arrived, false);
+            assert!(sent <= left + (2 << 20), "{arrived} were kept: {context}");
+        } else if let (Known::ToTarget(durable), Some(0), true) = (before, ended.code, resumes) {
             let full = kind.way == Way::FirstCopy;
             let sent = ended.result["bytes_sent"].as_u64().unwrap();
             let left = |from| usual.bytes_sent - bench.data_before(from, full);
@@ -339,6 +345,24 @@ fn killed_increments_over_ssh() {
         signal,
     });
     matrix(&benches, &kinds, cases(8, 200), &[None; 2]);
+}
+
+#[test]
+fn killed_atomic_increments_over_ssh() {
+    let Some(sshd) = sshd() else { return };
+    let benches = benches(Some(&sshd));
+    let kinds = [
+        (Victim::Sender, Signal::KILL),
+        (Victim::Receiver, Signal::KILL),
+        (Victim::Ssh, Signal::KILL),
+        (Victim::Receiver, Signal::TERM),
+    ];
+    let kinds = kinds.map(|(victim, signal)| Kind {
+        way: Way::Atomic,
+        victim,
+        signal,
+    });
+    matrix(&benches, &kinds, cases(2, 50), &[None]);
 }
 
 #[test]

@@ -192,23 +192,46 @@ fn what_stands_on_a_thin_volume_is_a_plain_source_and_no_base() {
             lvm(guest, "lvremove -qq -y vg/s1");
             close(guest);
         }
-        // Cut in the middle: no source.
-        open(guest, Layer::Partition);
-        let before = content(TOP);
+        // Cut in the middle: no source, neither by its own name nor by that of what is below, closed or not.
         fs::write(tool.path("second.img"), image(2)).unwrap();
-        let mut child = tool.start(&format!("send second.img {TOP} --bwlimit 2M --force"));
-        while content(TOP) == before {
-            assert!(child.try_wait().unwrap().is_none());
-            std::thread::sleep(Duration::from_millis(20));
+        for layer in [
+            Layer::Crypt {
+                allow_discards: false,
+            },
+            Layer::Partition,
+        ] {
+            open(guest, layer);
+            let before = content(TOP);
+            let mut child = tool.start(&format!("send second.img {TOP} --bwlimit 2M --force"));
+            while content(TOP) == before {
+                assert!(child.try_wait().unwrap().is_none());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            kill_process(
+                Pid::from_raw(child.id().cast_signed()).unwrap(),
+                Signal::INT,
+            )
+            .unwrap();
+            Run::of(child).ends(130, &["partly written"]);
+            tool.run(&format!("send {TOP} -o no"))
+                .ends(5, &["incomplete"]);
+            let shared = format!("it shares its data with {TOP}, which is on record as incomplete");
+            let below = tool.path("copy.img").display().to_string();
+            for _ in 0..2 {
+                tool.run("send vg/low -o no")
+                    .ends(5, &[&shared, "state forget"]);
+                tool.run(&format!("sync vg/low {below}"))
+                    .ends(5, &[&shared]);
+                tool.run("send vg/other fine.img --force").ok();
+                guest.sh("dmsetup remove top || true");
+            }
+            open(guest, layer);
+            tool.run(&format!("send second.img {TOP}")).ok();
+            assert_same(TOP, &image(2), "finished");
+            tool.run("send vg/low low.img --force").ok();
+            close(guest);
         }
-        kill_process(
-            Pid::from_raw(child.id().cast_signed()).unwrap(),
-            Signal::INT,
-        )
-        .unwrap();
-        Run::of(child).ends(130, &["partly written"]);
-        tool.run(&format!("send {TOP} -o no"))
-            .ends(5, &["incomplete"]);
+        open(guest, Layer::Partition);
         tool.run("send vg/other fine.img").ok();
         tool.run(&format!("send second.img {TOP}")).ok();
         assert_same(TOP, &image(2), "finished");

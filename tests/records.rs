@@ -126,6 +126,19 @@ impl Dir {
         said
     }
 
+    /// What a command says as JSON.
+    #[track_caller]
+    fn json(&self, line: &str) -> serde_json::Value {
+        let output = self.run(line);
+        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Deltas that are kept until the rest of them comes.
+    fn spools(&self) -> usize {
+        fs::read_dir(self.path("state/spool")).map_or(0, Iterator::count)
+    }
+
     /// What `state show --json` says of one destination.
     fn state(&self, name: &str) -> serde_json::Value {
         let output = self.run(&format!("state show {name} --json"));
@@ -618,13 +631,16 @@ fn atomic_means_whole_or_not_at_all() {
         format!("send --from cow:store.img new.img far:{far} --atomic --spool {room} --retries 0");
     dir.fails(&format!("{line} {ssh}"), 7, &[]);
     assert!(dir.read("copy.img") == dir.read("base.img"));
-    assert_eq!(fs::read_dir(dir.path("room")).unwrap().count(), 0);
+    // What came is not sent again, and goes when it has done its work.
+    assert_eq!(fs::read_dir(dir.path("room")).unwrap().count(), 1);
     let ssh = dir.fake_ssh("exec sh -c \"$*\"");
-    dir.ok(&format!(
-        "{line} {ssh} --undo {}",
+    let said = dir.ok(&format!(
+        "{line} -v {ssh} --undo {}",
         dir.path("back").display()
     ));
+    assert!(said.contains("goes on at byte"), "{said}");
     assert!(dir.read("copy.img") == dir.read("new.img"));
+    assert_eq!(fs::read_dir(dir.path("room")).unwrap().count(), 0);
     dir.ok("apply back copy.img --atomic");
     assert!(dir.read("copy.img") == dir.read("base.img"));
     dir.ok("send --from cow:store.img new.img copy.img --atomic");
@@ -637,6 +653,38 @@ fn atomic_means_whole_or_not_at_all() {
         1,
         &["room"],
     );
+}
+
+/// Each connection carries a few megabytes more than half of what is missing.
+#[test]
+fn an_atomic_run_goes_on_over_many_connections() {
+    let dir = Dir::with(8000);
+    let far = dir.path("copy.img").display().to_string();
+    let line = format!("send --from cow:store.img new.img far:{far} --atomic --json");
+    let ssh = dir.fake_ssh(&format!("{} | sh -c \"$*\"", only(9_000_000)));
+    let summary = dir.json(&format!("{line} --retries 6 {ssh}"));
+    assert!(dir.read("copy.img") == dir.read("new.img"));
+    // Fifteen chunks of sixteen.
+    let changed = 7500 * CHUNK as u64;
+    let wire = summary["wire_bytes"].as_u64().unwrap();
+    assert!((changed..changed * 5 / 4).contains(&wire), "{summary}");
+    assert_eq!(dir.spools(), 0);
+
+    // What was kept is of another state once the source has changed, and nobody's content where the destination has.
+    dir.ok("send base.img copy.img --force");
+    let cut = format!("{line} --retries 0 {ssh}");
+    dir.fails(&cut, 7, &[]);
+    assert_eq!(dir.spools(), 1);
+    let doctor = text(&dir.run("doctor --json").stdout);
+    assert!(doctor.contains(".spool.partial"), "{doctor}");
+    fs::write(dir.path("copy.img"), vec![7; 8000 * CHUNK]).unwrap();
+    dir.fails(&cut, 5, &["copy.img"]);
+    assert!(dir.read("copy.img") == vec![7; 8000 * CHUNK]);
+    dir.ok("send base.img copy.img --force");
+    let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+    dir.ok(&format!("{line} {ssh}"));
+    assert!(dir.read("copy.img") == dir.read("new.img"));
+    assert_eq!(dir.spools(), 0);
 }
 
 /// The same delta goes to two volumes, and the same name is given to both undos.

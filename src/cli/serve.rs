@@ -223,8 +223,13 @@ pub(super) fn serve<R: Read, W: Write + Send>(
     gate.confirm(&admitted, destination.volume())?;
     let empty = destination.is_empty();
     let stream = open.stream.as_ref();
-    let (resume_at, already) = match stream.map(|stream| destination.keeper().resume_offset(stream))
-    {
+    let resume = match stream {
+        // A dry run touches nothing, what is kept for `--atomic` included.
+        Some(stream) if open.options.dry_run => Some(destination.keeper().resume_offset(stream)),
+        Some(stream) => Some(destination.announce(stream)?),
+        None => None,
+    };
+    let (resume_at, already) = match resume {
         Some(Resume::At(offset)) => (offset, false),
         // Whoever asks for a comparison wants to see it.
         Some(Resume::Done) => (0, !syncs),

@@ -269,6 +269,12 @@ impl<R: Read> DeltaReader<R> {
         })
     }
 
+    /// Reads and checks the payload of the data frame that [`Self::next_frame`] gave last, as it is stored.
+    pub fn stored_payload(&mut self) -> Result<&[u8], FormatError> {
+        self.skip_payload()?;
+        Ok(&self.stored)
+    }
+
     /// Index and trailer, of which `record` is the first.
     fn finish(&mut self, mut record: RecordHeader, mut at: u64) -> Result<(), FormatError> {
         self.frames_end_delta = at;

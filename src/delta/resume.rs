@@ -9,6 +9,7 @@ use super::FormatError;
 use super::header::Header;
 use super::index::{Entry, IndexBuilder};
 use super::reader::DeltaReader;
+use super::samples::Samples;
 use super::trailer::Counts;
 use crate::extent::Kind;
 
@@ -21,8 +22,8 @@ pub struct SoundPart {
     pub delta_bytes: u64,
     /// Volume offset of that end.
     pub frames_end: u64,
-    /// The trailer is there: nothing was cut.
-    pub whole: bool,
+    /// The trailer is there, and nothing was cut: bytes of the delta up to its end.
+    pub whole_bytes: Option<u64>,
     pub(super) index: IndexBuilder,
     pub(super) counts: Counts,
 }
@@ -35,12 +36,27 @@ impl SoundPart {
 
     /// Reads a delta up to where it is cut or damaged. Fails only where not even its beginning is sound.
     pub fn of(input: impl Read) -> Result<Self, FormatError> {
+        Self::read(&mut DeltaReader::new(input)?)
+    }
+
+    /// The same, with the samples behind its header.
+    pub fn with_samples_of(input: impl Read) -> Result<(Self, Samples), FormatError> {
         let mut reader = DeltaReader::new(input)?;
+        let part = Self::read(&mut reader)?;
+        Ok((part, reader.samples().clone()))
+    }
+
+    /// Bytes of it that are worth keeping: what is whole has an end.
+    pub fn bytes_to_keep(&self) -> u64 {
+        self.whole_bytes.unwrap_or(self.delta_bytes)
+    }
+
+    fn read(reader: &mut DeltaReader<impl Read>) -> Result<Self, FormatError> {
         let mut part = Self {
             header: reader.header().clone(),
             delta_bytes: reader.frames_begin(),
             frames_end: 0,
-            whole: false,
+            whole_bytes: None,
             index: IndexBuilder::default(),
             counts: Counts::default(),
         };
@@ -48,7 +64,7 @@ impl SoundPart {
             let frame = match reader.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => {
-                    part.whole = true;
+                    part.whole_bytes = Some(reader.position());
                     return Ok(part);
                 }
                 Err(error @ FormatError::Io(_)) => return Err(error),
@@ -77,7 +93,6 @@ mod tests {
     use super::*;
     use crate::delta::codec::Codec;
     use crate::delta::header::tests::header;
-    use crate::delta::samples::Samples;
     use crate::delta::writer::DeltaWriter;
     use crate::extent::Extent;
 
@@ -108,7 +123,7 @@ mod tests {
         let first = frames_at + crate::delta::record::RECORD_HEADER_BYTES;
         for cut in (first..=expected.len()).step_by(97).chain([expected.len()]) {
             let part = SoundPart::of(&expected[..cut]).unwrap();
-            assert_eq!(part.whole, cut == expected.len());
+            assert_eq!(part.whole_bytes.is_some(), cut == expected.len());
             let sound = part.delta_bytes as usize;
             assert!(sound <= cut);
             let done = part.frames();
@@ -127,8 +142,8 @@ mod tests {
         bytes[at] ^= 1;
         let part = SoundPart::of(&bytes[..]).unwrap();
         assert_eq!(
-            (part.frames(), part.frames_end, part.whole),
-            (2, 8192 + 4096, false)
+            (part.frames(), part.frames_end, part.whole_bytes),
+            (2, 8192 + 4096, None)
         );
         assert!(SoundPart::of(&bytes[..40]).is_err());
     }

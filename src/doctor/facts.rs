@@ -164,6 +164,8 @@ pub struct Records {
     pub records: Option<Looked<Vec<RecordFacts>>>,
     /// Records that were being written.
     pub partials: Vec<Partial>,
+    /// Deltas that wait for the rest of them.
+    pub spools: Vec<Partial>,
     /// What runs hold for a while, or held when they were killed.
     pub held: Vec<HeldFacts>,
 }
@@ -262,6 +264,8 @@ pub struct Partial {
     pub path: String,
     /// A run is writing it.
     pub busy: bool,
+    /// How long it is.
+    pub bytes: u64,
 }
 
 /// Another machine.

@@ -284,7 +284,8 @@ pub fn records(directory: &StateDir, named: bool) -> Records {
         directory: directory.path().display().to_string(),
         named,
         place: place(&destinations),
-        partials: partials(&destinations, &here),
+        partials: partials(&destinations, ".state.partial", &here),
+        spools: partials(&directory.spools(), ".spool.partial", &here),
         held: held(directory, &here),
         records: Some(listed(directory, here)),
     }
@@ -369,15 +370,16 @@ fn place(directory: &Path) -> Place {
     Place::CanBeMade
 }
 
-fn partials(directory: &Path, here: &Here) -> Vec<Partial> {
+fn partials(directory: &Path, suffix: &str, here: &Here) -> Vec<Partial> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries
         .map(|entry| entry.path())
-        .filter(|path| path.to_string_lossy().ends_with(".state.partial"))
+        .filter(|path| path.to_string_lossy().ends_with(suffix))
         .collect();
     paths.sort();
     let look = |path: PathBuf| Partial {
         busy: here.is_locked(&path),
+        bytes: fs::metadata(&path).map_or(0, |metadata| metadata.len()),
         path: path.display().to_string(),
     };
     paths.into_iter().map(look).collect()

@@ -10,11 +10,12 @@ use super::{Check, word};
 use crate::hold::temporary::remove_command;
 use crate::record::admission::{Called, refuse_as_source};
 use crate::record::{Record, RecordError};
-use crate::units::count;
+use crate::units::{Bytes, count};
 
 const DIRECTORY: &str = "state.directory";
 const RECORD: &str = "state.record";
 const PARTIAL: &str = "state.partial";
+const SPOOL: &str = "state.spool";
 const HELD: &str = "state.held";
 
 /// What the facts mean.
@@ -37,6 +38,7 @@ pub(super) fn findings(facts: &Records, root: bool) -> Vec<Check> {
         }
     }
     checks.extend(facts.partials.iter().filter_map(partial));
+    checks.extend(facts.spools.iter().filter_map(spool));
     checks.extend(facts.held.iter().filter_map(held));
     checks
 }
@@ -236,6 +238,19 @@ fn partial(partial: &Partial) -> Option<Check> {
     Some(Check::note(PARTIAL, found).way_out(format!("rm {}", word(&partial.path))))
 }
 
+fn spool(spool: &Partial) -> Option<Check> {
+    if spool.busy {
+        return None;
+    }
+    let found = format!(
+        "{}: {} of a delta whose connection was lost, kept for --atomic; the same command sends the rest, and if that \
+         is not to be, it only takes room",
+        spool.path,
+        Bytes(spool.bytes)
+    );
+    Some(Check::note(SPOOL, found).way_out(format!("rm {}", word(&spool.path))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Status;
@@ -422,6 +437,7 @@ mod tests {
         let left = |busy| Records {
             partials: vec![Partial {
                 path: "/s/destinations/x.state.partial".into(),
+                bytes: 1,
                 busy,
             }],
             ..facts(vec![])

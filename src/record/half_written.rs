@@ -2,11 +2,12 @@
 //!
 //! Guarantees: nothing is opened but records; what is on record as incomplete is found under every name and layer that
 //! leads to its data: a loop device shows its file, a partition is a part of its disk, and a mapped device lies on
-//! what is below it; and the other way round, a file or disk holds what was written through a loop device or into
-//! a partition.
+//! what is below it; and the other way round, a volume, file or disk holds what was written through a loop device, into
+//! a partition, or through whatever was mapped to it (LUKS, for one), even if that is closed by now.
 
 use std::path::Path;
 
+use super::Record;
 use super::admission::{Called, Refusal, refuse_as_source};
 use super::identity;
 use super::keeper::shown_time;
@@ -102,7 +103,7 @@ fn find_from(
             return Ok(Some(if known_as == own {
                 refusal
             } else {
-                of_part(&record.name, "lies on", refusal)
+                of_part(&record, "lies on", &refusal, called)
             }));
         }
     }
@@ -111,9 +112,10 @@ fn find_from(
         let Ok(Some(record)) = read(&path) else {
             continue;
         };
-        if identities
-            .iter()
-            .any(|whole| identity::is_part(&record.identity, whole))
+        let is_part = |whole: &String| identity::is_part(&record.identity, whole);
+        // Of what others lie on it says nothing of itself: they share the pool or the disk, and not the data.
+        let lies_on_it = record.lies_on.contains(own);
+        if (lies_on_it || identities.iter().any(is_part))
             && !identity::is_beside(&record.identity, identities)
             && let Some(refusal) = refuse_as_source(
                 &record,
@@ -123,23 +125,33 @@ fn find_from(
                 },
             )
         {
-            return Ok(Some(of_part(&record.name, "shares its data with", refusal)));
+            return Ok(Some(of_part(
+                &record,
+                "shares its data with",
+                &refusal,
+                called,
+            )));
         }
     }
     Ok(None)
 }
 
-fn of_part(other: &str, how: &str, refusal: Refusal) -> Refusal {
+fn of_part(other: &Record, how: &str, refusal: &Refusal, called: Called<'_>) -> Refusal {
+    let name = &other.name;
+    let forget = called.caller.command("state forget", &[name]);
     Refusal {
-        reason: format!("it {how} {other}, which is {}", refusal.reason),
-        way_out: refusal.way_out,
+        reason: format!("it {how} {name}, which is {}", refusal.reason),
+        way_out: format!(
+            "{}\nOr, if {name} is there no more and what it held is of no use: {forget}",
+            refusal.way_out
+        ),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Incomplete, Record};
+    use crate::record::Incomplete;
 
     #[test]
     fn what_is_half_written_below_or_within_is_named() {
@@ -157,6 +169,14 @@ mod tests {
         put("file:7:1.0", "disk.img", true);
         put("disk:serial:a:start=2048", "/dev/vda1", true);
         put("disk:serial:b", "/dev/vdb", false);
+        let upper = Record {
+            identity: "dm:CRYPT-LUKS2-x".to_owned(),
+            name: "/dev/mapper/secret".to_owned(),
+            lies_on: vec!["lvm:below".to_owned(), "disk:serial:c".to_owned()],
+            incomplete: Some(Incomplete::default()),
+            ..Record::default()
+        };
+        state.file_of(&upper.identity).save(&upper).unwrap();
         let reason = |identities: &[&str]| {
             let identities: Vec<String> = identities.iter().map(|&id| id.to_owned()).collect();
             find(&state, &identities, Called::here("x"))
@@ -186,6 +206,15 @@ mod tests {
         assert!(reason(&["lvm:x", &own, "disk:serial:a", &mine]).is_some());
         put(&format!("{own}:start=8"), "/dev/mapper/nested", true);
         assert!(reason(&["lvm:x", &own, "disk:serial:a"]).is_some());
+        // What was written through a mapped device is in all that it lies on, and in none of its neighbours.
+        for below in ["lvm:below", "disk:serial:c"] {
+            let said = reason(&[below]).unwrap();
+            assert!(
+                said.starts_with("it shares its data with /dev/mapper/secret"),
+                "{said}"
+            );
+        }
+        assert_eq!(reason(&["lvm:beside", "disk:serial:c"]), None);
         for other in [
             "disk:serial:b",
             "disk:serial:aa",

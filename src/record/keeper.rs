@@ -35,6 +35,8 @@ pub struct Keeper {
     compares: bool,
     /// What it consists of, or a piece of it, is on record as half-written.
     elsewhere: Option<Refusal>,
+    /// The identities of what it lies on.
+    lies_on: Vec<String>,
     /// The destination is a file that was made for this copy, or for one that was cut.
     is_new_file: bool,
     /// As it was when the run began.
@@ -82,6 +84,7 @@ impl Keeper {
             opened: now,
             compares: false,
             elsewhere: None,
+            lies_on: Vec::new(),
             is_new_file: false,
             now: current,
             before,
@@ -105,6 +108,7 @@ impl Keeper {
             opened: None,
             compares: false,
             elsewhere: None,
+            lies_on: Vec::new(),
             is_new_file: false,
             before: record.clone(),
             now: record,
@@ -123,6 +127,13 @@ impl Keeper {
     #[must_use]
     pub fn beside(mut self, elsewhere: Option<Refusal>) -> Self {
         self.elsewhere = elsewhere;
+        self
+    }
+
+    /// What it lies on, for its record.
+    #[must_use]
+    pub fn lying_on(mut self, identities: Vec<String>) -> Self {
+        self.lies_on = identities;
         self
     }
 
@@ -352,6 +363,7 @@ impl Keeper {
             record.identity = file.identity().to_owned();
         }
         record.name.clone_from(&self.name);
+        record.lies_on.clone_from(&self.lies_on);
         record.incomplete = Some(incomplete);
         self.put(record)
     }

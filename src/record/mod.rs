@@ -59,6 +59,10 @@ pub struct Record {
     /// Blocks that the last run wrote, as they were when it was done.
     #[serde(default)]
     pub marks: Vec<Mark>,
+    /// What the destination lay on when a write to it was last begun, as identities: its data is also theirs. One that is
+    /// closed later (LUKS, a mapped partition) does not tell any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lies_on: Vec<String>,
     /// A write that is under way, or was cut.
     #[serde(default)]
     pub incomplete: Option<Incomplete>,

@@ -58,7 +58,9 @@ impl StateDir {
     /// The file of the destination with this identity.
     pub fn file_of(&self, identity: &str) -> RecordFile {
         RecordFile {
-            path: self.destinations().join(file_name(identity)),
+            path: self
+                .destinations()
+                .join(format!("{}{SUFFIX}", file_name(identity))),
             identity: identity.to_owned(),
         }
     }
@@ -82,6 +84,17 @@ impl StateDir {
         Ok(files)
     }
 
+    /// Makes that directory where there is none.
+    pub fn make_spools(&self) -> Result<()> {
+        self.make()?;
+        make_directory(&self.spools())
+    }
+
+    /// Where the deltas of runs with `--atomic` are kept.
+    pub fn spools(&self) -> PathBuf {
+        self.0.join("spool")
+    }
+
     fn destinations(&self) -> PathBuf {
         self.0.join("destinations")
     }
@@ -98,7 +111,12 @@ fn file_name(identity: &str) -> String {
     };
     let readable: String = identity.chars().take(80).map(plain).collect();
     let digest = blake3::hash(identity.as_bytes()).to_hex();
-    format!("{readable}-{}{SUFFIX}", &digest[..12])
+    format!("{readable}-{}", &digest[..12])
+}
+
+/// Where in `directory` the delta for the destination of this name is kept.
+pub fn spool_in(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{}.spool", file_name(name)))
 }
 
 /// Reads the record in `path`; `None` where there is no such file.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lvmsync::delta::resume::SoundPart;
 use rustix::process::Signal;
 
 use super::bench::Bench;
@@ -18,6 +19,8 @@ use super::text;
 pub(crate) enum Way {
     /// An increment over ssh.
     Far,
+    /// An increment over ssh that is kept beside until it is whole.
+    Atomic,
     /// A first full copy over ssh.
     FirstCopy,
     /// By comparing, over ssh.
@@ -30,7 +33,10 @@ pub(crate) enum Way {
 
 impl Way {
     pub(crate) fn over_ssh(self) -> bool {
-        matches!(self, Self::Far | Self::FirstCopy | Self::Sync)
+        matches!(
+            self,
+            Self::Far | Self::Atomic | Self::FirstCopy | Self::Sync
+        )
     }
 }
 
@@ -172,7 +178,7 @@ impl<'b> Case<'b> {
             Way::Sync => "sync",
             _ => "send",
         })];
-        if matches!(self.way, Way::Far | Way::Local) {
+        if matches!(self.way, Way::Far | Way::Atomic | Way::Local) {
             let store = shown(self.bench.path("store.img"));
             words.extend([word("--from"), format!("cow:{store}")]);
         }
@@ -193,6 +199,9 @@ impl<'b> Case<'b> {
             }
         } else {
             words.push(destination);
+        }
+        if self.way == Way::Atomic {
+            words.push(word("--atomic"));
         }
         if self.undo {
             words.extend([word("--undo"), shown(self.path("back"))]);
@@ -366,10 +375,24 @@ impl<'b> Case<'b> {
 
     /// Bytes from the start that are in the target state.
     pub(crate) fn arrived(&self) -> usize {
+        if self.way == Way::Atomic {
+            return self.spooled();
+        }
         let (name, partial) = (self.destination(), partial(&self.destination()));
         let found = fs::read(if name.exists() { name } else { partial }).unwrap_or_default();
         let pairs = found.chunks(4096).zip(self.bench.target.chunks(4096));
         pairs.take_while(|(found, target)| found == target).count() * 4096
+    }
+
+    /// The delta is kept beside up to this byte of the volume.
+    fn spooled(&self) -> usize {
+        let entries = fs::read_dir(self.path("state/spool")).into_iter().flatten();
+        let kept = entries.flatten().next().map(|entry| entry.path());
+        let part = kept.and_then(|path| SoundPart::of(fs::File::open(path).unwrap()).ok());
+        part.map_or(0, |part| match part.whole_bytes {
+            Some(_) => self.bench.target.len(),
+            None => part.frames_end as usize,
+        })
     }
 
     /// The destination is in this state, and nothing lies about.
@@ -394,7 +417,9 @@ impl<'b> Case<'b> {
             wanted.insert(0, "back");
         }
         assert_eq!(names(self.path("")), wanted, "left behind");
-        assert_eq!(names(self.path("state")), ["destinations"], "left behind");
+        let mut kept = names(self.path("state"));
+        kept.retain(|name| name != "spool" || !names(self.path("state/spool")).is_empty());
+        assert_eq!(kept, ["destinations"], "left behind");
         let records = names(self.path("state/destinations"));
         assert!(
             records.len() == 1 && records[0].ends_with(".state"),
