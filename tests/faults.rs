@@ -107,7 +107,7 @@ impl Left {
     fn goes_back(&self, model: &Model, context: &str) {
         let bytes = self.undo.as_ref().unwrap();
         for fail_at in 0.. {
-            let disk = Disk::new(self.image.clone(), World::new(fail_at, false));
+            let disk = Disk::new(self.image.clone(), World::new(fail_at, false), 1);
             let mut keeper = Keeper::in_memory(self.record.clone());
             let first = apply(&bytes[..], &disk, &NoUndo, &mut keeper, true);
             let ended = first.is_ok();
@@ -179,8 +179,8 @@ struct Disk {
 }
 
 impl Disk {
-    fn new(bytes: Vec<u8>, world: Arc<World>) -> Self {
-        let inner = FaultyVolume::new(MemoryVolume::new(bytes));
+    fn new(bytes: Vec<u8>, world: Arc<World>, writes_at_once: usize) -> Self {
+        let inner = FaultyVolume::new(MemoryVolume::new(bytes)).with_writes_at_once(writes_at_once);
         Self {
             inner: inner.lose_unsynced_writes().unwrap(),
             world,
@@ -219,6 +219,10 @@ impl WriteAt for Disk {
         self.inner.set_size(size_bytes)
     }
 
+    fn writes_at_once(&self) -> usize {
+        self.inner.writes_at_once()
+    }
+
     fn sync(&self) -> io::Result<()> {
         if let Err(error) = self.world.pass() {
             self.inner.forget_unsynced();
@@ -238,10 +242,14 @@ fn models() -> [Model; 2] {
 #[test]
 fn every_operation_of_the_destination_fails_once() {
     let mut runs = 0;
-    for (model, with_undo) in models()
-        .iter()
-        .flat_map(|model| [(model, false), (model, true)])
-    {
+    for (model, with_undo, writes_at_once) in models().iter().flat_map(|model| {
+        [
+            (model, false, 1),
+            (model, true, 1),
+            (model, false, 3),
+            (model, true, 3),
+        ]
+    }) {
         for kind in [
             OpKind::Read,
             OpKind::Write,
@@ -252,6 +260,7 @@ fn every_operation_of_the_destination_fails_once() {
             for number in 0.. {
                 let volume = FaultyVolume::new(MemoryVolume::new(model.base.clone()))
                     .fail_nth(kind, number, EIO)
+                    .with_writes_at_once(writes_at_once)
                     .lose_unsynced_writes()
                     .unwrap();
                 // That copy of the volume was a read, too, and not of this one.
@@ -287,8 +296,9 @@ fn every_operation_of_the_destination_fails_once() {
                         undo: undo.bytes(power_cut),
                         undo_is_whole: undo.is_whole(),
                     };
-                    let context =
-                        format!("{kind:?} {number}, undo {with_undo}, power cut {power_cut}");
+                    let context = format!(
+                        "{kind:?} {number}, undo {with_undo}, {writes_at_once} at once, power cut {power_cut}"
+                    );
                     left.leads_out(model, with_undo, &context);
                 }
             }
@@ -302,11 +312,12 @@ fn every_operation_of_the_destination_fails_once() {
 #[test]
 fn every_operation_of_destination_and_undo_is_the_last_one() {
     let mut runs = 0;
-    for model in &models() {
+    let models = models();
+    for (model, writes_at_once) in models.iter().flat_map(|model| [(model, 1), (model, 3)]) {
         for for_ever in [true, false] {
             for fail_at in 0.. {
                 let world = World::new(fail_at, for_ever);
-                let disk = Disk::new(model.base.clone(), Arc::clone(&world));
+                let disk = Disk::new(model.base.clone(), Arc::clone(&world), writes_at_once);
                 let in_world = Arc::clone(&world);
                 let undo = MemoryUndo::new(move || in_world.pass());
                 let mut keeper = Keeper::in_memory(None);
@@ -316,7 +327,8 @@ fn every_operation_of_destination_and_undo_is_the_last_one() {
                     break;
                 }
                 runs += 1;
-                let context = format!("operation {fail_at}, for ever {for_ever}");
+                let context =
+                    format!("operation {fail_at}, for ever {for_ever}, {writes_at_once} at once");
                 let Err(error) = result else {
                     panic!("{context} failed, and nobody was told");
                 };
@@ -356,6 +368,7 @@ fn a_sync_that_failed_makes_nothing_durable() {
     for number in 0..3 {
         let volume = FaultyVolume::new(MemoryVolume::new(model.base.clone()))
             .fail_nth(OpKind::Sync, number, EIO)
+            .with_writes_at_once(1 + 3 * (number % 2))
             .lose_unsynced_writes()
             .unwrap();
         let mut keeper = Keeper::in_memory(None);
@@ -399,7 +412,7 @@ fn records_cannot_be_written_from_every_moment_on() {
             fs::create_dir(&there).unwrap();
             let world = World::new(usize::MAX, false);
             let broken = Breaking {
-                disk: Disk::new(model.base.clone(), Arc::clone(&world)),
+                disk: Disk::new(model.base.clone(), Arc::clone(&world), 1),
                 at,
                 there: there.clone(),
                 away: away.clone(),

@@ -19,6 +19,7 @@ use crate::engine::compare::Side;
 use crate::engine::conclude::Conclusion;
 use crate::engine::deliver::{DeltaSink, Paced, TargetSink};
 use crate::engine::effort::Effort;
+use crate::engine::in_flight::{self, InFlight};
 use crate::engine::pump::{PumpOptions, pump};
 use crate::engine::target::{Target, check};
 use crate::engine::throttle::Throttle;
@@ -173,31 +174,35 @@ impl Job<'_> {
         };
         let behind = Behind::new(target.volume, target.name);
         let (mut at_the_end, mut on_the_way) = (durable, durable);
-        let ended = std::thread::scope(|scope| {
-            let _closes = Closes(&behind);
-            let spawned = std::thread::Builder::new()
-                .name("sync".to_owned())
-                .spawn_scoped(scope, || behind.serve(&mut on_the_way));
-            let mut saved = |end: u64| kept().saved(end);
-            let mut applier = Applier::new(
-                target.volume,
-                target.name,
-                ready.undo,
-                self.cancel,
-                &mut at_the_end,
-            )
-            .tell_saved(&mut saved);
-            // Without a thread syncs are made here.
-            if spawned.is_ok() {
-                applier = applier.sync_behind(&behind);
-            }
-            let throttle = Throttle::new(self.to.bwlimit, self.cancel);
-            let mut sink = TargetSink::new(&mut applier, throttle);
-            let result = pump(source.side(), changes, &mut sink, &options)
-                .map_err(|error| source.explain(error))
-                .and_then(|()| source.check_unchanged());
-            applier.end(result)
-        });
+        let copied = |in_flight: Option<&InFlight>| {
+            std::thread::scope(|scope| {
+                let _closes = Closes(&behind);
+                let spawned = std::thread::Builder::new()
+                    .name("sync".to_owned())
+                    .spawn_scoped(scope, || behind.serve(&mut on_the_way));
+                let mut saved = |end: u64| kept().saved(end);
+                let mut applier = Applier::new(
+                    target.volume,
+                    target.name,
+                    ready.undo,
+                    self.cancel,
+                    &mut at_the_end,
+                )
+                .tell_saved(&mut saved)
+                .write_by(in_flight);
+                // Without a thread syncs are made here.
+                if spawned.is_ok() {
+                    applier = applier.sync_behind(&behind);
+                }
+                let throttle = Throttle::new(self.to.bwlimit, self.cancel);
+                let mut sink = TargetSink::new(&mut applier, throttle);
+                let result = pump(source.side(), changes, &mut sink, &options)
+                    .map_err(|error| source.explain(error))
+                    .and_then(|()| source.check_unchanged());
+                applier.end(result)
+            })
+        };
+        let ended = in_flight::with(target.volume, copied);
         let conclusion = Conclusion {
             header: Some(header),
             target,

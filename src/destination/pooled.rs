@@ -127,6 +127,10 @@ impl WriteAt for Pooled {
         self.volume.zero_block_bytes()
     }
 
+    fn writes_at_once(&self) -> usize {
+        self.volume.writes_at_once()
+    }
+
     fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         self.volume.set_size(size_bytes)
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::FrameSink;
 use super::behind::Behind;
+use super::in_flight::{Failure, InFlight};
 use super::undo::{DurableWrite, UndoRecorder};
 use crate::cancel::Cancel;
 use crate::delta::codec::Codec;
@@ -80,6 +81,8 @@ pub struct Applier<'a, W: DurableWrite> {
     sync_every_bytes: u64,
     /// Syncs on the way are this one's.
     behind: Option<&'a Behind<'a>>,
+    /// Writes go through this one.
+    in_flight: Option<&'a InFlight>,
     /// When it was asked last.
     asked: Instant,
     applied: Applied,
@@ -116,6 +119,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             unsynced_bytes: 0,
             sync_every_bytes: SYNC_EVERY_BYTES,
             behind: None,
+            in_flight: None,
             asked: Instant::now(),
             applied: Applied::default(),
             written_to: 0,
@@ -140,6 +144,13 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     #[must_use]
     pub fn sync_behind(mut self, behind: &'a Behind<'a>) -> Self {
         self.behind = Some(behind);
+        self
+    }
+
+    /// Lets `in_flight`, which is one of the target's, carry out the writes.
+    #[must_use]
+    pub fn write_by(mut self, in_flight: Option<&'a InFlight>) -> Self {
+        self.in_flight = in_flight;
         self
     }
 
@@ -182,6 +193,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         }
         self.release_held()?;
         self.put_zeroes()?;
+        self.drain()?;
         self.asked = Instant::now();
         // What is past the end of a smaller target is there no more than before.
         let inside = offset.min(self.target.size_bytes());
@@ -221,7 +233,8 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             Err(error) => error,
         };
         let touched = self.touched;
-        // The error that ended the run is the one to report, unless it was this one.
+        // The error that ended the run is the one to report, unless it was one of these.
+        let _ = self.drain();
         let _ = self.end_behind();
         if self.target.sync().is_ok() && touched && !self.sync_failed {
             // The error that ended the run is the one to report.
@@ -293,9 +306,14 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         };
         self.put_zeroes()?;
         self.touched = true;
-        self.target
-            .write_all_at(data, extent.offset())
-            .map_err(|error| Error::io(format!("cannot write {extent} of {}", self.name), error))?;
+        let written = match self.in_flight {
+            Some(in_flight) => in_flight.write(extent, data),
+            None => self
+                .target
+                .write_all_at(data, extent.offset())
+                .map_err(|error| (extent, error)),
+        };
+        written.map_err(|failure| self.not_written(failure))?;
         self.applied.data_frames += 1;
         self.applied.data_bytes += extent.length();
         self.written(extent, extent.length())
@@ -338,6 +356,10 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
 
     fn put_zero_run(&mut self, run: Extent) -> Result<()> {
         self.touched = true;
+        if let Some(in_flight) = self.in_flight {
+            let settled = in_flight.settle(run);
+            settled.map_err(|failure| self.not_written(failure))?;
+        }
         self.target
             .zero_at(run)
             .map_err(|error| Error::io(format!("cannot zero {run} of {}", self.name), error))?;
@@ -357,6 +379,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             if self.asked.elapsed() < ASK_EVERY {
                 return Ok(());
             }
+            self.drain()?;
             self.asked = Instant::now();
             self.unsynced_bytes = 0;
             let asked = behind.ask(extent.end(), &self.applied, &self.places);
@@ -377,7 +400,20 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         closed
     }
 
+    /// Everything that was put is written.
+    fn drain(&mut self) -> Result<()> {
+        let drained = self.in_flight.map_or(Ok(()), InFlight::drain);
+        drained.map_err(|failure| self.not_written(failure))
+    }
+
+    /// What is on its way beyond is written by then, and what lies before may be what was not.
+    fn not_written(&mut self, (extent, error): Failure) -> Error {
+        self.sync_failed |= self.in_flight.is_some();
+        Error::io(format!("cannot write {extent} of {}", self.name), error)
+    }
+
     fn sync(&mut self) -> Result<()> {
+        self.drain()?;
         self.unsynced_bytes = 0;
         let synced = self.target.sync();
         self.sync_failed |= synced.is_err();

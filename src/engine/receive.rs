@@ -10,6 +10,7 @@ use std::io::{BufReader, Read};
 use super::apply::{Applied, Applier};
 use super::begin::{Beginning, Begun, Ready, begin};
 use super::conclude::Conclusion;
+use super::in_flight;
 use super::order::Ordered;
 use super::target::{ReceiveOptions, Target, check};
 use super::undo::{DurableWrite, Old, UndoPlace, UndoRecorder, undo_header};
@@ -191,14 +192,6 @@ impl<'a> Receiving<'a> {
             on_durable(end, applied)
         };
         let mut saved = |end: u64| kept.borrow_mut().saved(end);
-        let mut applier = Applier::new(
-            target.volume,
-            target.name,
-            undo,
-            options.cancel,
-            &mut durable,
-        )
-        .tell_saved(&mut saved);
         let frames = Frames {
             what,
             offset,
@@ -211,10 +204,21 @@ impl<'a> Receiving<'a> {
             options,
         };
         let mut ends_at = None;
-        let applied = frames
-            .apply(&mut reader, &mut applier)
-            .map(|end| ends_at = end);
-        let ended = applier.end(applied);
+        let ended = in_flight::with(target.volume, |in_flight| {
+            let mut applier = Applier::new(
+                target.volume,
+                target.name,
+                undo,
+                options.cancel,
+                &mut durable,
+            )
+            .tell_saved(&mut saved)
+            .write_by(in_flight);
+            let applied = frames
+                .apply(&mut reader, &mut applier)
+                .map(|end| ends_at = end);
+            applier.end(applied)
+        });
         let conclusion = Conclusion {
             header: Some(&header),
             target,

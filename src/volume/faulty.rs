@@ -74,6 +74,7 @@ enum When {
 pub struct FaultyVolume<V> {
     inner: V,
     faults: Vec<(When, i32)>,
+    writes_at_once: usize,
     state: Mutex<State>,
 }
 
@@ -97,6 +98,7 @@ impl<V: WriteAt> FaultyVolume<V> {
         Self {
             inner,
             faults: Vec::new(),
+            writes_at_once: 1,
             state: Mutex::default(),
         }
     }
@@ -112,6 +114,13 @@ impl<V: WriteAt> FaultyVolume<V> {
     #[must_use]
     pub fn fail_touching(mut self, kind: OpKind, extent: Extent, errno: i32) -> Self {
         self.faults.push((When::Touching(kind, extent), errno));
+        self
+    }
+
+    /// Says that so many writes at once are of use. Which of them is the one with a number is then chance.
+    #[must_use]
+    pub fn with_writes_at_once(mut self, writes: usize) -> Self {
+        self.writes_at_once = writes;
         self
     }
 
@@ -241,6 +250,10 @@ impl<V: WriteAt> WriteAt for FaultyVolume<V> {
         let length = usize::try_from(extent.length()).map_err(io::Error::other)?;
         self.remember(Unsynced::Write(extent.offset(), vec![0; length]));
         Ok(())
+    }
+
+    fn writes_at_once(&self) -> usize {
+        self.writes_at_once
     }
 
     fn set_size(&self, size_bytes: u64) -> io::Result<()> {

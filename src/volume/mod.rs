@@ -58,6 +58,11 @@ pub trait WriteAt: ReadAt {
         1
     }
 
+    /// So many writes at the same time are of use: where each waits for a device, and none for what another has written.
+    fn writes_at_once(&self) -> usize {
+        1
+    }
+
     /// Makes a regular file longer or shorter. Volumes of fixed size answer `Unsupported`.
     fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         let _ = size_bytes;
@@ -96,6 +101,9 @@ macro_rules! forward {
             }
             fn zero_block_bytes(&self) -> u64 {
                 (**self).zero_block_bytes()
+            }
+            fn writes_at_once(&self) -> usize {
+                (**self).writes_at_once()
             }
             fn set_size(&self, size_bytes: u64) -> io::Result<()> {
                 (**self).set_size(size_bytes)

@@ -427,6 +427,13 @@ impl WriteAt for Volume {
         }
     }
 
+    fn writes_at_once(&self) -> usize {
+        match &self.inner {
+            Inner::Block(volume) => volume.writes_at_once(),
+            Inner::File(volume) => volume.writes_at_once(),
+        }
+    }
+
     fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         match &self.inner {
             Inner::Block(volume) => volume.set_size(size_bytes),
