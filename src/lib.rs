@@ -52,6 +52,7 @@ pub mod extent;
 pub mod fuzzing;
 pub mod gate;
 pub mod hold;
+pub mod job;
 pub mod monitor;
 pub mod partial_file;
 pub mod record;

@@ -89,6 +89,34 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("`{text}` is too large: a size is at most 16 EiB"))
 }
 
+/// A time such as `500ms`, `5s`, `1.5m`, `2h`, `1d`; a number alone is seconds.
+pub fn parse_seconds(text: &str) -> Result<f64, String> {
+    let wrong = || {
+        format!("`{text}` is not a time: write a number and a unit, such as 500ms, 5s, 15m or 2h")
+    };
+    let trimmed = text.trim();
+    let split = trimmed
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(split);
+    let scale = match unit.trim() {
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86400.0,
+        "w" => 604_800.0,
+        _ => return Err(wrong()),
+    };
+    let seconds = number.parse::<f64>().map_err(|_| wrong())? * scale;
+    // Ten thousand years and more are a slip of the pen.
+    if (0.0..1e12).contains(&seconds) {
+        Ok(seconds)
+    } else {
+        Err(wrong())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,7 @@ mod diff_json;
 mod doctor;
 mod hold;
 mod inspect;
+mod migrate;
 mod output;
 mod progress;
 mod pull;
@@ -28,6 +29,7 @@ mod sync_far;
 mod thin;
 mod timeout;
 mod verify;
+mod watched;
 
 use std::ffi::OsString;
 
@@ -37,8 +39,9 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 10] = [
-    "diff", "send", "apply", "sync", "compare", "inspect", "state", "doctor", "serve", "help",
+const VERBS: [&str; 11] = [
+    "diff", "send", "apply", "sync", "compare", "migrate", "inspect", "state", "doctor", "serve",
+    "help",
 ];
 
 const AFTER_HELP: &str = "\
@@ -91,6 +94,7 @@ enum Verb {
     Apply(apply::ApplyArgs),
     Sync(Box<sync::SyncArgs>),
     Compare(compare::CompareArgs),
+    Migrate(Box<migrate::MigrateArgs>),
     Inspect(inspect::InspectArgs),
     State(state::StateVerb),
     Doctor(doctor::DoctorArgs),
@@ -215,6 +219,7 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Apply(args) => apply::run(&args, cancel),
         Verb::Sync(args) => sync::run(&args, cancel),
         Verb::Compare(args) => compare::run(&args, cancel),
+        Verb::Migrate(args) => migrate::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
         Verb::State(args) => state::run(&args),
         Verb::Doctor(args) => doctor::run(&args, cancel),

@@ -5,6 +5,7 @@
 //! back is parsed by pure code. Nothing here changes a volume, except that `making` and `temporary` make one where they were
 //! asked to, and remove what they have made.
 
+pub mod base;
 pub mod device;
 pub mod examine;
 pub mod lvm;

@@ -283,7 +283,7 @@ pub fn keep(name: &LvName, id: &str) -> Result<()> {
     run(command, "lvchange", &name.to_string()).map(|_| ())
 }
 
-fn run(mut command: Command, program: &str, what: &str) -> Result<String> {
+pub(super) fn run(mut command: Command, program: &str, what: &str) -> Result<String> {
     let failed = |reason: String| Error::Lvm {
         what: what.to_owned(),
         reason,

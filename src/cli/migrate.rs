@@ -1,0 +1,342 @@
+//! `lvmsync migrate`: moves a live logical volume to another machine, with a pause of seconds.
+//!
+//! Guarantees: the service runs here until the far side has everything, durably and read back; whatever fails before that
+//! leaves it here as if nothing had happened, and the same command goes on with what is done. The volume here is safe from a
+//! second start before anything is told to start there.
+
+mod cycle;
+mod pause;
+
+use std::time::Instant;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::apply::StateArgs;
+use super::send::RemoteArgs;
+use super::{TalkArgs, output};
+use crate::cancel::Cancel;
+use crate::delta::codec::Compression;
+use crate::dm::base::Store;
+use crate::dm::making::Making;
+use crate::error::{Error, ExitCode, Result};
+use crate::job::rounds::{Next, Why, next, predicted_seconds};
+use crate::monitor::Monitor;
+use crate::session::endpoint::parse_endpoint;
+use crate::units::{Bytes, parse_seconds, parse_size};
+use cycle::Cycle;
+use pause::{Pause, PauseArgs};
+
+const AFTER_HELP: &str = "\
+Examples:
+  lvmsync migrate vg/vm1 new:vg/vm1 --create --vm vm1                   a virtual machine of libvirt
+  lvmsync migrate vg/db new:/dev/vg/db --pause-cmd 'systemctl stop db && umount /srv/db' \\
+      --back-cmd 'mount /srv/db && systemctl start db' \\
+      --resume-cmd-there 'mount /srv/db && systemctl start db'
+  lvmsync migrate vg/db new:vg/db                                       it asks when to stop the service
+  lvmsync migrate vg/db new:vg/db -n                                    what would be done?
+  lvmsync migrate vg/db new:vg/db --abort                               give it up, and clean up here
+
+While the service runs, a snapshot is copied, and then what was written meanwhile, in rounds that get shorter, until
+the last one is predicted to fit in --max-pause. Then the service is stopped, the last increment is sent, read back
+there, and the service may start there. The volume here then refuses writes: --keep-writable leaves it as it is.
+
+If anything fails, --back-cmd starts the service here again. Run the same command to go on.";
+
+/// Move a live logical volume to another machine, with a short pause
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP, mut_arg("compat", |arg| arg.hide(true)))]
+pub(super) struct MigrateArgs {
+    /// The logical volume, thick or thin: VG/LV or its path
+    #[arg(value_name = "LV")]
+    source: String,
+
+    /// Where it goes: [USER@]HOST:DEST, or a volume of this machine
+    #[arg(value_name = "[HOST:]DEST")]
+    destination: String,
+
+    /// Make the logical volume there if there is none: thin in the group's only thin pool, or thick where there is none;
+    /// thin:POOL and thick say which
+    #[arg(long, value_name = "auto|thick|thin:POOL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "auto", value_parser = parse_making)]
+    create: Option<Making>,
+
+    /// Make rounds until the pause is predicted to be this short, such as 5s or 500ms
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_seconds)]
+    max_pause: f64,
+
+    /// Make no more rounds than this
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    max_rounds: u32,
+
+    #[command(flatten)]
+    pause: PauseArgs,
+
+    /// Leave the volume here writable and unmarked when all is done
+    #[arg(long)]
+    keep_writable: bool,
+
+    /// Room for what is written to a thick LV during a round: a size, or max, which is never too small
+    /// [default: a tenth of it, at least 1G, or what is free; made larger while it fills]
+    #[arg(long, value_name = "SIZE|max", value_parser = parse_store)]
+    snapshot_size: Option<Store>,
+
+    /// Compression: none, lz4, zstd, zstd:LEVEL (1 to 19), or auto: as much as the link is worth
+    #[arg(short = 'z', long, value_name = "CODEC", default_value = "none")]
+    compress: Compression,
+
+    /// Send at most so many bytes a second while the service runs, such as 10M. In the pause there is no limit
+    #[arg(long, value_name = "RATE", value_parser = parse_size)]
+    bwlimit: Option<u64>,
+
+    /// Write even to a destination that is mounted or otherwise in use
+    #[arg(long)]
+    allow_in_use: bool,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    /// Check both ends, print what would be done, and do nothing
+    #[arg(short = 'n', long, conflicts_with = "abort")]
+    dry_run: bool,
+
+    /// Give up a migration that was cut: remove what it has left here
+    #[arg(long)]
+    abort: bool,
+
+    /// Print the result as a JSON object on stdout
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+fn parse_making(text: &str) -> std::result::Result<Making, String> {
+    text.parse()
+}
+
+fn parse_store(text: &str) -> std::result::Result<Store, String> {
+    match text {
+        "max" => Ok(Store::Most),
+        _ => parse_size(text).map(Store::Bytes),
+    }
+}
+
+/// What was done, for scripts. Times are seconds.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    source: String,
+    destination: String,
+    volume_size: u64,
+    first_copy_bytes: u64,
+    first_copy_seconds: f64,
+    /// Increments while the service ran.
+    rounds: Vec<RoundReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    predicted_pause_seconds: Option<f64>,
+    pause: PauseReport,
+    seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct RoundReport {
+    bytes: u64,
+    seconds: f64,
+}
+
+/// How long the service stood still, and what it waited for.
+#[derive(Debug, Default, Serialize)]
+struct PauseReport {
+    seconds: f64,
+    stop_seconds: f64,
+    snapshot_seconds: f64,
+    send_seconds: f64,
+    bytes: u64,
+    protect_seconds: f64,
+    resume_seconds: f64,
+}
+
+pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
+    let terminal = args.talk.terminal();
+    let start = Instant::now();
+    parse_endpoint(&args.destination)?;
+    if args.remote.compat {
+        return Err(Error::Usage(
+            "the original lvmsync cannot tell when its data is durable, so nothing is migrated to it".to_owned(),
+        ));
+    }
+    let mut cycle = Cycle::open(args, &terminal, cancel)?;
+    if args.abort {
+        return abort(args, cycle);
+    }
+    let mut pause = Pause::of(args, cancel)?;
+    let destination = cycle.check()?;
+    if args.dry_run {
+        print_plan(args, &cycle, &pause, &destination)?;
+        return Ok(ExitCode::Done);
+    }
+    terminal.note(&cycle.plan());
+    let mut report = Report {
+        source: cycle.name().to_string(),
+        destination: args.destination.clone(),
+        volume_size: cycle.size_bytes(),
+        ..Report::default()
+    };
+    cycle.first_copy(&mut report)?;
+    let why = rounds(args, &mut cycle, &mut report)?;
+    if why != Why::Fits {
+        terminal.warn(&format!(
+            "{}: {}; the pause will be longer than {} s",
+            report.source,
+            match why {
+                Why::NotShrinking =>
+                    "rounds do not get shorter, for it is written to faster than the link is",
+                _ => "as many rounds as allowed were made",
+            },
+            args.max_pause
+        ));
+    }
+    let paused = hand_over(args, &mut cycle, &mut pause, &mut report);
+    terminal.finish();
+    if let Err(error) = paused {
+        return Err(pause.give_back(error, &terminal));
+    }
+    cycle.clean_up()?;
+    report.seconds = start.elapsed().as_secs_f64();
+    if args.json {
+        output::json(&report)?;
+    }
+    terminal.summary(&sentence(&report));
+    Ok(ExitCode::Done)
+}
+
+/// Increments while the service runs.
+fn rounds(args: &MigrateArgs, cycle: &mut Cycle<'_>, report: &mut Report) -> Result<Why> {
+    let limit = usize::try_from(args.max_rounds).unwrap_or(usize::MAX);
+    let mut done = Vec::new();
+    loop {
+        report.predicted_pause_seconds = predicted_seconds(&done);
+        if let Next::Pause(why) = next(&done, args.max_pause, limit.max(1)) {
+            return Ok(why);
+        }
+        let round = cycle.round(false)?;
+        report.rounds.push(RoundReport {
+            bytes: round.bytes,
+            seconds: round.seconds,
+        });
+        done.push(round);
+    }
+}
+
+/// The pause: stop, send what is left, read it back, make the volume here safe, start there.
+fn hand_over(
+    args: &MigrateArgs,
+    cycle: &mut Cycle<'_>,
+    pause: &mut Pause<'_>,
+    report: &mut Report,
+) -> Result<()> {
+    let lap = |since: &mut Instant| {
+        let seconds = since.elapsed().as_secs_f64();
+        *since = Instant::now();
+        seconds
+    };
+    pause.begin()?;
+    let begun = pause.begun();
+    let mut since = begun;
+    pause.stop()?;
+    report.pause.stop_seconds = lap(&mut since);
+    let last = cycle.last_round(&mut report.pause)?;
+    report.pause.bytes = last.bytes;
+    since = Instant::now();
+    if !args.keep_writable {
+        cycle.make_safe()?;
+    }
+    report.pause.protect_seconds = lap(&mut since);
+    // From here on it is there.
+    pause.is_over();
+    let resumed = pause.resume();
+    report.pause.resume_seconds = lap(&mut since);
+    report.pause.seconds = begun.elapsed().as_secs_f64();
+    resumed.map_err(|error| {
+        Error::io(
+            format!(
+                "{}: all is moved, and {} has it, durably; but the service was not started there",
+                report.source, report.destination
+            ),
+            std::io::Error::other(error.chain()),
+        )
+    })
+}
+
+fn abort(args: &MigrateArgs, cycle: Cycle<'_>) -> Result<ExitCode> {
+    let name = cycle.name().to_string();
+    let terminal = args.talk.terminal();
+    if cycle.abort()? {
+        terminal.summary(&format!(
+            "{name}: the migration is given up, and what it had left here is removed; {} holds what came of it, and \
+             is on record there as what it is",
+            args.destination
+        ));
+    } else {
+        terminal.summary(&format!("{name}: there is no migration of it"));
+    }
+    Ok(ExitCode::Done)
+}
+
+fn print_plan(
+    args: &MigrateArgs,
+    cycle: &Cycle<'_>,
+    pause: &Pause<'_>,
+    destination: &str,
+) -> Result<()> {
+    let protect = if args.keep_writable {
+        "stays writable (--keep-writable)".to_owned()
+    } else {
+        format!("is made read-only and gets the tag {}", cycle::MIGRATED_TAG)
+    };
+    output::listing(|out| {
+        writeln!(out, "{}", cycle.plan())?;
+        writeln!(out, "  {destination}")?;
+        writeln!(
+            out,
+            "  rounds until the pause is predicted to take at most {} s, at most {}",
+            args.max_pause, args.max_rounds
+        )?;
+        writeln!(out, "  then {}", pause.plan())?;
+        writeln!(out, "  {} {protect}", cycle.name())?;
+        writeln!(out, "nothing was done")
+    })
+}
+
+fn sentence(report: &Report) -> String {
+    let pause = &report.pause;
+    let mut parts = vec![
+        ("stopping", pause.stop_seconds),
+        ("snapshot", pause.snapshot_seconds),
+        ("last increment", pause.send_seconds),
+        ("protecting the source", pause.protect_seconds),
+        ("starting", pause.resume_seconds),
+    ];
+    parts.retain(|(_, seconds)| *seconds >= 0.001);
+    let parts: Vec<String> = parts
+        .iter()
+        .map(|(what, seconds)| format!("{what} {seconds:.2} s"))
+        .collect();
+    format!(
+        "{} is moved to {}: the pause was {:.2} s ({}; {} in the last increment), after {} of {}",
+        report.source,
+        report.destination,
+        pause.seconds,
+        parts.join(", "),
+        Bytes(pause.bytes),
+        match report.rounds.len() {
+            1 => "1 round".to_owned(),
+            rounds => format!("{rounds} rounds"),
+        },
+        Bytes(report.rounds.iter().map(|round| round.bytes).sum())
+    )
+}

@@ -1,0 +1,252 @@
+//! How the service is stopped here, and started there, or here again.
+//!
+//! Guarantees: what was stopped is started here again when the run fails before the volume was handed over, even if it is
+//! the user who ends it; where nothing says how, the user is told.
+
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::MigrateArgs;
+use crate::cancel::{Cancel, CancelableReader};
+use crate::cli::output;
+use crate::commands::word;
+use crate::error::{Error, Result};
+use crate::job::hooks;
+use crate::monitor::Monitor;
+use crate::session::endpoint::{Endpoint, parse_endpoint};
+
+/// How the service is stopped and started.
+#[derive(Args, Debug, Clone, Default)]
+pub(super) struct PauseArgs {
+    /// Stops the service here; when it returns nothing writes to the volume any more
+    #[arg(long, value_name = "COMMAND", conflicts_with = "vm")]
+    pause_cmd: Option<String>,
+
+    /// The service is this virtual machine of libvirt: it is shut down
+    #[arg(long, value_name = "NAME")]
+    vm: Option<String>,
+
+    /// Suspend it instead: what its memory holds is not moved
+    #[arg(long, requires = "vm")]
+    vm_suspend: bool,
+
+    /// How long its shutdown may take
+    #[arg(long, value_name = "TIME", default_value = "120s", requires = "vm")]
+    #[arg(value_parser = crate::units::parse_seconds)]
+    vm_timeout: f64,
+
+    /// Starts the service here again if something fails in the pause
+    #[arg(long, value_name = "COMMAND")]
+    back_cmd: Option<String>,
+
+    /// Starts the service when all is there: a command that is run here
+    #[arg(long, value_name = "COMMAND", conflicts_with = "resume_cmd_there")]
+    resume_cmd: Option<String>,
+
+    /// The same, run at HOST
+    #[arg(long, value_name = "COMMAND")]
+    resume_cmd_there: Option<String>,
+}
+
+/// One pause.
+pub(super) struct Pause<'a> {
+    args: &'a PauseArgs,
+    /// How commands are run at the far end.
+    there: Option<String>,
+    environment: Vec<(&'static str, String)>,
+    cancel: &'a Cancel,
+    begun: Option<Instant>,
+    /// The service may be stopped, and the volume is still here.
+    stopped: bool,
+}
+
+impl<'a> Pause<'a> {
+    pub(super) fn of(args: &'a MigrateArgs, cancel: &'a Cancel) -> Result<Self> {
+        let pause = &args.pause;
+        let there = match parse_endpoint(&args.destination)? {
+            Endpoint::Remote { host, .. } => Some(format!("{} {}", args.remote.rsh, word(&host))),
+            Endpoint::Local(_) => None,
+        };
+        if pause.resume_cmd_there.is_some() && there.is_none() {
+            return Err(Error::Usage(
+                "--resume-cmd-there is run at the host of DEST, and DEST is here: use --resume-cmd"
+                    .to_owned(),
+            ));
+        }
+        let says_how = pause.pause_cmd.is_some() || pause.vm.is_some();
+        if !says_how && !args.dry_run && !std::io::stdin().is_terminal() {
+            return Err(Error::Usage(
+                "say how the service is stopped: --pause-cmd COMMAND or --vm NAME. (On a terminal you would be asked to \
+                 do it yourself; `--pause-cmd true` says that nothing writes to the volume.)"
+                    .to_owned(),
+            ));
+        }
+        Ok(Self {
+            args: pause,
+            there,
+            environment: vec![
+                ("LVMSYNC_SOURCE", args.source.clone()),
+                ("LVMSYNC_DESTINATION", args.destination.clone()),
+            ],
+            cancel,
+            begun: None,
+            stopped: false,
+        })
+    }
+
+    /// In words.
+    pub(super) fn plan(&self) -> String {
+        let stop = match (&self.args.pause_cmd, &self.args.vm) {
+            (Some(command), _) => format!("`{command}` stops the service"),
+            (None, Some(vm)) if self.args.vm_suspend => {
+                format!("virtual machine {vm} is suspended")
+            }
+            (None, Some(vm)) => format!("virtual machine {vm} is shut down"),
+            (None, None) => "you are asked to stop the service".to_owned(),
+        };
+        let resume = match (&self.args.resume_cmd, &self.args.resume_cmd_there) {
+            (Some(command), _) => format!("`{command}` starts it"),
+            (None, Some(command)) => format!("`{command}` starts it there"),
+            (None, None) => "you start it there".to_owned(),
+        };
+        format!("{stop}, the last increment is sent and read back, and {resume}")
+    }
+
+    /// Asks, where nothing says how; the pause begins when this returns.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        if self.args.pause_cmd.is_none() && self.args.vm.is_none() {
+            output::message(
+                "All but the last seconds are there. Stop the service now, then press Enter.",
+            );
+            let _ = std::io::stderr().flush();
+            // Whoever is asked may stop it long before the answer.
+            self.stopped = true;
+            let mut line = String::new();
+            let mut input = BufReader::new(CancelableReader::new(
+                output::data_in()?,
+                self.cancel.clone(),
+            ));
+            let read = input.read_line(&mut line);
+            self.cancel.check()?;
+            match read {
+                Ok(0) => return Err(Error::Usage("there was no answer".to_owned())),
+                Ok(_) => {}
+                Err(error) => return Err(Error::io("cannot read the answer", error)),
+            }
+        }
+        self.begun = Some(Instant::now());
+        Ok(())
+    }
+
+    /// When it began.
+    pub(super) fn begun(&self) -> Instant {
+        self.begun.unwrap_or_else(Instant::now)
+    }
+
+    /// Stops the service.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        self.stopped = true;
+        if let Some(command) = &self.args.pause_cmd {
+            return self.hook(command, "the command that stops the service", self.cancel);
+        }
+        let Some(vm) = &self.args.vm else {
+            return Ok(());
+        };
+        let vm = word(vm);
+        let what = "stopping the virtual machine";
+        if self.args.vm_suspend {
+            return self.hook(&format!("virsh suspend {vm} >/dev/null"), what, self.cancel);
+        }
+        self.hook(
+            &format!("virsh shutdown {vm} >/dev/null"),
+            what,
+            self.cancel,
+        )?;
+        let deadline =
+            Instant::now() + Duration::try_from_secs_f64(self.args.vm_timeout).unwrap_or_default();
+        let is_off = format!("test \"$(LC_ALL=C virsh domstate {vm})\" = 'shut off'");
+        while self.hook(&is_off, what, self.cancel).is_err() {
+            self.cancel.check()?;
+            if Instant::now() > deadline {
+                return Err(Error::io(
+                    format!(
+                        "virtual machine {vm} does not shut down within {} s",
+                        self.args.vm_timeout
+                    ),
+                    std::io::ErrorKind::TimedOut.into(),
+                ));
+            }
+            self.cancel.sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+
+    /// The volume is handed over: nothing starts here again.
+    pub(super) fn is_over(&mut self) {
+        self.stopped = false;
+    }
+
+    /// Starts the service where the volume is now.
+    pub(super) fn resume(&self) -> Result<()> {
+        let what = "the command that starts the service";
+        if let Some(command) = &self.args.resume_cmd {
+            return self.hook(command, what, self.cancel);
+        }
+        match (&self.args.resume_cmd_there, &self.there) {
+            (Some(command), Some(there)) => {
+                self.hook(&format!("{there} {}", word(command)), what, self.cancel)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// After a failure: the service runs here again. Gives the error that ends the run.
+    pub(super) fn give_back(&self, error: Error, monitor: &dyn Monitor) -> Error {
+        if !self.stopped {
+            return error;
+        }
+        let what = "the command that starts the service here again";
+        // Whoever ended the run wants the service back all the more.
+        let cancel = Cancel::new();
+        let back = match (&self.args.back_cmd, &self.args.vm) {
+            (Some(command), _) => Some(self.hook(command, what, &cancel)),
+            (None, Some(vm)) => Some(self.start_again(&word(vm), &cancel)),
+            (None, None) => None,
+        };
+        match back {
+            Some(Ok(())) => {
+                monitor.warn("the volume was not moved; the service was started here again")
+            }
+            Some(Err(failed)) => monitor.warn(&format!(
+                "the volume was not moved, and the service does not run here: {}",
+                failed.chain()
+            )),
+            None => monitor.warn("the volume was not moved: start the service here again"),
+        }
+        error
+    }
+
+    fn start_again(&self, vm: &str, cancel: &Cancel) -> Result<()> {
+        let what = "starting the virtual machine again";
+        // One that was told to shut down, and has not, need not be started.
+        let command = if self.args.vm_suspend {
+            format!("virsh resume {vm} >/dev/null")
+        } else {
+            format!(
+                "test \"$(LC_ALL=C virsh domstate {vm})\" = running || virsh start {vm} >/dev/null"
+            )
+        };
+        self.hook(&command, what, cancel)
+    }
+
+    fn hook(&self, command: &str, what: &str, cancel: &Cancel) -> Result<()> {
+        let environment: Vec<(&str, &str)> = self
+            .environment
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        hooks::run(command, what, &environment, cancel)
+    }
+}

@@ -1,0 +1,191 @@
+//! Snapshots that a migration or a job keeps from one run to the next: the OLD of the next increment.
+//!
+//! Guarantees: names are computed by pure code; a snapshot carries, from the moment in which it is there, a tag that says
+//! whose it is, and only one with that tag is ever removed or extended, by its UUID. Thick ones are active and read-only;
+//! thin ones are left inactive, as LVM makes them.
+
+use super::lvm::{LvRow, lvm_command, volumes_of};
+use super::name::LvName;
+use super::temporary::{room_of, run, store_extents};
+use crate::error::{Error, Result};
+
+/// Carried by all of them, for people.
+pub const BASE_TAG: &str = "lvmsync_base";
+/// Begins the tag that tells whose it is.
+const OWNER_TAG: &str = "lvmsync_of_";
+/// What device-mapper takes as a name, less what LVM appends to it.
+const MAX_DM_NAME_BYTES: usize = 127 - 5;
+
+/// A snapshot that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Base {
+    /// `vg/lv`.
+    pub name: String,
+    /// LVM's UUID of it.
+    pub uuid: String,
+}
+
+/// How much room a thick one gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Store {
+    /// What is likely to be enough.
+    #[default]
+    Likely,
+    /// So many bytes.
+    Bytes(u64),
+    /// As much as can be used: such a snapshot never overflows.
+    Most,
+}
+
+/// The tag of what belongs to `owner`, which has no other characters than letters, digits and `_ . -`.
+pub fn owner_tag(owner: &str) -> String {
+    format!("{OWNER_TAG}{owner}")
+}
+
+/// What a snapshot of `origin` is called that is made for `owner` as its `number`th; as much of the names as there is room
+/// for.
+pub fn base_name(origin: &LvName, owner: &str, number: u64) -> Option<LvName> {
+    let mut stem = format!("{}-{owner}", origin.lv());
+    while !stem.is_empty() {
+        let name = LvName::new(origin.vg(), &format!("{stem}-{number}"));
+        if let Some(name) = name.filter(|name| name.dm_name().len() <= MAX_DM_NAME_BYTES) {
+            return Some(name);
+        }
+        stem.pop();
+    }
+    None
+}
+
+/// Makes a snapshot of `origin`, thin or thick, for `owner`. `size_bytes` is that of the origin.
+pub fn make(
+    origin: &LvName,
+    name: &LvName,
+    owner: &str,
+    size_bytes: u64,
+    store: Option<Store>,
+) -> Result<Base> {
+    let mut command = lvm_command("lvcreate");
+    let tag = owner_tag(owner);
+    command.args(["-qq", "--yes", "--snapshot", "--permission", "r"]);
+    command.args(["--addtag", BASE_TAG, "--addtag", &tag]);
+    if let Some(store) = store {
+        let extents = extents(origin, size_bytes, store)?;
+        command.args(["--extents", &extents.to_string()]);
+    }
+    command.args(["--name", name.lv(), "--", &origin.to_string()]);
+    run(command, "lvcreate", &origin.to_string())?;
+    let rows = volumes_of(origin.vg())?;
+    let row = of_owner(&rows, owner).find(|row| row.lv_name == name.lv());
+    let row = row.ok_or_else(|| Error::Lvm {
+        what: name.to_string(),
+        reason: "LVM made it, and shows none of this name".to_owned(),
+    })?;
+    Ok(Base {
+        name: name.to_string(),
+        uuid: row.lv_uuid.clone(),
+    })
+}
+
+/// An error unless there is room for a thick one.
+pub fn check_room(origin: &LvName, size_bytes: u64, store: Store) -> Result<()> {
+    extents(origin, size_bytes, store).map(|_| ())
+}
+
+fn extents(origin: &LvName, size_bytes: u64, store: Store) -> Result<u64> {
+    let asked = match store {
+        Store::Likely => None,
+        Store::Bytes(bytes) => Some(bytes),
+        // What is larger than can be used is cut down to that.
+        Store::Most => Some(size_bytes.saturating_mul(2)),
+    };
+    store_extents(origin, size_bytes, asked, room_of(origin.vg())?)
+}
+
+/// What there is of `owner` among the volumes of a group.
+pub fn of_owner<'a>(rows: &'a [LvRow], owner: &str) -> impl Iterator<Item = &'a LvRow> {
+    let wanted = [BASE_TAG.to_owned(), owner_tag(owner)];
+    rows.iter().filter(move |row| {
+        let has = |tag: &String| row.lv_tags.split(',').any(|found| found == tag);
+        !row.lv_uuid.is_empty() && wanted.iter().all(has)
+    })
+}
+
+/// Removes the snapshot of `owner` with this UUID; false where there is none, or it is no longer one of `owner`'s.
+pub fn remove(vg: &str, uuid: &str, owner: &str) -> Result<bool> {
+    let rows = volumes_of(vg)?;
+    if !of_owner(&rows, owner).any(|row| row.lv_uuid == uuid) {
+        return Ok(false);
+    }
+    let mut command = lvm_command("lvremove");
+    let tag = owner_tag(owner);
+    // Of what has the tag and the UUID, and nothing else, whatever has happened since the look.
+    let select = format!("lv_tags={{\"{tag}\"}} && lv_uuid=\"{uuid}\"");
+    command.args(["-qq", "--yes", "--select", &select, "--", vg]);
+    run(command, "lvremove", &format!("a snapshot of {owner}")).map(|_| true)
+}
+
+/// Gives the store of a thick one so many bytes more, or what is left.
+pub fn extend(base: &Base, bytes: u64) -> Result<()> {
+    let mut command = lvm_command("lvextend");
+    command.args([
+        "-qq",
+        "--yes",
+        "--size",
+        &format!("+{bytes}b"),
+        "--",
+        &base.name,
+    ]);
+    run(command, "lvextend", &base.name).map(|_| ())
+}
+
+/// Forbids writes to `name`, and marks it.
+pub fn make_safe(name: &LvName, tag: &str) -> Result<()> {
+    let mut command = lvm_command("lvchange");
+    command.args(["-qq", "--permission", "r", "--addtag", tag, "--"]);
+    command.arg(name.to_string());
+    run(command, "lvchange", &name.to_string()).map(|_| ())
+}
+
+/// Allows them again, and takes off the mark.
+pub fn make_writable(name: &LvName, tag: &str) -> Result<()> {
+    let mut command = lvm_command("lvchange");
+    command.args(["-qq", "--permission", "rw", "--deltag", tag, "--"]);
+    command.arg(name.to_string());
+    run(command, "lvchange", &name.to_string()).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_whose_they_are_and_have_room() {
+        let data = LvName::new("vg", "data").unwrap();
+        let name = base_name(&data, "hourly", 12).unwrap();
+        assert_eq!(name.to_string(), "vg/data-hourly-12");
+        for (lv, owner) in [("x".repeat(120), "job"), ("a-".repeat(50) + "a", "a.b_c-d")] {
+            let long = LvName::new("vg", &lv).unwrap();
+            let name = base_name(&long, owner, 123_456).unwrap();
+            assert!(name.dm_name().len() + "-real".len() <= 127, "{name}");
+            assert!(name.lv().ends_with("-123456"), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_what_has_both_tags_is_somebodys() {
+        let row = |name: &str, tags: &str| LvRow {
+            lv_name: name.to_owned(),
+            lv_uuid: format!("uuid-{name}"),
+            lv_tags: tags.to_owned(),
+            ..LvRow::default()
+        };
+        let rows = [
+            row("a", "lvmsync_base,lvmsync_of_x"),
+            row("b", "lvmsync_of_x"),
+            row("c", "lvmsync_base,lvmsync_of_xy"),
+            row("d", "mine,lvmsync_of_x,lvmsync_base"),
+        ];
+        let found: Vec<_> = of_owner(&rows, "x").map(|row| &*row.lv_name).collect();
+        assert_eq!(found, ["a", "d"]);
+    }
+}

@@ -1,0 +1,129 @@
+//! Small files that tell how far something was when its run ended, however it ended.
+//!
+//! Guarantees: a file is written beside, synced and renamed; one that is there and cannot be understood is an error that
+//! names it; only one run at a time works on it.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+use crate::partial_file::{PartialFile, sync_directory_of};
+use crate::record::store::make_directory;
+
+/// No file of this kind comes near this.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// One file, held by this run alone.
+#[derive(Debug)]
+pub struct Held {
+    path: PathBuf,
+    /// Locked as long as it lives.
+    _lock: File,
+}
+
+impl Held {
+    /// Takes `NAME.json` in `directory`, which is made where there is none. `what` is what it is about.
+    pub fn take(directory: &Path, name: &str, what: &str) -> Result<Self> {
+        make_directory(directory)?;
+        let path = directory.join(format!("{name}.json"));
+        let lock = directory.join(format!("{name}.lock"));
+        let action = || format!("cannot lock {}", lock.display());
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock)
+            .map_err(|error| Error::io(action(), error))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { path, _lock: file }),
+            Err(TryLockError::WouldBlock) => Err(Error::held(
+                what,
+                "another run of lvmsync is at it",
+                "Wait until that one is done.",
+            )),
+            Err(TryLockError::Error(error)) => Err(Error::io(action(), error)),
+        }
+    }
+
+    /// What it says; `None` where there is nothing.
+    pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        load(&self.path)
+    }
+
+    /// Replaces it, durably.
+    pub fn save<T: Serialize>(&self, content: &T) -> Result<()> {
+        use io::Write;
+        let failed = |error| Error::io(format!("cannot write {}", self.path.display()), error);
+        let mut json = serde_json::to_vec_pretty(content).map_err(|error| failed(error.into()))?;
+        json.push(b'\n');
+        let file = PartialFile::create(&self.path, true)?;
+        file.file()
+            .and_then(|mut file| file.write_all(&json))
+            .map_err(failed)?;
+        file.persist()
+    }
+
+    /// Removes it, durably.
+    pub fn remove(&self) -> Result<()> {
+        let removed = match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => sync_directory_of(&self.path),
+        };
+        let action = || format!("cannot remove {}", self.path.display());
+        removed.map_err(|error| Error::io(action(), error))?;
+        // Whoever waits for the lock finds another file under its name, or none, and takes that one.
+        let _ = fs::remove_file(self.path.with_extension("lock"));
+        Ok(())
+    }
+}
+
+/// Reads a file of this kind, whoever holds it; `None` where there is none.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    use io::Read;
+    let shown = path.display();
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(format!("cannot read {shown}"), error)),
+    };
+    let mut text = Vec::new();
+    file.take(MAX_BYTES)
+        .read_to_end(&mut text)
+        .map_err(|error| Error::io(format!("cannot read {shown}"), error))?;
+    serde_json::from_slice(&text).map(Some).map_err(|error| {
+        Error::refused(
+            shown.to_string(),
+            format!("this file cannot be understood: {error}"),
+            "It tells how far a run was. If you move it away, the next one begins anew.",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ExitCode;
+
+    #[test]
+    fn what_is_saved_comes_back_and_only_one_run_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("migrations");
+        let held = Held::take(&below, "x", "vg/x").unwrap();
+        assert_eq!(held.load::<Vec<u32>>().unwrap(), None);
+        held.save(&vec![1, 2]).unwrap();
+        assert_eq!(held.load::<Vec<u32>>().unwrap(), Some(vec![1, 2]));
+        let other = Held::take(&below, "x", "vg/x").unwrap_err();
+        assert_eq!(other.exit_code(), ExitCode::Refused);
+        drop(held);
+        let held = Held::take(&below, "x", "vg/x").unwrap();
+        fs::write(below.join("x.json"), "{").unwrap();
+        let error = held.load::<Vec<u32>>().unwrap_err();
+        assert!(error.chain().contains("x.json"), "{}", error.chain());
+        held.remove().unwrap();
+        assert_eq!(fs::read_dir(&below).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,361 @@
+//! Moving a live volume to another host: what was acknowledged is there, whatever fails leaves the service where it is, and
+//! the same command goes on.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests: what does not hold fails the test"
+)]
+
+mod lab_kit;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use lab::{Guest, Setup};
+use lab_kit::thin::{self, lvm};
+use lab_kit::{Random, Run, Tool, assert_same, content, long, lvmsync_processes, seed, write};
+use rustix::process::{Pid, Signal, kill_process};
+
+const MIB: usize = 1 << 20;
+const LVS: &str = "lvs --noheadings -o lv_name vg";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Thick,
+    Thin,
+}
+
+fn setup() -> Setup {
+    lab_kit::setup()
+        .disk("160M")
+        .disk("64M")
+        .time_limit(Duration::from_secs(if long() { 3000 } else { 180 }))
+}
+
+/// `vg/data` of 24 MiB with a filesystem at `m`, mostly cold; `there` for the host `far`.
+fn make(guest: &Guest, kind: Kind) {
+    match kind {
+        Kind::Thick => {
+            guest.sh(&format!(
+                "vgcreate -qq --yes -s 1M vg {}",
+                guest.disk(0).display()
+            ));
+            guest.volume("vg", "data", "24M");
+        }
+        Kind::Thin => {
+            thin::group(guest, "vg", 0);
+            thin::pool(guest, "vg/pool", 96, 64, "");
+            lvm(guest, "lvcreate -qq -y -T -V 24M -n data vg/pool");
+        }
+    }
+    guest.sh(&format!(
+        "vgcreate -qq --yes -s 1M there {}",
+        guest.disk(1).display()
+    ));
+    guest.host("far");
+    guest.sh("mkfs.ext4 -q /dev/vg/data 2>&1; mkdir m; mount /dev/vg/data m");
+    let mount = guest.scratch().join("m");
+    fs::write(mount.join("cold"), Random::new(5).bytes(8 * MIB)).unwrap();
+}
+
+/// Numbered lines, each acknowledged when it is on the disk. It stops where `stop` is, and says so by `stopped`.
+struct Service {
+    directory: PathBuf,
+    acknowledged: AtomicU64,
+}
+
+impl Service {
+    fn new(guest: &Guest) -> Self {
+        Self {
+            directory: guest.scratch().to_owned(),
+            acknowledged: AtomicU64::new(0),
+        }
+    }
+
+    fn run(&self) {
+        let mut log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.directory.join("m/log"))
+            .unwrap();
+        let first = self.acknowledged.load(Ordering::Relaxed) + 1;
+        for number in first.. {
+            if self.directory.join("stop").exists() {
+                break;
+            }
+            writeln!(log, "{number} {}", "x".repeat(2000)).unwrap();
+            log.sync_data().unwrap();
+            self.acknowledged.store(number, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        drop(log);
+        fs::write(self.directory.join("stopped"), "").unwrap();
+    }
+
+    fn wait_for_more(&self) {
+        let until = self.acknowledged.load(Ordering::Relaxed) + 5;
+        wait_until("more is written", || {
+            self.acknowledged.load(Ordering::Relaxed) >= until
+        });
+    }
+}
+
+/// Ends the service however the test ends.
+struct Stops<'a>(&'a Service);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.directory.join("stop"), "");
+    }
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Two scripts: the one stops the service, the other says that it was started again.
+fn scripts(tool: &Tool, guest: &Guest) -> String {
+    let put = |name: &str, text: &str| {
+        let path = tool.path(name);
+        fs::write(
+            &path,
+            format!("set -e\ncd {}\n{text}\n", guest.scratch().display()),
+        )
+        .unwrap();
+        path.display().to_string()
+    };
+    let stop = put(
+        "pause.sh",
+        "touch stop; while [ ! -e stopped ]; do sleep 0.02; done; umount m; touch paused",
+    );
+    let back = put(
+        "back.sh",
+        "mountpoint -q m || mount /dev/vg/data m; touch back",
+    );
+    fs::write(tool.path("stop-it"), format!("sh {stop}")).unwrap();
+    fs::set_permissions(tool.path("stop-it"), mode(0o755)).unwrap();
+    fs::write(tool.path("start-it"), format!("sh {back}")).unwrap();
+    fs::set_permissions(tool.path("start-it"), mode(0o755)).unwrap();
+    let path = |name: &str| tool.path(name).display().to_string();
+    format!(
+        "--pause-cmd {} --back-cmd {}",
+        path("stop-it"),
+        path("start-it")
+    )
+}
+
+fn mode(mode: u32) -> fs::Permissions {
+    use std::os::unix::fs::PermissionsExt;
+    fs::Permissions::from_mode(mode)
+}
+
+/// Every line that was acknowledged is in the copy, which is a sound filesystem.
+#[track_caller]
+fn holds_everything(guest: &Guest, service: &Service) {
+    guest.sh("e2fsck -fn /dev/there/data 2>&1; mkdir -p c; mount -o ro,noload /dev/there/data c");
+    let log = fs::read_to_string(guest.scratch().join("c/log")).unwrap();
+    let cold = fs::read(guest.scratch().join("c/cold")).unwrap();
+    guest.sh("umount c");
+    assert!(cold == Random::new(5).bytes(8 * MIB));
+    let last = log.lines().last().unwrap().split(' ').next().unwrap();
+    let acknowledged = service.acknowledged.load(Ordering::Relaxed);
+    assert!(
+        last.parse::<u64>().unwrap() >= acknowledged,
+        "{last} of {acknowledged}"
+    );
+    assert_eq!(log.lines().count().to_string(), last, "each once");
+}
+
+/// No snapshot, and nothing on record of the migration.
+#[track_caller]
+fn nothing_left(guest: &Guest, tool: &Tool, volumes: &str) {
+    assert_eq!(guest.sh(LVS), volumes);
+    let left = fs::read_dir(tool.path("state/migrations")).map_or(0, Iterator::count);
+    assert_eq!(left, 0);
+}
+
+fn moved(name: &str, kind: Kind) {
+    lab::test(name, setup(), |guest| {
+        make(guest, kind);
+        let tool = Tool::new(guest);
+        let commands = scripts(&tool, guest);
+        let volumes = guest.sh(LVS);
+        let service = Service::new(guest);
+        let line =
+            format!("migrate vg/data far:there/data --create=thick --max-pause 3s {commands}");
+        std::thread::scope(|scope| {
+            let _stops = Stops(&service);
+            scope.spawn(|| service.run());
+            service.wait_for_more();
+            let plan = tool.run(&format!("{line} -n")).ok();
+            for words in ["vg/data", "far:there/data", "stop-it", "nothing was done"] {
+                assert!(plan.stdout.contains(words), "{}", plan.stdout);
+            }
+            assert_eq!(guest.sh(LVS), volumes, "a look");
+            let run = tool.run(&format!("{line} --json")).ok();
+            let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+            assert!(!report["rounds"].as_array().unwrap().is_empty(), "{report}");
+            assert!(
+                report["first_copy_bytes"].as_u64().unwrap() > 8 << 20,
+                "{report}"
+            );
+            assert!(
+                report["pause"]["bytes"].as_u64().unwrap() < 8 << 20,
+                "{report}"
+            );
+            assert!(
+                report["pause"]["seconds"].as_f64().unwrap() > 0.0,
+                "{report}"
+            );
+            println!("migrate: {kind:?}: {report}");
+        });
+        assert!(!guest.scratch().join("back").exists());
+        holds_everything(guest, &service);
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+        nothing_left(guest, &tool, &volumes);
+        // It cannot be started here by mistake.
+        let attributes = guest.sh("lvs --noheadings -o lv_permissions,lv_tags vg/data");
+        assert!(attributes.contains("read-only"), "{attributes}");
+        assert!(attributes.contains("lvmsync_migrated"), "{attributes}");
+    });
+}
+
+#[test]
+fn a_thick_volume_in_use_is_moved() {
+    moved("a_thick_volume_in_use_is_moved", Kind::Thick);
+}
+
+#[test]
+fn a_thin_volume_in_use_is_moved() {
+    moved("a_thin_volume_in_use_is_moved", Kind::Thin);
+}
+
+#[test]
+fn what_fails_leaves_the_service_here_and_the_same_command_goes_on() {
+    let name = "what_fails_leaves_the_service_here_and_the_same_command_goes_on";
+    lab::test(name, setup(), |guest| {
+        make(guest, Kind::Thick);
+        let tool = Tool::new(guest);
+        let commands = scripts(&tool, guest);
+        let volumes = guest.sh(LVS);
+        let far = "far:there/data --create=thick";
+        let back = guest.scratch().join("back");
+        // The command that stops it fails.
+        let start = tool.path("start-it").display().to_string();
+        tool.run(&format!(
+            "migrate vg/data {far} --pause-cmd false --back-cmd {start}"
+        ))
+        .ends(1, &["`false`", "was started here again"]);
+        assert!(back.exists());
+        fs::remove_file(&back).unwrap();
+        let kept = guest.sh(LVS);
+        assert_ne!(kept, volumes, "the base");
+        // It still writes after it was stopped: the filesystem stays mounted, and something writes on.
+        let log = guest.scratch().join("m/more");
+        let writes = "while [ ! -e enough ]; do date >> m/more; sync; sleep 0.1; done";
+        guest.sh(&format!("sh -c '{writes}' >/dev/null 2>&1 </dev/null &"));
+        wait_until("it writes", || log.exists());
+        tool.run(&format!(
+            "migrate vg/data {far} --pause-cmd true --back-cmd {start}"
+        ))
+        .ends(5, &["still written to", "was started here again"]);
+        guest.sh("touch enough; sleep 1");
+        assert!(back.exists());
+        assert!(
+            guest
+                .sh("lvs --noheadings -o lv_permissions vg/data")
+                .contains("writeable")
+        );
+        // Another destination is not meant.
+        tool.run("migrate vg/data far:there/other --pause-cmd true")
+            .ends(5, &["far:there/data was cut", "--abort"]);
+        // Nobody says how.
+        tool.run(&format!("migrate vg/data {far}"))
+            .ends(2, &["--pause-cmd", "--vm"]);
+        // The connection, the far end.
+        tool.run(&format!(
+            "migrate vg/data {far} --remote-path /nowhere --pause-cmd true"
+        ))
+        .ends(7, &["far"]);
+        let run = tool
+            .run(&format!("migrate vg/data {far} -v {commands}"))
+            .ok();
+        assert!(
+            run.stderr.contains("goes on from vg/data-lvmsync-"),
+            "{}",
+            run.stderr
+        );
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+        nothing_left(guest, &tool, &volumes);
+    });
+}
+
+#[test]
+fn a_migration_is_given_up_and_leaves_nothing() {
+    lab::test(
+        "a_migration_is_given_up_and_leaves_nothing",
+        setup(),
+        |guest| {
+            make(guest, Kind::Thin);
+            let tool = Tool::new(guest);
+            let volumes = guest.sh(LVS);
+            tool.run("migrate vg/data --abort far:there/data")
+                .ends(0, &["there is no migration of it"]);
+            tool.run("migrate vg/data far:there/data --create=thick --pause-cmd false")
+                .ends(1, &["start the service here again"]);
+            assert_ne!(guest.sh(LVS), volumes);
+            tool.run("migrate vg/data far:there/data --abort")
+                .ends(0, &["is given up"]);
+            nothing_left(guest, &tool, &volumes);
+            assert!(
+                guest
+                    .sh("lvs --noheadings -o lv_permissions vg/data")
+                    .contains("writeable")
+            );
+        },
+    );
+}
+
+/// Killed at random moments, until it is done.
+#[test]
+fn a_migration_that_is_killed_goes_on() {
+    lab::test("a_migration_that_is_killed_goes_on", setup(), |guest| {
+        let mut random = Random::new(seed(guest));
+        let kills = if long() { 50 } else { 5 };
+        make(guest, Kind::Thick);
+        guest.sh("umount m");
+        let tool = Tool::new(guest);
+        let volumes = guest.sh(LVS);
+        let mut killed = 0;
+        while killed < kills {
+            let line = "migrate vg/data far:there/data --create=thick --keep-writable --pause-cmd true --bwlimit 6M";
+            let mut child = tool.start(line);
+            std::thread::sleep(Duration::from_millis(300 + random.below(9000)));
+            let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+            if child.try_wait().unwrap().is_none() {
+                kill_process(pid, Signal::KILL).unwrap();
+                killed += 1;
+            }
+            let ended = Run::of(child);
+            wait_until("nothing of it runs", || lvmsync_processes().is_empty());
+            if ended.stderr.contains("is moved to") {
+                assert_same("/dev/there/data", &content("/dev/vg/data"), "moved");
+                nothing_left(guest, &tool, &volumes);
+            }
+            let at = random.below(20 * MIB as u64);
+            write("/dev/vg/data", &random.bytes(50_000), at);
+        }
+        let line = "migrate vg/data far:there/data --create=thick --pause-cmd true";
+        tool.run(line).ok();
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "in the end");
+        nothing_left(guest, &tool, &volumes);
+        println!("migrate: killed {killed} times");
+    });
+}
