@@ -25,7 +25,7 @@ use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::rounds::Round;
 use crate::job::store::Held;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Silent};
 use crate::record::witness::Watch;
 use crate::source::SourceRequest;
 use crate::units::Bytes;
@@ -186,7 +186,10 @@ impl<'a> Cycle<'a> {
             base::check_room(&self.name, self.size_bytes, asked)?;
         }
         let name = self.name.to_string();
-        let found = self.job(None, &name, true).run()?;
+        // That it is in use is what this is for.
+        let mut job = self.job(None, &name, true);
+        (job.request.monitor, job.monitor) = (&Silent, &Silent);
+        let found = job.run()?;
         Ok(format!(
             "{}: {}",
             self.args.destination,
