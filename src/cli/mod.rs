@@ -18,11 +18,13 @@ mod output;
 mod progress;
 mod pull;
 mod remote;
+mod replicate;
 mod send;
 mod send_here;
 mod serve;
 mod snapshot;
 mod state;
+mod status;
 mod summary;
 mod sync;
 mod sync_far;
@@ -39,8 +41,19 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 11] = [
-    "diff", "send", "apply", "sync", "compare", "migrate", "inspect", "state", "doctor", "serve",
+const VERBS: [&str; 13] = [
+    "diff",
+    "send",
+    "apply",
+    "sync",
+    "compare",
+    "migrate",
+    "replicate",
+    "status",
+    "inspect",
+    "state",
+    "doctor",
+    "serve",
     "help",
 ];
 
@@ -95,6 +108,8 @@ enum Verb {
     Sync(Box<sync::SyncArgs>),
     Compare(compare::CompareArgs),
     Migrate(Box<migrate::MigrateArgs>),
+    Replicate(replicate::ReplicateArgs),
+    Status(status::StatusArgs),
     Inspect(inspect::InspectArgs),
     State(state::StateVerb),
     Doctor(doctor::DoctorArgs),
@@ -220,6 +235,8 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Sync(args) => sync::run(&args, cancel),
         Verb::Compare(args) => compare::run(&args, cancel),
         Verb::Migrate(args) => migrate::run(&args, cancel),
+        Verb::Replicate(args) => replicate::run(&args, cancel),
+        Verb::Status(args) => status::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
         Verb::State(args) => state::run(&args),
         Verb::Doctor(args) => doctor::run(&args, cancel),

@@ -1,0 +1,289 @@
+//! One run of one job: a snapshot, and an increment for each target.
+//!
+//! Guarantees: what is sent is on record before; the snapshot that a target holds goes only after it has said that the next
+//! one is durable there, so a run that is cut anywhere leaves a base; only snapshots of the job are ever removed. A target
+//! that fails does not keep the others from going on, and is caught up with later.
+
+use std::time::Instant;
+
+use crate::cancel::Cancel;
+use crate::cli::apply::{StateArgs, WriteArgs};
+use crate::cli::progress::Terminal;
+use crate::cli::send::{Job, RETRIES, RemoteArgs, ToArgs};
+use crate::cli::watched::{Growth, while_watched};
+use crate::dm::base::{self, Base, Store};
+use crate::dm::lvm::volumes_of;
+use crate::dm::name::LvName;
+use crate::dm::resolve::{Resolved, resolve};
+use crate::dm::snapshot::Role;
+use crate::engine::effort::Effort;
+use crate::error::{Error, ExitCode, Result};
+use crate::job::config::{JobConfig, Target};
+use crate::job::hooks;
+use crate::job::state::JobState;
+use crate::job::store::Held;
+use crate::monitor::Monitor;
+use crate::record::keeper::now;
+use crate::source::SourceRequest;
+use crate::units::Bytes;
+
+/// One job, for one run.
+pub(super) struct Cycle<'a> {
+    name: &'a str,
+    job: &'a JobConfig,
+    state_args: &'a StateArgs,
+    terminal: &'a Terminal,
+    cancel: &'a Cancel,
+    held: Held,
+    state: JobState,
+    volume: LvName,
+    size_bytes: u64,
+    is_thin: bool,
+    owner: String,
+    /// UUID of the snapshot of this run, which some targets may not have been told of yet.
+    new: Option<String>,
+}
+
+/// Runs the job `name`. The error is that of the first target that failed.
+pub(super) fn run(
+    name: &str,
+    job: &JobConfig,
+    state_args: &StateArgs,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<()> {
+    let done = Cycle::open(name, job, state_args, terminal, cancel).and_then(Cycle::run);
+    if let (Err(error), Some(command)) = (&done, &job.hooks.on_failure) {
+        let text = error.chain();
+        let environment = [("LVMSYNC_JOB", name), ("LVMSYNC_ERROR", &text)];
+        if let Err(failed) = hooks::run(command, "the hook on_failure", &environment, cancel) {
+            terminal.warn(&format!("{name}: {}", failed.chain()));
+        }
+    }
+    done
+}
+
+impl<'a> Cycle<'a> {
+    fn open(
+        name: &'a str,
+        job: &'a JobConfig,
+        state_args: &'a StateArgs,
+        terminal: &'a Terminal,
+        cancel: &'a Cancel,
+    ) -> Result<Self> {
+        let directory = super::directory_of(state_args)?;
+        let held = Held::take(&directory, name, &format!("job {name}"))?;
+        let state = held.load()?.unwrap_or_default();
+        let Resolved::LogicalVolume(volume) = resolve(&job.source)? else {
+            return Err(Error::Usage(format!(
+                "job {name}: source `{}` is no logical volume",
+                job.source
+            )));
+        };
+        let is_thin = match volume.role {
+            Role::Thin { .. } => true,
+            Role::Plain | Role::ThickOrigin { .. } => false,
+            _ => {
+                let reason = "no snapshot can be made of it, so a job cannot follow it";
+                return Err(Error::refused(volume.name.to_string(), reason, ""));
+            }
+        };
+        Ok(Self {
+            name,
+            job,
+            state_args,
+            terminal,
+            cancel,
+            held,
+            state,
+            volume: volume.name.clone(),
+            size_bytes: volume.size_bytes,
+            is_thin,
+            owner: format!("job_{name}"),
+            new: None,
+        })
+    }
+
+    fn run(mut self) -> Result<()> {
+        self.sort_out()?;
+        self.state.started = now();
+        let taken = now();
+        let new = self.snapshot()?;
+        self.new = Some(new.uuid.clone());
+        let mut first_error = None;
+        for target in &self.job.targets {
+            self.cancel.check()?;
+            if let Err(error) = self.follow(target, &new, taken) {
+                self.terminal
+                    .warn(&format!("{}: {}: {}", self.name, target.to, error.chain()));
+                self.target(target).error = Some(error.chain());
+                self.held.save(&self.state)?;
+                first_error.get_or_insert(error);
+            }
+        }
+        self.new = None;
+        self.remove_strays()?;
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// Makes what `target` holds the snapshot `new`, by way of what was being sent when a run was cut.
+    fn follow(&mut self, target: &Target, new: &Base, taken: i64) -> Result<()> {
+        if let Some(pending) = self.target(target).pending.clone() {
+            self.send(target, &pending)?;
+        }
+        self.target(target).begin(new.clone(), taken);
+        self.held.save(&self.state)?;
+        self.send(target, new)
+    }
+
+    fn send(&mut self, target: &Target, new: &Base) -> Result<()> {
+        let old = self.target(target).base.clone();
+        let begun = Instant::now();
+        let bases: Vec<&Base> = old.iter().chain([new]).collect();
+        let growth = Growth {
+            of_thick: !self.is_thin && self.job.snapshot_size != Store::Most,
+        };
+        let this = &*self;
+        let bytes = while_watched(&bases, growth, this.terminal, || {
+            match this.transfer(target, old.as_ref(), new) {
+                Err(error) if old.is_some() && error.exit_code() == ExitCode::TrackingLost => {
+                    this.terminal.warn(&format!(
+                        "{}: {}: {}; comparing instead",
+                        this.name,
+                        target.to,
+                        error.chain()
+                    ));
+                    this.transfer(target, None, new)
+                }
+                result => result,
+            }
+        })?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let known = self.target(target);
+        known.arrived(now());
+        (known.bytes, known.seconds) = (bytes, seconds);
+        self.held.save(&self.state)?;
+        self.terminal.summary(&format!(
+            "{}: {} holds {} ({} in {seconds:.1} s)",
+            self.name,
+            target.to,
+            new.name,
+            Bytes(bytes)
+        ));
+        self.remove_strays()
+    }
+
+    /// Bytes of the volume that were sent.
+    fn transfer(&self, target: &Target, old: Option<&Base>, new: &Base) -> Result<u64> {
+        let making = target.create.as_deref().map(str::parse).transpose();
+        let making = making
+            .map_err(|reason| Error::Usage(format!("job {}: create: {reason}", self.name)))?;
+        let write = WriteArgs {
+            create: making.filter(|_| old.is_none()),
+            state: self.state_args.clone(),
+            ..WriteArgs::default()
+        };
+        let to = ToArgs {
+            compress: self.job.compress,
+            bwlimit: self.job.bwlimit,
+            ..ToArgs::default()
+        };
+        let remote = RemoteArgs {
+            rsh: target.rsh.clone(),
+            sudo: target.sudo,
+            remote_path: target.remote_path.clone(),
+            retries: RETRIES,
+            ..RemoteArgs::default()
+        };
+        let job = Job {
+            request: SourceRequest {
+                from: old.map(|old| old.name.as_str()),
+                new: Some(&new.name),
+                data_source: None,
+                base_size: None,
+                thin_metadata: None,
+                volume_size: None,
+                snapshot: None,
+                compression: self.job.compress,
+                state: self.state_args.directory(),
+                cancel: self.cancel,
+                monitor: self.terminal,
+            },
+            destination: Some(&target.to),
+            to: &to,
+            write: &write,
+            remote: &remote,
+            dry_run: false,
+            verify: target.verify,
+            comparing: old.is_none(),
+            effort: Effort::new(self.job.compress),
+            cancel: self.cancel,
+            monitor: self.terminal,
+            speaker: self.terminal.speaker(),
+        };
+        let summary = job.run()?;
+        Ok(summary.data_bytes + summary.zero_bytes)
+    }
+
+    fn snapshot(&mut self) -> Result<Base> {
+        let environment = [
+            ("LVMSYNC_JOB", self.name),
+            ("LVMSYNC_SOURCE", &self.job.source),
+        ];
+        if let Some(command) = &self.job.hooks.before_snapshot {
+            hooks::run(
+                command,
+                "the hook before_snapshot",
+                &environment,
+                self.cancel,
+            )?;
+        }
+        let made = self.make_snapshot();
+        if let Some(command) = &self.job.hooks.after_snapshot {
+            // What was stopped for it goes on, whatever became of it, and whoever wants to stop.
+            let cancel = Cancel::new();
+            let hook = hooks::run(command, "the hook after_snapshot", &environment, &cancel);
+            return made.and_then(|made| hook.map(|()| made));
+        }
+        made
+    }
+
+    fn make_snapshot(&mut self) -> Result<Base> {
+        self.state.number += 1;
+        self.held.save(&self.state)?;
+        let name = base::base_name(&self.volume, self.name, self.state.number);
+        let name = name.ok_or_else(|| Error::Lvm {
+            what: self.volume.to_string(),
+            reason: "its name leaves no room for that of a snapshot".to_owned(),
+        })?;
+        let store = (!self.is_thin).then_some(self.job.snapshot_size);
+        base::make(&self.volume, &name, &self.owner, self.size_bytes, store)
+    }
+
+    /// What was removed by hand is forgotten, and what is of no use any more is removed.
+    fn sort_out(&mut self) -> Result<()> {
+        let rows = volumes_of(self.volume.vg())?;
+        let there: Vec<&str> = base::of_owner(&rows, &self.owner)
+            .map(|row| row.lv_uuid.as_str())
+            .collect();
+        let wanted: Vec<&str> = self.job.targets.iter().map(|target| &*target.to).collect();
+        self.state.retain(&there, &wanted);
+        self.remove_strays()
+    }
+
+    fn remove_strays(&self) -> Result<()> {
+        let rows = volumes_of(self.volume.vg())?;
+        let needed = self.state.needed();
+        for row in base::of_owner(&rows, &self.owner) {
+            let is_new = self.new.as_ref() == Some(&row.lv_uuid);
+            if !is_new && !needed.contains(&row.lv_uuid.as_str()) {
+                base::remove(self.volume.vg(), &row.lv_uuid, &self.owner)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn target(&mut self, target: &Target) -> &mut crate::job::state::TargetState {
+        self.state.targets.entry(target.to.clone()).or_default()
+    }
+}

@@ -1,0 +1,231 @@
+//! What a replication job is: one file of `/etc/lvmsync/jobs.d`.
+//!
+//! Pure. Guarantees: a key that is not known is an error, and so is a value that cannot be meant; errors name file and line.
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+use crate::delta::codec::Compression;
+use crate::dm::base::Store;
+use crate::error::{Error, Result};
+use crate::units::{parse_seconds, parse_size};
+
+/// A job that is later than so many intervals is late, if nothing else is said.
+const LATE_AFTER_INTERVALS: f64 = 3.0;
+
+/// One source, and where it is replicated to.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobConfig {
+    /// The logical volume: `vg/lv`.
+    pub source: String,
+    /// From the start of one run to that of the next.
+    #[serde(deserialize_with = "seconds")]
+    pub interval: f64,
+    /// After this long without success a target is late. `None`: three intervals.
+    #[serde(default, deserialize_with = "maybe_seconds")]
+    pub max_lag: Option<f64>,
+    /// Room for what is written to a thick volume between two runs.
+    #[serde(default, deserialize_with = "store")]
+    pub snapshot_size: Store,
+    /// As on the command line.
+    #[serde(default, deserialize_with = "compression")]
+    pub compress: Compression,
+    /// Bytes a second.
+    #[serde(default, deserialize_with = "maybe_size")]
+    pub bwlimit: Option<u64>,
+    /// Commands that are run at certain moments.
+    #[serde(default)]
+    pub hooks: Hooks,
+    /// Where to.
+    #[serde(rename = "target")]
+    pub targets: Vec<Target>,
+}
+
+/// Commands for `sh -c`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hooks {
+    /// Before the snapshot is made; if it fails none is.
+    pub before_snapshot: Option<String>,
+    /// Right after it was made, or was not.
+    pub after_snapshot: Option<String>,
+    /// When a run has failed; `LVMSYNC_ERROR` says why.
+    pub on_failure: Option<String>,
+}
+
+/// One destination.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// `[USER@]HOST:DEST`, or a volume of this machine.
+    pub to: String,
+    /// Make the volume where there is none: `auto`, `thick` or `thin:POOL`.
+    #[serde(default)]
+    pub create: Option<String>,
+    /// Remote shell, with options.
+    #[serde(default = "ssh")]
+    pub rsh: String,
+    /// Run lvmsync there through `sudo -n`.
+    #[serde(default)]
+    pub sudo: bool,
+    /// The lvmsync there.
+    #[serde(default = "lvmsync")]
+    pub remote_path: String,
+    /// Read back what was written.
+    #[serde(default)]
+    pub verify: bool,
+}
+
+fn ssh() -> String {
+    "ssh".to_owned()
+}
+
+fn lvmsync() -> String {
+    "lvmsync".to_owned()
+}
+
+impl JobConfig {
+    /// Reads the text of `path`.
+    pub fn parse(text: &str, path: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text)
+            .map_err(|error| Error::Usage(format!("{path}: {}", error.to_string().trim_end())))?;
+        config
+            .check()
+            .map_err(|reason| Error::Usage(format!("{path}: {reason}")))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        if self.targets.is_empty() {
+            return Err("there is no [[target]], so that nothing would be replicated".to_owned());
+        }
+        if self.interval < 1.0 {
+            return Err("interval is less than a second".to_owned());
+        }
+        for (number, target) in self.targets.iter().enumerate() {
+            if self.targets[..number]
+                .iter()
+                .any(|before| before.to == target.to)
+            {
+                return Err(format!("there are two targets `{}`", target.to));
+            }
+        }
+        Ok(())
+    }
+
+    /// Seconds after which a target is late.
+    pub fn late_after(&self) -> f64 {
+        self.max_lag.unwrap_or(self.interval * LATE_AFTER_INTERVALS)
+    }
+}
+
+/// A job is called as its file is; the name is part of tags and of names of snapshots.
+pub fn is_job_name(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    !name.is_empty() && name.len() <= 60 && name.chars().all(fits) && !name.starts_with(['-', '.'])
+}
+
+fn seconds<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
+    parse_seconds(&String::deserialize(from)?).map_err(D::Error::custom)
+}
+
+fn maybe_seconds<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<f64>, D::Error> {
+    seconds(from).map(Some)
+}
+
+fn maybe_size<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<u64>, D::Error> {
+    parse_size(&String::deserialize(from)?)
+        .map(Some)
+        .map_err(D::Error::custom)
+}
+
+fn store<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Store, D::Error> {
+    match String::deserialize(from)?.as_str() {
+        "max" => Ok(Store::Most),
+        text => parse_size(text).map(Store::Bytes).map_err(D::Error::custom),
+    }
+}
+
+fn compression<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Compression, D::Error> {
+    String::deserialize(from)?.parse().map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = r#"
+source = "vg/data"
+interval = "15m"
+max_lag = "1h"
+snapshot_size = "10G"
+compress = "zstd:3"
+bwlimit = "20M"
+
+[hooks]
+before_snapshot = "fsfreeze -f /srv"
+after_snapshot = "fsfreeze -u /srv"
+
+[[target]]
+to = "backup:vg/data"
+create = "thin:pool"
+sudo = true
+
+[[target]]
+to = "vg2/data"
+verify = true
+"#;
+
+    #[test]
+    fn a_job_is_read() {
+        let job = JobConfig::parse(WHOLE, "x.toml").unwrap();
+        assert_eq!((job.interval, job.late_after()), (900.0, 3600.0));
+        assert_eq!(job.snapshot_size, Store::Bytes(10 << 30));
+        assert_eq!(job.compress, Compression::Zstd(3));
+        assert_eq!(job.bwlimit, Some(20 << 20));
+        assert_eq!(job.targets.len(), 2);
+        assert_eq!(job.targets[1].rsh, "ssh");
+        assert!(job.targets[0].sudo && job.targets[1].verify);
+        let short = "source = \"vg/x\"\ninterval = \"1h\"\n[[target]]\nto = \"h:vg/x\"\n";
+        let job = JobConfig::parse(short, "x.toml").unwrap();
+        assert_eq!(
+            (job.late_after(), job.snapshot_size),
+            (10_800.0, Store::Likely)
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        for (from, to, words) in [
+            (
+                "interval",
+                "intervall",
+                ["line 3", "unknown field `intervall`"],
+            ),
+            ("\"15m\"", "\"soon\"", ["line 3", "`soon` is not a time"]),
+            ("\"20M\"", "\"fast\"", ["line 7", "`fast` is not a size"]),
+            ("zstd:3", "zip", ["line 6", "`zip` is not a compression"]),
+            ("vg2/data", "backup:vg/data", ["x.toml", "two targets"]),
+            ("sudo = true", "sudo = 3", ["line 16", "boolean"]),
+            (
+                "source = \"vg/data\"",
+                "",
+                ["x.toml", "missing field `source`"],
+            ),
+        ] {
+            let error = JobConfig::parse(&WHOLE.replacen(from, to, 1), "x.toml").unwrap_err();
+            for word in words {
+                assert!(error.chain().contains(word), "{word}: {}", error.chain());
+            }
+        }
+    }
+
+    #[test]
+    fn names_fit_into_tags() {
+        assert!(is_job_name("hourly-2.db_1"));
+        for name in ["", "-x", ".x", "a b", "a/b", "ä", &"x".repeat(61)] {
+            assert!(!is_job_name(name), "{name}");
+        }
+    }
+}

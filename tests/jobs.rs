@@ -1,0 +1,94 @@
+//! Replication jobs on the command line: files that are wrong, what there is to say of jobs that never ran.
+#![allow(
+    clippy::unwrap_used,
+    reason = "tests: what does not hold fails the test"
+)]
+
+use std::fs;
+use std::process::{Command, Output};
+
+struct Dir(tempfile::TempDir);
+
+impl Dir {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("jobs")).unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join("jobs").join(name), text).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn run(&self, line: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_lvmsync"))
+            .args(line.split_whitespace())
+            .args(["--jobs-dir"])
+            .arg(self.0.path().join("jobs"))
+            .args(["--state-dir"])
+            .arg(self.0.path().join("state"))
+            .output()
+            .unwrap()
+    }
+
+    #[track_caller]
+    fn ends(&self, line: &str, code: i32, words: &[&str]) -> String {
+        let output = self.run(line);
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{line}: no `{word}` in: {said}");
+        }
+        said
+    }
+}
+
+const GOOD: &str =
+    "source = \"vg/data\"\ninterval = \"15m\"\n[[target]]\nto = \"backup:vg/data\"\n";
+
+#[test]
+fn files_that_are_wrong_are_named_with_line_and_what_was_meant() {
+    let bad = GOOD.replace("interval", "intervall");
+    let dir = Dir::new(&[("good.toml", GOOD), ("bad.toml", &bad), ("notes.txt", "")]);
+    let said = dir.ends(
+        "replicate --check",
+        2,
+        &[
+            "good: in order: vg/data to backup:vg/data",
+            "bad.toml",
+            "line 2",
+            "interval",
+        ],
+    );
+    assert!(!said.contains("notes"), "{said}");
+    dir.ends("replicate --check good", 0, &["in order"]);
+    dir.ends("replicate bad", 2, &["bad.toml", "line 2"]);
+    dir.ends("replicate nothing", 1, &["nothing.toml"]);
+    dir.ends("replicate ../good", 2, &["cannot be the name of a job"]);
+    dir.ends("replicate", 2, &["--all", "--watch"]);
+    let none = Dir::new(&[]);
+    none.ends("replicate --check", 0, &["there are no jobs"]);
+}
+
+#[test]
+fn the_status_of_a_job_that_never_ran_is_no_failure_and_of_one_that_is_wrong_it_is() {
+    let dir = Dir::new(&[("good.toml", GOOD)]);
+    dir.ends(
+        "status",
+        0,
+        &["good", "vg/data", "backup:vg/data", "due", "not yet run"],
+    );
+    dir.ends(
+        "status --prometheus",
+        0,
+        &["lvmsync_late{job=\"good\"", "} 0"],
+    );
+    let said = dir.ends("status --json", 0, &[]);
+    let rows: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(
+        rows[0]["holds_since"].is_null() && rows[0]["late"] == false,
+        "{rows}"
+    );
+    fs::write(dir.0.path().join("jobs/bad.toml"), "x = 1").unwrap();
+    dir.ends("status", 1, &["bad.toml", "unknown field `x`"]);
+}

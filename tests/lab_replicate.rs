@@ -1,0 +1,234 @@
+//! Replication jobs: round after round the target holds what the snapshot held, whatever was killed, removed or lost in
+//! between, and in the end nothing lies about.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests: what does not hold fails the test"
+)]
+
+mod lab_kit;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use lab::{Guest, Setup};
+use lab_kit::thin::{self, lvm};
+use lab_kit::{Random, Run, Tool, assert_same, content, long, lvmsync_processes, seed, write};
+use rustix::process::{Pid, Signal, kill_process};
+
+const MIB: u64 = 1 << 20;
+const LVS: &str = "lvs --noheadings -o lv_name vg";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Thick,
+    Thin,
+}
+
+fn setup() -> Setup {
+    lab_kit::setup()
+        .disk("160M")
+        .disk("96M")
+        .time_limit(Duration::from_secs(if long() { 3000 } else { 180 }))
+}
+
+/// `vg/data` of 16 MiB; `there`, for its copies.
+fn make(guest: &Guest, kind: Kind) {
+    match kind {
+        Kind::Thick => {
+            guest.sh(&format!(
+                "vgcreate -qq --yes -s 1M vg {}",
+                guest.disk(0).display()
+            ));
+            guest.volume("vg", "data", "16M");
+        }
+        Kind::Thin => {
+            thin::group(guest, "vg", 0);
+            thin::pool(guest, "vg/pool", 96, 64, "");
+            lvm(guest, "lvcreate -qq -y -T -V 16M -n data vg/pool");
+        }
+    }
+    guest.sh(&format!(
+        "vgcreate -qq --yes -s 1M there {}",
+        guest.disk(1).display()
+    ));
+    write("/dev/vg/data", &Random::new(3).bytes(6 << 20), MIB);
+}
+
+fn put_job(tool: &Tool, name: &str, text: &str) {
+    fs::create_dir_all(tool.path("jobs.d")).unwrap();
+    fs::write(tool.path("jobs.d").join(format!("{name}.toml")), text).unwrap();
+}
+
+fn line(tool: &Tool, words: &str) -> String {
+    format!("{words} --jobs-dir {}", tool.path("jobs.d").display())
+}
+
+/// Some blocks, here and there.
+fn change(random: &mut Random) {
+    for _ in 0..1 + random.below(8) {
+        let at = random.below(15 * MIB);
+        let length = 1 + usize::try_from(random.below(60_000)).unwrap();
+        write("/dev/vg/data", &random.bytes(length), at);
+    }
+}
+
+fn snapshots(guest: &Guest) -> Vec<String> {
+    let rows = guest.sh("lvs --noheadings -o lv_name,lv_tags vg");
+    rows.lines()
+        .filter(|row| row.contains("lvmsync_base"))
+        .map(|row| row.split_whitespace().next().unwrap().to_owned())
+        .collect()
+}
+
+fn wait_until_quiet() {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !lvmsync_processes().is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", lvmsync_processes());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn rounds(name: &str, kind: Kind) {
+    lab::test(name, setup(), |guest| {
+        let mut random = Random::new(seed(guest));
+        make(guest, kind);
+        let tool = Tool::new(guest);
+        let volumes = guest.sh(LVS);
+        let size = if kind == Kind::Thick {
+            "snapshot_size = \"4M\"\n"
+        } else {
+            ""
+        };
+        put_job(
+            &tool,
+            "data",
+            &format!(
+                "source = \"vg/data\"\ninterval = \"1h\"\n{size}\n[[target]]\nto = \"there/near\"\ncreate = \"thick\"\n\n\
+                 [[target]]\nto = \"there/second\"\ncreate = \"thick\"\nverify = true\n"
+            ),
+        );
+        let run = line(&tool, "replicate data");
+        let targets = ["/dev/there/near", "/dev/there/second"];
+        let count = if long() { 100 } else { 9 };
+        let mut faults = [0; 4];
+        for round in 0..count {
+            change(&mut random);
+            let fault = if round == 0 {
+                3
+            } else {
+                usize::try_from(random.below(4)).unwrap()
+            };
+            faults[fault] += 1;
+            match fault {
+                // Killed somewhere.
+                0 => {
+                    let mut child = tool.start(&run);
+                    std::thread::sleep(Duration::from_millis(random.below(4000)));
+                    if child.try_wait().unwrap().is_none() {
+                        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+                        kill_process(pid, Signal::KILL).unwrap();
+                    }
+                    drop(Run::of(child));
+                    wait_until_quiet();
+                    change(&mut random);
+                }
+                // A base is removed by hand.
+                1 => {
+                    if let Some(base) = snapshots(guest).first() {
+                        lvm(guest, &format!("lvremove -qq -y vg/{base}"));
+                    }
+                }
+                // A base overflows; a thin one cannot.
+                2 if kind == Kind::Thick => {
+                    write("/dev/vg/data", &random.bytes(9 << 20), 2 * MIB);
+                }
+                _ => {}
+            }
+            tool.run(&run).ok();
+            let now = content("/dev/vg/data");
+            for target in targets {
+                assert_same(target, &now, &format!("round {round}, fault {fault}"));
+            }
+            assert_eq!(
+                snapshots(guest).len(),
+                1,
+                "round {round}: one base for both"
+            );
+            let status = tool.run(&line(&tool, "status --json")).ok();
+            let rows: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+            for row in rows.as_array().unwrap() {
+                assert!(
+                    row["error"].is_null() && row["lag_seconds"].as_i64().unwrap() < 120,
+                    "{row}"
+                );
+            }
+        }
+        println!(
+            "replicate: {kind:?}: {count} rounds; killed, removed, overflowed, nothing: {faults:?}"
+        );
+        // A job that is not wanted any more keeps nothing: its bases have its tag.
+        lvm(
+            guest,
+            "lvremove -qq -y --select 'lv_tags={lvmsync_of_job_data}' vg",
+        );
+        assert_eq!(guest.sh(LVS), volumes);
+    });
+}
+
+#[test]
+fn rounds_of_a_thick_volume() {
+    rounds("rounds_of_a_thick_volume", Kind::Thick);
+}
+
+#[test]
+fn rounds_of_a_thin_volume() {
+    rounds("rounds_of_a_thin_volume", Kind::Thin);
+}
+
+#[test]
+fn a_target_that_is_away_is_caught_up_with() {
+    lab::test(
+        "a_target_that_is_away_is_caught_up_with",
+        setup(),
+        |guest| {
+            let mut random = Random::new(seed(guest));
+            make(guest, Kind::Thin);
+            let tool = Tool::new(guest);
+            let job = |remote_path: &str| {
+                format!(
+                    "source = \"vg/data\"\ninterval = \"1h\"\n[hooks]\non_failure = \"echo $LVMSYNC_JOB > failed\"\n\n\
+                 [[target]]\nto = \"far:there/far\"\ncreate = \"thick\"\n{remote_path}\n\n\
+                 [[target]]\nto = \"there/near\"\ncreate = \"thick\"\n"
+                )
+            };
+            put_job(&tool, "data", &job(""));
+            guest.host("far");
+            let run = line(&tool, "replicate data");
+            tool.run(&run).ok();
+            assert_same("/dev/there/far", &content("/dev/vg/data"), "first");
+            let old = content("/dev/there/far");
+            put_job(&tool, "data", &job("remote_path = \"/nowhere\""));
+            for _ in 0..2 {
+                change(&mut random);
+                tool.run(&run).ends(7, &["far:there/far"]);
+                assert_same(
+                    "/dev/there/near",
+                    &content("/dev/vg/data"),
+                    "the other one goes on",
+                );
+                assert_same("/dev/there/far", &old, "away");
+            }
+            let status = tool.run(&line(&tool, "status")).ends(0, &[]);
+            assert!(status.stdout.contains("far:there/far"), "{}", status.stdout);
+            assert!(snapshots(guest).len() <= 3, "{:?}", snapshots(guest));
+            put_job(&tool, "data", &job(""));
+            change(&mut random);
+            tool.run(&run).ok();
+            for target in ["/dev/there/near", "/dev/there/far"] {
+                assert_same(target, &content("/dev/vg/data"), "caught up");
+            }
+            assert_eq!(snapshots(guest).len(), 1);
+        },
+    );
+}
