@@ -5,7 +5,9 @@
 
 mod apply;
 mod attempts;
+mod chain;
 mod classic;
+mod combine;
 mod compare;
 mod compare_far;
 mod diff;
@@ -13,6 +15,8 @@ mod diff_json;
 mod doctor;
 mod hold;
 mod inspect;
+mod inspect_chain;
+mod invert;
 mod output;
 mod progress;
 mod pull;
@@ -37,8 +41,9 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 10] = [
-    "diff", "send", "apply", "sync", "compare", "inspect", "state", "doctor", "serve", "help",
+const VERBS: [&str; 12] = [
+    "diff", "send", "apply", "sync", "compare", "combine", "invert", "inspect", "state", "doctor",
+    "serve", "help",
 ];
 
 const AFTER_HELP: &str = "\
@@ -54,6 +59,9 @@ Examples:
   The same into a file, and applied later:
     lvmsync send --from vg/s1 vg/s2 -o monday.delta
     lvmsync apply monday.delta /dev/vg/copy
+
+  The deltas of a week become one:
+    lvmsync combine mon.delta tue.delta wed.delta -o week.delta
 
   Is the copy what it should be?
     lvmsync compare vg/s2 backup:/dev/vg/data
@@ -91,6 +99,8 @@ enum Verb {
     Apply(apply::ApplyArgs),
     Sync(Box<sync::SyncArgs>),
     Compare(compare::CompareArgs),
+    Combine(combine::CombineArgs),
+    Invert(invert::InvertArgs),
     Inspect(inspect::InspectArgs),
     State(state::StateVerb),
     Doctor(doctor::DoctorArgs),
@@ -215,6 +225,8 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Apply(args) => apply::run(&args, cancel),
         Verb::Sync(args) => sync::run(&args, cancel),
         Verb::Compare(args) => compare::run(&args, cancel),
+        Verb::Combine(args) => combine::run(&args, cancel),
+        Verb::Invert(args) => invert::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
         Verb::State(args) => state::run(&args),
         Verb::Doctor(args) => doctor::run(&args, cancel),

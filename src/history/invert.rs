@@ -54,13 +54,14 @@ pub struct Options<'a> {
 
 /// Reads the delta `input`, called `what` in messages, and what `base` holds in its place, and writes the undo. `admit`
 /// says what is known of the base, or refuses; `out` is asked for, with the name of the undo, when nothing stands in the
-/// way.
+/// way, and `unchanged` before the undo takes its name: is the base still what was read?
 pub fn invert<W: DurableWrite>(
     input: impl Read,
     what: &str,
     base: &Base<'_>,
     admit: impl FnOnce(&Header, &Samples) -> Result<Known>,
     (out, undo): (impl FnOnce() -> Result<W>, &str),
+    unchanged: &dyn Fn() -> Result<()>,
     options: &Options<'_>,
 ) -> Result<(Header, Counts)> {
     let damaged = |source| Error::Damaged {
@@ -113,6 +114,7 @@ pub fn invert<W: DurableWrite>(
     }
     recorder.save(base.volume, base.name, &batch)?;
     options.monitor.advance(batch_bytes);
+    unchanged()?;
     let counts = recorder.finish()?;
     Ok((undo_header, counts))
 }

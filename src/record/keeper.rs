@@ -180,6 +180,11 @@ impl Keeper {
             .cloned()
     }
 
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What makes the destination this destination; `None` where no record is kept.
     pub fn identity(&self) -> Option<&str> {
         self.file.as_ref().map(RecordFile::identity)
