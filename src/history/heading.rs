@@ -66,6 +66,7 @@ pub fn refuse_fragment(name: &str, header: &Header) -> Result<()> {
 pub fn sizes(parts: &[Part<'_>]) -> Result<Sizes> {
     let mut volume_size = parts.last().map_or(0, |part| part.header.volume_size);
     let mut smallest = volume_size;
+    let mut is_longer = false;
     for part in parts {
         let header = part.header;
         let both = header.volume_size.min(header.base_size.unwrap_or(u64::MAX));
@@ -78,6 +79,7 @@ pub fn sizes(parts: &[Part<'_>]) -> Result<Sizes> {
         // On a larger device an undo puts back more than the state had in its day; what comes before leaves it alone.
         if ends > begins && pair[0].header.source == Source::Undo {
             volume_size = volume_size.max(ends);
+            is_longer = true;
         } else if ends != begins {
             let reason = format!(
                 "{} ends with a volume of {ends} bytes, and {} begins with one of {begins}, although both call it {}",
@@ -96,11 +98,37 @@ pub fn sizes(parts: &[Part<'_>]) -> Result<Sizes> {
         let (from, to) = (part.header.volume_size, part.header.base_size?);
         (from < to).then_some((from, to))
     };
+    let cut_off: Vec<_> = parts.iter().map(cut_off).collect();
+    refuse_uneven(parts, is_longer, &cut_off)?;
     Ok(Sizes {
         volume_size,
         smallest,
-        cut_off: parts.iter().map(cut_off).collect(),
+        cut_off,
     })
+}
+
+/// An undo makes a file shorter that has just the size that the undo begins with. Of several, one that begins with more
+/// than the first does may find a file that was longer than the volume all the time, and so may one behind an undo that
+/// puts back more than its state had. One delta has one size to tell the file by, so it could not do the same.
+fn refuse_uneven(
+    parts: &[Part<'_>],
+    is_longer: bool,
+    cut_off: &[Option<(u64, u64)>],
+) -> Result<()> {
+    let first = parts.first().and_then(|part| part.header.base_size);
+    let is_uneven = |(part, cut): (&Part<'_>, &Option<(u64, u64)>)| {
+        let begins_with = cut.map(|(_, size)| size)?;
+        let is_larger = is_longer || Some(begins_with) > first;
+        (part.header.source == Source::Undo && is_larger).then(|| part.name.to_owned())
+    };
+    let Some(name) = parts.iter().zip(cut_off).find_map(is_uneven) else {
+        return Ok(());
+    };
+    Err(Error::refused(
+        name,
+        "this undo makes a file shorter that another one may have made longer: one delta could not do both",
+        "Apply them one by one.",
+    ))
 }
 
 /// The header of the chain `parts`, whose surviving pieces are in `overlay`. `codec` is what was asked for, if anything.
@@ -351,6 +379,14 @@ mod tests {
         let found = sizes(&parts(&file, &samples)).unwrap();
         assert_eq!(found.volume_size, 100);
         assert_eq!(found.cut_off, [Some((100, 200)), None]);
+        // A file that was longer than the volume all the time would not become what it becomes one by one.
+        for uneven in [
+            [undo(150, 200, "c", None), undo(200, 100, "b", None)],
+            [undo(200, 200, "c", None), undo(150, 100, "b", None)],
+        ] {
+            let error = sizes(&parts(&uneven, &samples)).unwrap_err();
+            assert!(error.to_string().contains("could not do both"), "{error}");
+        }
     }
 
     #[test]
