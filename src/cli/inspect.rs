@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::apply::{open_input, shown_name};
-use super::inspect_chain::page_of;
+use super::inspect_map::page_of;
 use super::{TalkArgs, inspect_chain, output};
 use crate::cancel::Cancel;
 use crate::delta::header::{Header, State};

@@ -4,13 +4,13 @@
 //! Without `--verify` beginnings and ends are read, and for a map the record headers.
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use serde::Serialize;
 
 use super::apply::open_input;
 use super::chain::{LINE_3, open_file};
 use super::inspect::{InspectArgs, read_whole};
+use super::inspect_map::{draw, write_page};
 use super::output;
 use super::progress::Terminal;
 use crate::cancel::Cancel;
@@ -20,18 +20,17 @@ use crate::delta::stored::StoredDelta;
 use crate::delta::trailer::Counts;
 use crate::error::{Error, ExitCode, Result};
 use crate::history::chain::{Chains, Link};
-use crate::history::map::{Row, write_html, write_rows, write_svg};
-use crate::partial_file::PartialFile;
+use crate::history::map::write_rows;
 use crate::record::keeper::shown_time;
 use crate::record::shown;
 use crate::units::{Bytes, count};
 use crate::volume::Volume;
 
 /// A file that was named.
-struct Entry {
-    name: String,
+pub(super) struct Entry {
+    pub(super) name: String,
     /// `None`: it cannot be held against others.
-    delta: Option<StoredDelta<Volume>>,
+    pub(super) delta: Option<StoredDelta<Volume>>,
     is_version_3: bool,
     error: Option<Error>,
     /// It was read whole.
@@ -124,7 +123,8 @@ pub(super) fn run(args: &InspectArgs, cancel: &Cancel) -> Result<ExitCode> {
     if args.json {
         output::json(&report)?;
     } else if args.map {
-        let (rows, width_bytes, error) = draw(&entries, &order, cancel)?;
+        let in_order = order.iter().map(|(entry, _)| &entries[*entry]);
+        let (rows, width_bytes, error) = draw(in_order, cancel)?;
         failed_map = error;
         match &args.output {
             Some(path) => write_page(path, args.overwrite, &rows, width_bytes)?,
@@ -184,7 +184,7 @@ impl Entry {
         Ok(())
     }
 
-    fn header(&self) -> Option<&Header> {
+    pub(super) fn header(&self) -> Option<&Header> {
         self.delta.as_ref().map(StoredDelta::header)
     }
 
@@ -215,7 +215,7 @@ impl Entry {
     }
 
     /// From where to where.
-    fn states(&self) -> String {
+    pub(super) fn states(&self) -> String {
         let Some(header) = self.header() else {
             return "?".to_owned();
         };
@@ -391,62 +391,4 @@ fn sentence(
         text.push_str("; frames were not read: --verify reads every one");
     }
     text
-}
-
-type Drawn = (Vec<Row>, u64, Option<Error>);
-
-/// The rows of the map, its width, and the first file whose frames cannot be followed to the end.
-fn draw(entries: &[Entry], order: &[(usize, Option<usize>)], cancel: &Cancel) -> Result<Drawn> {
-    let size = |header: &Header| header.volume_size.max(header.base_size.unwrap_or(0));
-    let sizes = entries.iter().filter_map(Entry::header).map(size);
-    let width_bytes = sizes.max().unwrap_or(0);
-    let mut rows = Vec::with_capacity(order.len());
-    let mut failed = None;
-    for entry in order.iter().map(|(entry, _)| &entries[*entry]) {
-        let told = match entry.header() {
-            Some(header) => format!("{}, {}", shown_time(header.created), entry.states()),
-            None => "names no states".to_owned(),
-        };
-        let mut row = Row::new(&entry.name, told, width_bytes);
-        for frame in entry.delta.iter().flat_map(StoredDelta::frames) {
-            cancel.check()?;
-            match frame {
-                Ok(frame) => row.add(frame.extent, frame.kind),
-                Err(source) => {
-                    let what = entry.name.clone();
-                    failed.get_or_insert(Error::Damaged { what, source });
-                    row.told.push_str("; NOT SOUND");
-                }
-            }
-        }
-        rows.push(row);
-    }
-    Ok((rows, width_bytes, failed))
-}
-
-/// The picture in a file: which kind it is its name says.
-fn write_page(path: &Path, overwrite: bool, rows: &[Row], width_bytes: u64) -> Result<()> {
-    let write = page_of(path)?;
-    let file = PartialFile::create(path, overwrite)?;
-    let failed = |error| Error::io(format!("cannot write {}", path.display()), error);
-    let mut out = io::BufWriter::new(file.file().map_err(failed)?);
-    write(&mut out, rows, width_bytes)
-        .and_then(|()| out.flush())
-        .map_err(failed)?;
-    drop(out);
-    file.persist()
-}
-
-type WritePage = fn(&mut dyn Write, &[Row], u64) -> io::Result<()>;
-
-/// What a map of this name is.
-pub(super) fn page_of(path: &Path) -> Result<WritePage> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("svg") => Ok(write_svg),
-        Some("html") => Ok(write_html),
-        _ => Err(Error::Usage(format!(
-            "{}: a map is a picture or a page: name it .svg or .html",
-            path.display()
-        ))),
-    }
 }

@@ -16,6 +16,7 @@ mod doctor;
 mod hold;
 mod inspect;
 mod inspect_chain;
+mod inspect_map;
 mod invert;
 mod output;
 mod progress;

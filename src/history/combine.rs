@@ -8,8 +8,9 @@
 
 use std::io::{self, Write};
 
-use super::heading::{Part, Sizes, header, refuse_fragment, samples, sizes};
+use super::heading::{header, samples};
 use super::overlay::{Overlay, Piece};
+use super::sizes::{Part, Sizes, refuse_fragment, sizes};
 use crate::cancel::Cancel;
 use crate::delta::codec::{Codec, Compression, Compressor, decompress};
 use crate::delta::header::{Header, Source};

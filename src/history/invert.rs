@@ -6,7 +6,7 @@
 
 use std::io::{BufReader, Read};
 
-use super::heading::refuse_fragment;
+use super::sizes::refuse_fragment;
 use crate::cancel::Cancel;
 use crate::delta::codec::Compression;
 use crate::delta::header::{Header, State};

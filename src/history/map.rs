@@ -76,8 +76,11 @@ impl Row {
             Kind::Zero => (0, length),
         };
         match self.marks.last_mut() {
-            // Where the last one ends, in the same place of the picture or as its neighbour.
-            Some(last) if start / place_bytes <= last.end.saturating_sub(1) / place_bytes => {
+            // It goes on where the last one ends, or in the same place of the picture.
+            Some(last)
+                if start <= last.end
+                    || start / place_bytes <= last.end.saturating_sub(1) / place_bytes =>
+            {
                 last.end = end;
                 last.extents += 1;
                 last.data_bytes += data_bytes;

@@ -5,6 +5,7 @@
 //!
 //! - [`chain`]: what follows what, and where a link is missing (pure)
 //! - [`overlay`]: which part of which frame is still there in the end (pure)
+//! - [`sizes`]: the size of the volume along a chain (pure)
 //! - [`heading`]: header and samples of what several deltas make together (pure)
 //! - [`combine`]: reads a chain and writes one delta
 //! - [`invert`]: the undo of a delta that was not applied yet
@@ -16,3 +17,4 @@ pub mod heading;
 pub mod invert;
 pub mod map;
 pub mod overlay;
+pub mod sizes;

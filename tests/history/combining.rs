@@ -7,7 +7,6 @@ use lvmsync::delta::reader::DeltaReader;
 use lvmsync::delta::samples::Samples;
 use lvmsync::error::{Error, ExitCode};
 use lvmsync::extent::{Extent, Kind};
-use lvmsync::volume::WriteAt;
 use lvmsync::volume::memory::MemoryVolume;
 use proptest::prelude::*;
 
@@ -159,7 +158,7 @@ proptest! {
     ) {
         let mut noise = Noise::new(seed);
         let which = noise.below(history.deltas.len() as u64) as usize;
-        let mut deltas = history.deltas.clone();
+        let mut deltas = history.deltas;
         let at = noise.below(deltas[which].len() as u64) as usize;
         deltas[which][at] ^= 1 << noise.below(8);
         let mut opened = Vec::new();

@@ -56,7 +56,7 @@ impl Dir {
             let changes = builder.finish();
             let samples = Samples::take(&MemoryVolume::new(old.clone()), &changes).unwrap();
             let header = header(number, &old, &new, Compression::Lz4);
-            let delta = write_delta(&header, &samples, &changes, &new, 1 << 20, Compression::Lz4);
+            let delta = write_delta(&header, &samples, &changes, &new, 1 << 14, Compression::Lz4);
             dir.write(&format!("{name}.delta"), &delta);
             dir.states.push(new);
         }
@@ -330,6 +330,32 @@ fn invert_is_the_way_back_before_the_way_there() {
     for line in undos {
         dir.ok(line);
     }
+}
+
+#[test]
+fn an_undo_that_was_made_before_takes_back_a_run_that_was_cut() {
+    let dir = Dir::new();
+    dir.ok("apply mon.delta vg/copy --undo mon.undo");
+    dir.ok("invert tue.delta --base vg/copy -o tue.undo");
+    dir.ok("combine mon.undo tue.undo -o both.undo");
+    let delta = dir.read("tue.delta");
+    dir.write("cut.delta", &delta[..delta.len() / 2]);
+    for undo in ["tue.undo", "both.undo"] {
+        dir.fails("apply cut.delta vg/copy", 6, &[]);
+        assert!(dir.read("vg/copy") != dir.states[1]);
+        // That of a run that was cut elsewhere may hold less.
+        dir.fails("apply mon.undo vg/copy", 5, &["incomplete"]);
+        dir.ok(&format!("apply {undo} vg/copy"));
+        let state = if undo == "tue.undo" { 1 } else { 0 };
+        assert!(dir.read("vg/copy") == dir.states[state], "{undo}");
+    }
+    // Made from another volume, it is not let onto a run that was cut here.
+    dir.write("other.img", &dir.states[0]);
+    dir.ok("invert mon.delta --base other.img -o other.undo");
+    let delta = dir.read("mon.delta");
+    dir.write("cut.delta", &delta[..delta.len() / 2]);
+    dir.fails("apply cut.delta vg/copy", 6, &[]);
+    dir.fails("apply other.undo vg/copy", 5, &["another destination"]);
 }
 
 #[test]

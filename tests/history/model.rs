@@ -64,7 +64,7 @@ pub(crate) fn header(number: usize, old: &[u8], new: &[u8], compression: Compres
         target: Some(state(number + 1)),
         source: Source::Thin,
         granularity: 512,
-        created: 1_700_000_000 + 86_400 * number as i64,
+        created: 1_700_000_000 + 86_400 * i64::try_from(number).unwrap(),
         codec: compression.to_string(),
         program: "test".into(),
         planned: Planned::default(),
