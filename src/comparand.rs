@@ -113,7 +113,8 @@ impl Comparand {
     }
 }
 
-fn may_write(holder: &Holder) -> bool {
+/// Through this holder the volume may be written.
+pub(crate) fn may_write(holder: &Holder) -> bool {
     match holder {
         Holder::Mounted { read_write, .. } => *read_write,
         Holder::Swap | Holder::Device { .. } => true,

@@ -18,6 +18,7 @@
 //! | [`engine`] | the data path: plan, pump, apply, undo |
 //! | [`source`], [`destination`], [`comparand`] | from what the user typed to what the engine moves |
 //! | [`doctor`] | what a machine can do, what is missing, what is stale (pure but for its `gather`) |
+//! | [`history`] | deltas that follow each other: one made of several, the way back before an apply, pictures |
 //! | [`gate`] | what a server with limits lets in |
 //! | [`hold`] | what is held for a while and given back whatever happens: reservations, activations |
 //! | [`record`] | which state each destination holds, and whether a write is under way |
@@ -51,6 +52,7 @@ pub mod extent;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gate;
+pub mod history;
 pub mod hold;
 pub mod job;
 pub mod monitor;

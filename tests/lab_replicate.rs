@@ -3,7 +3,8 @@
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "tests: what does not hold fails the test"
+    clippy::print_stdout,
+    reason = "tests: what does not hold fails the test, and figures are told"
 )]
 
 mod lab_kit;

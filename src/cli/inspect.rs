@@ -1,12 +1,14 @@
 //! `lvmsync inspect`: what is in a delta, and is it sound?
 
 use std::io::{BufReader, Read, Write};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::apply::{open_input, shown_name};
-use super::{TalkArgs, output};
+use super::inspect_map::page_of;
+use super::{TalkArgs, inspect_chain, output};
 use crate::cancel::Cancel;
 use crate::delta::header::{Header, State};
 use crate::delta::proto3::{FirstLine, Proto3Reader, read_first_line};
@@ -21,11 +23,16 @@ use crate::units::Bytes;
 const AFTER_HELP: &str = "\
 Examples:
   lvmsync inspect monday.delta
-  lvmsync inspect --json *.delta
   lvmsync inspect --extents monday.delta
   ssh src cat x.delta | lvmsync inspect -
+  lvmsync inspect *.delta                      one table: what follows what, gaps and forks
+  lvmsync inspect *.delta --verify             and is every byte of them sound?
+  lvmsync inspect *.delta --map                where on the volume each changes something
+  lvmsync inspect *.delta --map -o map.html    the same as a page (or .svg)
 
-Every byte is read and every checksum compared. Exit code 0: sound; 6: damaged or truncated.";
+Of one delta, and of several with --verify or --extents, every byte is read and every checksum compared. A table
+without --verify reads beginnings and ends, a map the record headers.
+Exit code 0: sound, as far as it was read; 6: damaged or truncated.";
 
 /// Tell what is in a delta, and check that it is sound
 #[derive(Args, Debug)]
@@ -33,18 +40,34 @@ Every byte is read and every checksum compared. Exit code 0: sound; 6: damaged o
 pub(super) struct InspectArgs {
     /// Deltas; `-` for standard input
     #[arg(required = true, value_name = "FILE")]
-    files: Vec<String>,
+    pub(super) files: Vec<String>,
 
-    /// One JSON object a file
+    /// One JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 
-    /// List the extents as well
+    /// List the extents as well; several files are then told one after another
     #[arg(long)]
     extents: bool,
 
+    /// Of several, too, read every frame
+    #[arg(long)]
+    pub(super) verify: bool,
+
+    /// Draw where on the volume each delta changes something, a row for each
+    #[arg(long, conflicts_with_all = ["json", "extents"])]
+    pub(super) map: bool,
+
+    /// Draw the map into this file: .svg or .html
+    #[arg(short, long, value_name = "FILE", requires = "map")]
+    pub(super) output: Option<PathBuf>,
+
+    /// Replace the file if it exists
+    #[arg(long, requires = "output")]
+    pub(super) overwrite: bool,
+
     #[command(flatten)]
-    talk: TalkArgs,
+    pub(super) talk: TalkArgs,
 }
 
 /// A delta that was read to its end and found sound.
@@ -91,6 +114,12 @@ struct ExtentLine {
 }
 
 pub(super) fn run(args: &InspectArgs, cancel: &Cancel) -> Result<ExitCode> {
+    if let Some(path) = &args.output {
+        page_of(path)?;
+    }
+    if args.map || (args.files.len() > 1 && !args.extents) {
+        return inspect_chain::run(args, cancel);
+    }
     let terminal = args.talk.terminal();
     let mut failure = None;
     for file in &args.files {

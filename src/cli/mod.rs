@@ -5,7 +5,9 @@
 
 mod apply;
 mod attempts;
+mod chain;
 mod classic;
+mod combine;
 mod compare;
 mod compare_far;
 mod diff;
@@ -13,6 +15,9 @@ mod diff_json;
 mod doctor;
 mod hold;
 mod inspect;
+mod inspect_chain;
+mod inspect_map;
+mod invert;
 mod migrate;
 mod output;
 mod progress;
@@ -41,7 +46,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 15] = [
     "diff",
     "send",
     "apply",
@@ -50,6 +55,8 @@ const VERBS: [&str; 13] = [
     "migrate",
     "replicate",
     "status",
+    "combine",
+    "invert",
     "inspect",
     "state",
     "doctor",
@@ -70,6 +77,9 @@ Examples:
   The same into a file, and applied later:
     lvmsync send --from vg/s1 vg/s2 -o monday.delta
     lvmsync apply monday.delta /dev/vg/copy
+
+  The deltas of a week become one:
+    lvmsync combine mon.delta tue.delta wed.delta -o week.delta
 
   Is the copy what it should be?
     lvmsync compare vg/s2 backup:/dev/vg/data
@@ -110,6 +120,8 @@ enum Verb {
     Migrate(Box<migrate::MigrateArgs>),
     Replicate(replicate::ReplicateArgs),
     Status(status::StatusArgs),
+    Combine(combine::CombineArgs),
+    Invert(invert::InvertArgs),
     Inspect(inspect::InspectArgs),
     State(state::StateVerb),
     Doctor(doctor::DoctorArgs),
@@ -237,6 +249,8 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Migrate(args) => migrate::run(&args, cancel),
         Verb::Replicate(args) => replicate::run(&args, cancel),
         Verb::Status(args) => status::run(&args, cancel),
+        Verb::Combine(args) => combine::run(&args, cancel),
+        Verb::Invert(args) => invert::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
         Verb::State(args) => state::run(&args),
         Verb::Doctor(args) => doctor::run(&args, cancel),

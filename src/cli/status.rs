@@ -171,7 +171,7 @@ fn table(rows: &[Row], out: &mut dyn Write) -> std::io::Result<()> {
             },
             base,
             if row.next_run_in_seconds > 0.0 {
-                format!("in {}", shown_lag(row.next_run_in_seconds as i64))
+                format!("in {}", shown_lag(whole(row.next_run_in_seconds)))
             } else {
                 "due".to_owned()
             },
@@ -188,6 +188,12 @@ fn table(rows: &[Row], out: &mut dyn Write) -> std::io::Result<()> {
         writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
+}
+
+/// Rounded; no job waits for longer than that can say.
+fn whole(seconds: f64) -> i64 {
+    let rounded = std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    i64::try_from(rounded.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// 45 s, 12 min, 3.5 h, 2.1 d.

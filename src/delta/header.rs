@@ -17,6 +17,9 @@ pub const FEATURE_CONTINUED: &str = "continued";
 /// made while both ends are compared.
 pub const FEATURE_POSITIONS: &str = "positions";
 
+/// The delta was made of several: its content is not of the moment in which it was made. A reader may ignore it.
+pub const FEATURE_COMBINED: &str = "combined";
+
 /// Features that this version can honour when a delta requires them.
 const KNOWN_FEATURES: [&str; 2] = [FEATURE_CONTINUED, FEATURE_POSITIONS];
 
@@ -152,6 +155,11 @@ impl Header {
     /// True when this delta stands on no base: it carries everything, or what differed when both ends were compared.
     pub fn is_full_copy(&self) -> bool {
         matches!(self.source, Source::Full | Source::Compare)
+    }
+
+    /// It was made of several deltas.
+    pub fn is_combined(&self) -> bool {
+        self.features.iter().any(|name| name == FEATURE_COMBINED)
     }
 
     /// There may be positions among the frames.

@@ -12,6 +12,7 @@ pub mod reader;
 pub mod record;
 pub mod resume;
 pub mod samples;
+pub mod stored;
 pub mod stream;
 pub mod trailer;
 pub mod writer;

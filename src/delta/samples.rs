@@ -40,6 +40,19 @@ pub struct Sample {
 pub struct Samples(Vec<Sample>);
 
 impl Samples {
+    /// These samples, of which no two are of the same block.
+    pub(crate) fn of(mut samples: Vec<Sample>) -> Self {
+        samples.sort_unstable();
+        samples.dedup_by_key(|sample| sample.offset);
+        samples.truncate(MAX_SAMPLES);
+        Self(samples)
+    }
+
+    /// In ascending order of their offsets.
+    pub fn iter(&self) -> impl Iterator<Item = Sample> + '_ {
+        self.0.iter().copied()
+    }
+
     /// Number of samples.
     pub fn len(&self) -> usize {
         self.0.len()

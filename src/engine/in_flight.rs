@@ -252,7 +252,7 @@ mod tests {
             let end = blocks.end().min(self.size_bytes());
             let mut whole = vec![0; usize::try_from(end - blocks.offset()).unwrap()];
             self.volume.read_exact_at(&mut whole, blocks.offset())?;
-            thread::sleep(Duration::from_micros(if number % 3 == 0 {
+            thread::sleep(Duration::from_micros(if number.is_multiple_of(3) {
                 300
             } else {
                 20

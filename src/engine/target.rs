@@ -10,7 +10,7 @@ use crate::delta::samples::Samples;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
 use crate::units::Bytes;
-use crate::volume::WriteAt;
+use crate::volume::{ReadAt, WriteAt};
 
 /// A volume that is to be written.
 pub struct Target<'a> {
@@ -151,39 +151,58 @@ fn check_samples(
     target: &Target<'_>,
     options: &ReceiveOptions<'_>,
 ) -> Result<bool> {
-    if header.is_full_copy() {
-        return Ok(true);
-    }
-    if samples.is_empty() {
-        options.monitor.warn(&format!(
-            "{}: this delta has no samples of blocks that it leaves alone, so it cannot be seen whether \
-             the destination is its base",
-            target.name
-        ));
-    }
-    let mismatch = samples.first_mismatch(&target.volume).map_err(|error| {
-        Error::io(
-            format!("cannot read the sampled blocks of {}", target.name),
-            error,
-        )
-    })?;
-    let Some(offset) = mismatch else {
+    let Some(offset) = mismatch(
+        header,
+        samples,
+        &target.volume,
+        target.name,
+        options.monitor,
+    )?
+    else {
         return Ok(true);
     };
     if options.force {
         return Ok(false);
     }
-    let base = header.base.as_ref().map_or_else(
-        || "its base".to_owned(),
-        |base| format!("its base {} ({})", base.name, base.id),
-    );
     Err(Error::refused(
         target.name,
         format!(
-            "the destination is not in the state that this delta begins from: the block at {offset} is not what \
-             it is in {base}. Nothing was written"
+            "the destination is not in the state that this delta begins from: {}. Nothing was written",
+            shown_mismatch(header, offset)
         ),
         "Apply the deltas that are missing in between, or make it equal: lvmsync sync NEW DEST. \
          --force applies it all the same, and the result is neither state.",
     ))
+}
+
+/// The offset of the first sampled block that `volume`, called `name`, does not hold; `None` if it is the base as far as
+/// that can be seen.
+pub fn mismatch(
+    header: &Header,
+    samples: &Samples,
+    volume: &dyn ReadAt,
+    name: &str,
+    monitor: &dyn Monitor,
+) -> Result<Option<u64>> {
+    if header.is_full_copy() {
+        return Ok(None);
+    }
+    if samples.is_empty() {
+        monitor.warn(&format!(
+            "{name}: this delta has no samples of blocks that it leaves alone, so it cannot be seen whether \
+             the destination is its base"
+        ));
+    }
+    samples
+        .first_mismatch(volume)
+        .map_err(|error| Error::io(format!("cannot read the sampled blocks of {name}"), error))
+}
+
+/// What [`mismatch`] found, in words.
+pub fn shown_mismatch(header: &Header, offset: u64) -> String {
+    let base = header.base.as_ref().map_or_else(
+        || "its base".to_owned(),
+        |base| format!("its base {} ({})", base.name, base.id),
+    );
+    format!("the block at {offset} is not what it is in {base}")
 }

@@ -237,13 +237,17 @@ fn to_incomplete(
             remark: Some("was on record as incomplete; a full copy replaces everything".to_owned()),
         });
     }
-    // The table of one snapshot only grows, so a later list from it holds every block that an earlier one had.
+    // The table of one snapshot only grows, so a later list from it holds every block that an earlier one had. That one
+    // was made of several says nothing of when it was read.
     let same_live_run = header.source == Source::Cow
+        && !header.is_combined()
         && cut.source == Source::Cow.word()
         && header.target.is_none()
         && cut.target.is_none()
         && header.base.is_some()
         && header.base.as_ref().map(|base| &base.id) == cut.base.as_ref().map(|base| &base.id)
+        // A stored one may be older.
+        && header.created >= cut.created
         && cut.undo.is_none();
     if same_live_run {
         return Ok(Admission::Fresh {

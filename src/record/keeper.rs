@@ -180,6 +180,11 @@ impl Keeper {
             .cloned()
     }
 
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What makes the destination this destination; `None` where no record is kept.
     pub fn identity(&self) -> Option<&str> {
         self.file.as_ref().map(RecordFile::identity)
@@ -303,6 +308,7 @@ impl Keeper {
             base: header.base.clone(),
             target: header.target.clone(),
             source: header.source.word().to_owned(),
+            created: header.created,
             from: self.from.clone(),
             undo: kept.undo,
             durable_offset: kept.offset,

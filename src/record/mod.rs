@@ -99,6 +99,9 @@ pub struct Incomplete {
     /// What found the changes, as in the header.
     #[serde(default)]
     pub source: String,
+    /// When it was made, as in the header: of two lists of one live snapshot the later one holds all of the other.
+    #[serde(default)]
+    pub created: i64,
     /// Where it comes from. For people.
     #[serde(default)]
     pub from: String,

@@ -217,7 +217,7 @@ impl<'a> Pause<'a> {
         };
         match back {
             Some(Ok(())) => {
-                monitor.warn("the volume was not moved; the service was started here again")
+                monitor.warn("the volume was not moved; the service was started here again");
             }
             Some(Err(failed)) => monitor.warn(&format!(
                 "the volume was not moved, and the service does not run here: {}",

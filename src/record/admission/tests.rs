@@ -188,6 +188,15 @@ fn a_live_source_begins_anew_only_from_the_same_snapshot() {
         decide(Some(&record), &live),
         Ok(Admission::Fresh { .. })
     ));
+    // What was made of several may be older than what was cut.
+    let features = vec![crate::delta::header::FEATURE_COMBINED.to_owned()];
+    // A stored one may be older than the one that was cut, and lack what that one has written.
+    let mut newer = record.clone();
+    newer.incomplete.as_mut().unwrap().created = live.0.created + 1;
+    assert!(decide(Some(&newer), &live).is_err());
+    let mut combined = live.clone();
+    combined.0.features = features;
+    assert!(decide(Some(&record), &combined).is_err());
     let mut other = delta("s0", "x");
     other.0.target = None;
     assert!(decide(Some(&record), &other).is_err());
