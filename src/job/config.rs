@@ -88,8 +88,16 @@ fn lvmsync() -> String {
 impl JobConfig {
     /// Reads the text of `path`.
     pub fn parse(text: &str, path: &str) -> Result<Self> {
-        let config: Self = toml::from_str(text)
-            .map_err(|error| Error::Usage(format!("{path}: {}", error.to_string().trim_end())))?;
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start));
+            let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+            // The first line says it all; the others show the place.
+            Error::Usage(format!(
+                "{path}: line {line}: {}\n{}",
+                error.message(),
+                error.to_string().trim_end()
+            ))
+        })?;
         config
             .check()
             .map_err(|reason| Error::Usage(format!("{path}: {reason}")))?;
