@@ -2,7 +2,8 @@
 //!
 //! Guarantees: after a signal every loop that asks [`Cancel::check`] and every read through
 //! [`CancelableReader`] ends with an error, so that destructors run: temporary files go, children end. A
-//! run that is stuck all the same is ended after [`GRACE`] or by a second signal, its temporary files removed.
+//! run that is stuck all the same is ended after [`GRACE`] or by a second signal, its temporary files removed; unless it does
+//! what must not be left half-done, see [`Cancel::hold_on`].
 //! A signal that was ignored when we were started (`nohup`) stays ignored.
 
 use std::io::{self, Read};
@@ -32,6 +33,8 @@ struct Inner {
     /// Reads as "hung up" once the write end is dropped: what blocked reads wait for beside their input.
     wake: Option<io::PipeReader>,
     hold: Mutex<Option<io::PipeWriter>>,
+    /// Nothing ends the run by force.
+    holds_on: AtomicBool,
 }
 
 impl Cancel {
@@ -42,6 +45,7 @@ impl Cancel {
             flag: AtomicBool::new(false),
             wake,
             hold: Mutex::new(hold),
+            holds_on: AtomicBool::new(false),
         };
         Self {
             inner: Arc::new(inner),
@@ -65,8 +69,14 @@ impl Cancel {
                 }
                 to_set.cancel();
                 // The run ends by itself, or else when its grace is over, or at a second signal.
-                let start = std::time::Instant::now();
-                while start.elapsed() < GRACE && signals.pending().next().is_none() {
+                let mut start = std::time::Instant::now();
+                while start.elapsed() < GRACE {
+                    if to_set.inner.holds_on.load(Ordering::SeqCst) {
+                        start = std::time::Instant::now();
+                        let _ = signals.pending().count();
+                    } else if signals.pending().next().is_some() {
+                        break;
+                    }
                     std::thread::sleep(Duration::from_millis(50));
                 }
                 crate::partial_file::remove_unfinished();
@@ -83,6 +93,13 @@ impl Cancel {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
+    }
+
+    /// Until the guard is dropped the run is told to stop as ever, and is not ended by force: a service that is stopped must be
+    /// started again.
+    pub fn hold_on(&self) -> HoldsOn {
+        self.inner.holds_on.store(true, Ordering::SeqCst);
+        HoldsOn(self.clone())
     }
 
     /// True once the run was told to stop.
@@ -113,6 +130,16 @@ impl Cancel {
             std::thread::sleep(step);
             left -= step;
         }
+    }
+}
+
+/// See [`Cancel::hold_on`].
+#[derive(Debug)]
+pub struct HoldsOn(Cancel);
+
+impl Drop for HoldsOn {
+    fn drop(&mut self) {
+        self.0.inner.holds_on.store(false, Ordering::SeqCst);
     }
 }
 

@@ -24,10 +24,12 @@ pub struct SpoolFile {
 impl SpoolFile {
     /// Begins at the place `path`; what is there is of no use.
     pub fn create(path: &Path) -> Result<Self> {
+        // Before it is emptied.
+        refuse_foreign(path)?;
         let mut file = PartialFile::create(path, false)?;
-        refuse_foreign(&file, path)?;
-        sync_directory_of(path).map_err(|error| failed(path, error))?;
         file.keep_unfinished();
+        refuse_foreign(path)?;
+        sync_directory_of(path).map_err(|error| failed(path, error))?;
         Ok(Self { file: Some(file) })
     }
 
@@ -38,7 +40,7 @@ impl SpoolFile {
             return Ok(None);
         }
         let mut file = PartialFile::reopen(path)?;
-        refuse_foreign(&file, path)?;
+        refuse_foreign(path)?;
         let failed = |error| failed(path, error);
         file.forget_cached().map_err(failed)?;
         let Ok((part, samples)) = SoundPart::with_samples_of(file.file().map_err(failed)?) else {
@@ -56,7 +58,7 @@ impl SpoolFile {
     pub fn remove_stale(path: &Path) {
         if partial_name(path).is_file()
             && let Ok(file) = PartialFile::reopen(path)
-            && refuse_foreign(&file, path).is_ok()
+            && refuse_foreign(path).is_ok()
         {
             file.discard();
         }
@@ -93,7 +95,10 @@ impl SpoolFile {
 
     /// What could not be written or synced may be anything, and takes room that others miss.
     fn or_remove<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
-        if result.is_err() {
+        if result
+            .as_ref()
+            .is_err_and(|error| error.kind() != io::ErrorKind::Interrupted)
+        {
             self.remove();
         }
         result
@@ -118,16 +123,17 @@ impl DurableWrite for SpoolFile {
     }
 }
 
-/// The directory may be one where others make files, too.
-fn refuse_foreign(file: &PartialFile, path: &Path) -> Result<()> {
-    let metadata = file.file().and_then(File::metadata);
-    let owner = metadata.map_err(|error| failed(path, error))?.uid();
-    if owner == rustix::process::geteuid().as_raw() {
+/// The directory may be one where others make files, too, or links to ours.
+fn refuse_foreign(path: &Path) -> Result<()> {
+    let Ok(metadata) = std::fs::symlink_metadata(partial_name(path)) else {
+        return Ok(());
+    };
+    if metadata.uid() == rustix::process::geteuid().as_raw() && metadata.nlink() == 1 {
         return Ok(());
     }
     Err(Error::refused(
         partial_name(path).display().to_string(),
-        "this is where the delta is to be kept, and another user has made a file of that name",
+        "this is where the delta is to be kept, and the file of that name is another user's, or has another name as well",
         "Remove it, or name another directory with --spool.",
     ))
 }

@@ -362,7 +362,7 @@ fn killed_atomic_increments_over_ssh() {
         victim,
         signal,
     });
-    matrix(&benches, &kinds, cases(2, 50), &[None]);
+    matrix(&benches, &kinds, cases(1, 50), &[None]);
 }
 
 #[test]

@@ -111,7 +111,7 @@ fn rounds(name: &str, kind: Kind) {
         );
         let run = line(&tool, "replicate data");
         let targets = ["/dev/there/near", "/dev/there/second"];
-        let count = if long() { 100 } else { 9 };
+        let count = if long() { 100 } else { 6 };
         let mut faults = [0; 4];
         for round in 0..count {
             change(&mut random);

@@ -13,9 +13,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::apply::StateArgs;
+use super::progress::Terminal;
 use super::send::RemoteArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
+use crate::commands::word;
 use crate::delta::codec::Compression;
 use crate::dm::base::Store;
 use crate::dm::making::Making;
@@ -160,6 +162,12 @@ struct PauseReport {
     resume_seconds: f64,
 }
 
+impl PauseReport {
+    fn until_resume(&self) -> f64 {
+        self.stop_seconds + self.snapshot_seconds + self.send_seconds + self.protect_seconds
+    }
+}
+
 pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
     let start = Instant::now();
@@ -174,6 +182,9 @@ pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
         return abort(args, cycle);
     }
     let mut pause = Pause::of(args, cancel)?;
+    if cycle.is_handed_over() {
+        return finish(args, cycle, &pause, &terminal);
+    }
     let destination = cycle.check()?;
     if args.dry_run {
         print_plan(args, &cycle, &pause, &destination)?;
@@ -190,22 +201,30 @@ pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
     let why = rounds(args, &mut cycle, &mut report)?;
     if why != Why::Fits {
         terminal.warn(&format!(
-            "{}: {}; the pause will be longer than {} s",
+            "{}: {}; the pause is predicted to take {:.1} s more than it takes to stop and start the service, and not {} s",
             report.source,
             match why {
-                Why::NotShrinking =>
-                    "rounds do not get shorter, for it is written to faster than the link is",
+                Why::NotShrinking => "rounds do not get shorter any more",
                 _ => "as many rounds as allowed were made",
             },
+            report.predicted_pause_seconds.unwrap_or_default(),
             args.max_pause
         ));
     }
-    let paused = hand_over(args, &mut cycle, &mut pause, &mut report);
+    cancel.check()?;
+    // From here on nothing ends the run but its end: a service that was stopped is started somewhere.
+    let holds_on = cancel.hold_on();
+    let paused = hand_over(&mut cycle, &mut pause, &mut report);
     terminal.finish();
     if let Err(error) = paused {
         return Err(pause.give_back(error, &terminal));
     }
-    cycle.clean_up()?;
+    let resumed = pause.resume();
+    report.pause.seconds = pause.begun().elapsed().as_secs_f64();
+    report.pause.resume_seconds = report.pause.seconds - report.pause.until_resume();
+    drop(holds_on);
+    resumed.map_err(|error| not_started(args, &error))?;
+    clean_up(args, cycle, &terminal);
     report.seconds = start.elapsed().as_secs_f64();
     if args.json {
         output::json(&report)?;
@@ -232,44 +251,67 @@ fn rounds(args: &MigrateArgs, cycle: &mut Cycle<'_>, report: &mut Report) -> Res
     }
 }
 
-/// The pause: stop, send what is left, read it back, make the volume here safe, start there.
-fn hand_over(
-    args: &MigrateArgs,
-    cycle: &mut Cycle<'_>,
-    pause: &mut Pause<'_>,
-    report: &mut Report,
-) -> Result<()> {
-    let lap = |since: &mut Instant| {
-        let seconds = since.elapsed().as_secs_f64();
-        *since = Instant::now();
-        seconds
-    };
-    pause.begin()?;
+/// The pause, until all is there and the volume here is safe.
+fn hand_over(cycle: &mut Cycle<'_>, pause: &mut Pause<'_>, report: &mut Report) -> Result<()> {
+    cycle.while_waiting(|| pause.begin())?;
     let begun = pause.begun();
-    let mut since = begun;
-    pause.stop()?;
-    report.pause.stop_seconds = lap(&mut since);
-    let last = cycle.last_round(&mut report.pause)?;
-    report.pause.bytes = last.bytes;
-    since = Instant::now();
-    if !args.keep_writable {
-        cycle.make_safe()?;
+    cycle.while_waiting(|| pause.stop())?;
+    report.pause.stop_seconds = begun.elapsed().as_secs_f64();
+    let handed_over = cycle.hand_over(&mut report.pause);
+    if handed_over.is_err()
+        && let Err(worse) = cycle.take_back()
+    {
+        return Err(worse);
     }
-    report.pause.protect_seconds = lap(&mut since);
-    // From here on it is there.
+    report.pause.bytes = handed_over?;
     pause.is_over();
-    let resumed = pause.resume();
-    report.pause.resume_seconds = lap(&mut since);
-    report.pause.seconds = begun.elapsed().as_secs_f64();
-    resumed.map_err(|error| {
-        Error::io(
-            format!(
-                "{}: all is moved, and {} has it, durably; but the service was not started there",
-                report.source, report.destination
-            ),
-            std::io::Error::other(error.chain()),
-        )
-    })
+    Ok(())
+}
+
+/// An earlier run has moved the volume, and has not started the service there, or not tidied up.
+fn finish(
+    args: &MigrateArgs,
+    cycle: Cycle<'_>,
+    pause: &Pause<'_>,
+    terminal: &Terminal,
+) -> Result<ExitCode> {
+    let name = cycle.name().to_string();
+    if args.dry_run {
+        output::listing(|out| writeln!(out, "{name}: it is moved; {}", pause.plan()))?;
+        return Ok(ExitCode::Done);
+    }
+    pause.resume().map_err(|error| not_started(args, &error))?;
+    clean_up(args, cycle, terminal);
+    terminal.summary(&format!(
+        "{name} was moved to {} by an earlier run; the service was started, and what was left is removed",
+        args.destination
+    ));
+    Ok(ExitCode::Done)
+}
+
+fn not_started(args: &MigrateArgs, error: &Error) -> Error {
+    Error::io(
+        format!(
+            "{}: all is moved, and {} has it, durably; but the service was not started there: start it by hand, or run \
+             this again, which does no more than that",
+            args.source, args.destination
+        ),
+        std::io::Error::other(error.chain()),
+    )
+}
+
+/// What is left over is no failure of the move.
+fn clean_up(args: &MigrateArgs, cycle: Cycle<'_>, terminal: &Terminal) {
+    let name = cycle.name().to_string();
+    if let Err(error) = cycle.clean_up() {
+        terminal.warn(&format!(
+            "{name}: it is moved, but not all that was needed for it could be removed here: {}; later: lvmsync migrate {} \
+             {} --abort",
+            error.chain(),
+            word(&args.source),
+            word(&args.destination)
+        ));
+    }
 }
 
 fn abort(args: &MigrateArgs, cycle: Cycle<'_>) -> Result<ExitCode> {

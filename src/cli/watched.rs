@@ -18,9 +18,11 @@ use crate::units::{Bytes, sectors_to_bytes};
 
 /// What is done about snapshots that fill.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Growth {
+pub(super) struct Growth<'a> {
     /// They are thick, and may be made larger.
     pub(super) of_thick: bool,
+    /// Whose they are.
+    pub(super) owner: &'a str,
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -30,7 +32,7 @@ const FULL_ENOUGH: u64 = 75;
 /// Runs `work`, and looks after `snapshots` meanwhile.
 pub(super) fn while_watched<T>(
     snapshots: &[&Base],
-    growth: Growth,
+    growth: Growth<'_>,
     monitor: &dyn Monitor,
     work: impl FnOnce() -> T,
 ) -> T {
@@ -42,7 +44,7 @@ pub(super) fn while_watched<T>(
         let watch = || {
             let mut watched: Vec<&Base> = snapshots.to_vec();
             while !done.load(Ordering::Acquire) {
-                watched.retain(|snapshot| look_after(snapshot, monitor));
+                watched.retain(|snapshot| look_after(snapshot, growth.owner, monitor));
                 thread::park_timeout(LOOK_EVERY);
             }
         };
@@ -58,14 +60,14 @@ pub(super) fn while_watched<T>(
 }
 
 /// Extends it if it is due. False if nothing can be done for it any more.
-fn look_after(snapshot: &Base, monitor: &dyn Monitor) -> bool {
+fn look_after(snapshot: &Base, owner: &str, monitor: &dyn Monitor) -> bool {
     let Some((used, total)) = fill_of(snapshot) else {
         return true;
     };
     if used.saturating_mul(100) < total.saturating_mul(FULL_ENOUGH) {
         return true;
     }
-    match base::extend(snapshot, (total / 2).max(64 << 20)) {
+    match base::extend(snapshot, owner, (total / 2).max(64 << 20)) {
         Ok(()) => {
             monitor.remark(&format!(
                 "{}: {} of {} were written to; it was made larger",

@@ -26,6 +26,8 @@ use crate::undo_file::spool_beside;
 /// Where an announced delta is kept.
 pub(super) struct Place {
     path: PathBuf,
+    /// Which delta was announced.
+    stream: StreamId,
     /// What a run that was cut left there.
     begun: Option<Begun<SpoolFile>>,
 }
@@ -54,7 +56,12 @@ impl Destination {
         let begun =
             begun.filter(|begun| begun.end() > written && begun.part.header.from_offset <= written);
         let end = begun.as_ref().map(Begun::end);
-        self.spool = Some(Place { path, begun });
+        let stream = stream.clone();
+        self.spool = Some(Place {
+            path,
+            stream,
+            begun,
+        });
         Ok(end.map_or(resume, Resume::At))
     }
 
@@ -78,7 +85,9 @@ impl Destination {
             source,
         })?;
         self.admit(reader.header(), reader.samples(), cancel)?;
-        let place = match place.begun {
+        // What comes may be another one than what was announced.
+        let is_announced = StreamId::of(reader.header(), reader.samples()) == place.stream;
+        let place = match place.begun.filter(|_| is_announced) {
             Some(begun) => Keep::Behind(Box::new(begun)),
             None => Keep::New(SpoolFile::create(&place.path)?),
         };

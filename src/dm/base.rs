@@ -8,6 +8,7 @@ use super::lvm::{LvRow, lvm_command, volumes_of};
 use super::name::LvName;
 use super::temporary::{room_of, run, store_extents};
 use crate::error::{Error, Result};
+use crate::units::Bytes;
 
 /// Carried by all of them, for people.
 pub const BASE_TAG: &str = "lvmsync_base";
@@ -37,6 +38,15 @@ pub enum Store {
     Most,
 }
 
+/// What else needs room in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// The snapshot before this one is there already.
+    Nothing,
+    /// Another one of the same size comes before this one goes.
+    TheNext,
+}
+
 /// The tag of what belongs to `owner`, which has no other characters than letters, digits and `_ . -`.
 pub fn owner_tag(owner: &str) -> String {
     format!("{OWNER_TAG}{owner}")
@@ -62,14 +72,14 @@ pub fn make(
     name: &LvName,
     owner: &str,
     size_bytes: u64,
-    store: Option<Store>,
+    store: Option<(Store, Beside)>,
 ) -> Result<Base> {
     let mut command = lvm_command("lvcreate");
     let tag = owner_tag(owner);
     command.args(["-qq", "--yes", "--snapshot", "--permission", "r"]);
     command.args(["--addtag", BASE_TAG, "--addtag", &tag]);
-    if let Some(store) = store {
-        let extents = extents(origin, size_bytes, store)?;
+    if let Some((store, beside)) = store {
+        let extents = extents(origin, size_bytes, store, beside)?;
         command.args(["--extents", &extents.to_string()]);
     }
     command.args(["--name", name.lv(), "--", &origin.to_string()]);
@@ -87,18 +97,36 @@ pub fn make(
 }
 
 /// An error unless there is room for a thick one.
-pub fn check_room(origin: &LvName, size_bytes: u64, store: Store) -> Result<()> {
-    extents(origin, size_bytes, store).map(|_| ())
+pub fn check_room(origin: &LvName, size_bytes: u64, store: Store, beside: Beside) -> Result<()> {
+    extents(origin, size_bytes, store, beside).map(|_| ())
 }
 
-fn extents(origin: &LvName, size_bytes: u64, store: Store) -> Result<u64> {
+fn extents(origin: &LvName, size_bytes: u64, store: Store, beside: Beside) -> Result<u64> {
     let asked = match store {
         Store::Likely => None,
         Store::Bytes(bytes) => Some(bytes),
         // What is larger than can be used is cut down to that.
         Store::Most => Some(size_bytes.saturating_mul(2)),
     };
-    store_extents(origin, size_bytes, asked, room_of(origin.vg())?)
+    let mut room = room_of(origin.vg())?;
+    if beside == Beside::TheNext {
+        room.free_extents /= 2;
+    }
+    store_extents(origin, size_bytes, asked, room).map_err(|_| {
+        let vg = origin.vg();
+        let twice = match beside {
+            Beside::TheNext => " two of them are needed at a time, and",
+            Beside::Nothing => "",
+        };
+        Error::refused(
+            origin.to_string(),
+            format!(
+                "there is no room for the snapshots to read from:{twice} volume group {vg} has {} for one",
+                Bytes(room.free_extents.saturating_mul(room.extent_bytes))
+            ),
+            format!("Make room (lvremove, vgextend {vg} DISK), or choose a smaller snapshot size."),
+        )
+    })
 }
 
 /// What there is of `owner` among the volumes of a group.
@@ -124,32 +152,60 @@ pub fn remove(vg: &str, uuid: &str, owner: &str) -> Result<bool> {
     run(command, "lvremove", &format!("a snapshot of {owner}")).map(|_| true)
 }
 
-/// Gives the store of a thick one so many bytes more, or what is left.
-pub fn extend(base: &Base, bytes: u64) -> Result<()> {
+/// Gives the store of a thick one of `owner` so many bytes more, or what is left.
+pub fn extend(base: &Base, owner: &str, bytes: u64) -> Result<()> {
+    let failed = |reason: &str| Error::Lvm {
+        what: base.name.clone(),
+        reason: reason.to_owned(),
+    };
+    let name = LvName::parse(&base.name).ok_or_else(|| failed("this is no name of a volume"))?;
+    let rows = volumes_of(name.vg())?;
+    let row = of_owner(&rows, owner).find(|row| row.lv_uuid == base.uuid);
+    let row = row.ok_or_else(|| failed("it is gone"))?;
+    let room = room_of(name.vg())?;
+    let extents = bytes
+        .div_ceil(room.extent_bytes.max(1))
+        .min(room.free_extents);
+    if extents == 0 {
+        return Err(failed("nothing is free in its volume group"));
+    }
     let mut command = lvm_command("lvextend");
-    command.args([
-        "-qq",
-        "--yes",
-        "--size",
-        &format!("+{bytes}b"),
-        "--",
-        &base.name,
-    ]);
+    let more = format!("+{extents}");
+    command.args(["-qq", "--yes", "--extents", &more, "--"]);
+    command.arg(format!("{}/{}", name.vg(), row.lv_name));
     run(command, "lvextend", &base.name).map(|_| ())
 }
 
-/// Forbids writes to `name`, and marks it.
-pub fn make_safe(name: &LvName, tag: &str) -> Result<()> {
-    let mut command = lvm_command("lvchange");
-    command.args(["-qq", "--permission", "r", "--addtag", tag, "--"]);
-    command.arg(name.to_string());
-    run(command, "lvchange", &name.to_string()).map(|_| ())
+/// What LVM's metadata says of a volume: does it refuse writes, and has it this tag?
+pub fn looked_at(name: &LvName, tag: &str) -> Result<(bool, bool)> {
+    let rows = volumes_of(name.vg())?;
+    let row = rows.iter().find(|row| row.lv_name == name.lv());
+    let row = row.ok_or_else(|| Error::Lvm {
+        what: name.to_string(),
+        reason: "LVM does not know it any more".to_owned(),
+    })?;
+    let has_tag = row.lv_tags.split(',').any(|found| found == tag);
+    Ok((row.is_read_only(), has_tag))
 }
 
-/// Allows them again, and takes off the mark.
-pub fn make_writable(name: &LvName, tag: &str) -> Result<()> {
+/// Marks `name`.
+pub fn mark(name: &LvName, tag: &str) -> Result<()> {
+    change(name, &["--addtag", tag])
+}
+
+/// Takes the mark off.
+pub fn unmark(name: &LvName, tag: &str) -> Result<()> {
+    change(name, &["--deltag", tag])
+}
+
+/// Forbids writes to `name`, or allows them.
+pub fn set_writable(name: &LvName, writable: bool) -> Result<()> {
+    change(name, &["--permission", if writable { "rw" } else { "r" }])
+}
+
+fn change(name: &LvName, words: &[&str]) -> Result<()> {
     let mut command = lvm_command("lvchange");
-    command.args(["-qq", "--permission", "rw", "--deltag", tag, "--"]);
+    command.arg("-qq").args(words).arg("--");
     command.arg(name.to_string());
     run(command, "lvchange", &name.to_string()).map(|_| ())
 }

@@ -2,13 +2,14 @@
 //!
 //! Guarantees: writes that touch the same blocks are made in the order in which they came; when [`InFlight::drain`]
 //! returns without an error, everything that was handed over before is written; after a write failed nothing more is
-//! written, and every call says so. Memory is bounded by [`MAX_BYTES`].
+//! written, and every call says so. Memory is bounded by [`MAX_BYTES`] that wait, and as much that is kept for the next ones.
 //!
 //! Threads, and not io_uring, which was measured (docs/performance.md): what is left of the waiting is not worth unsafe code,
 //! nor a second way for machines where it is switched off.
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -18,7 +19,8 @@ use crate::volume::WriteAt;
 
 /// Bytes that wait to be written, at most; a single write may be larger.
 pub const MAX_BYTES: u64 = 4 << 20;
-/// Writes that do not fill whole blocks read what is beside: no block of a device is larger.
+/// Writes that do not fill whole blocks read what is beside. Devices with larger blocks are written through the page cache,
+/// which has a lock for each.
 const BLOCK_BYTES: u64 = 4096;
 
 /// A write that failed: where, and why.
@@ -146,9 +148,13 @@ impl InFlight {
             let has_failed = state.failure.is_some();
             drop(state);
             let length = usize::try_from(extent.length()).unwrap_or(0);
+            let write = || target.write_all_at(&buffer[..length], extent.offset());
             let written = match has_failed {
                 true => Ok(()),
-                false => target.write_all_at(&buffer[..length], extent.offset()),
+                // One that panics must not be waited for for ever.
+                false => catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(|_| {
+                    Err(io::Error::other("the thread that writes has panicked"))
+                }),
             };
             state = self.lock();
             if let Err(error) = written {

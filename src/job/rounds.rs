@@ -51,7 +51,7 @@ pub fn next(rounds: &[Round], max_pause_seconds: f64, limit: usize) -> Next {
     }
     let before = rounds.len().checked_sub(2).and_then(|at| rounds.get(at));
     match before {
-        Some(before) if last.bytes as f64 > before.bytes as f64 * SHRINKS => {
+        Some(before) if last.bytes as f64 >= before.bytes as f64 * SHRINKS => {
             Next::Pause(Why::NotShrinking)
         }
         _ => Next::Again,

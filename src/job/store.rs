@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -32,20 +33,32 @@ impl Held {
         let path = directory.join(format!("{name}.json"));
         let lock = directory.join(format!("{name}.lock"));
         let action = || format!("cannot lock {}", lock.display());
-        let file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&lock)
-            .map_err(|error| Error::io(action(), error))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { path, _lock: file }),
-            Err(TryLockError::WouldBlock) => Err(Error::held(
-                what,
-                "another run of lvmsync is at it",
-                "Wait until that one is done.",
-            )),
-            Err(TryLockError::Error(error)) => Err(Error::io(action(), error)),
+        let failed = |error| Error::io(action(), error);
+        loop {
+            let file = File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&lock)
+                .map_err(failed)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::held(
+                        what,
+                        "another run of lvmsync is at it",
+                        "Wait until that one is done.",
+                    ));
+                }
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            }
+            // Between open and lock the run that had it may have removed it: then it locks nobody out.
+            let ours = file.metadata().map_err(failed)?;
+            let is_still_there = fs::metadata(&lock)
+                .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
+            if is_still_there {
+                return Ok(Self { path, _lock: file });
+            }
         }
     }
 

@@ -289,6 +289,7 @@ impl Keeper {
             // One that begins anew, or is forced to go on: cut once more, it must not be taken for the first one.
             let mut record = self.now.clone().unwrap_or_default();
             record.forced |= kept.forced;
+            record.lies_on.clone_from(&self.lies_on);
             if self.before.as_ref() == Some(&record) {
                 return Ok(());
             }

@@ -14,8 +14,9 @@ use crate::cli::apply::WriteArgs;
 use crate::cli::progress::Terminal;
 use crate::cli::send::{Job, ToArgs};
 use crate::cli::summary::Summary;
-use crate::cli::watched::{Growth, while_watched};
-use crate::dm::base::{self, Base, Store};
+use crate::cli::watched::{Growth, fill_of, while_watched};
+use crate::dm::base::{self, Base, Beside, Store};
+use crate::dm::device::sysfs_holders;
 use crate::dm::lvm::volumes_of;
 use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
@@ -28,17 +29,25 @@ use crate::job::store::Held;
 use crate::monitor::{Monitor, Silent};
 use crate::record::witness::Watch;
 use crate::source::SourceRequest;
+use crate::sys::device::DeviceNumber;
 use crate::units::Bytes;
+use crate::volume::file_version::run_id;
 use crate::volume::open::Volume;
 
 /// Of a volume that was moved away.
 pub(super) const MIGRATED_TAG: &str = "lvmsync_migrated";
+/// Begins the owner of snapshots of migrations.
+const OWNER: &str = "migration_";
 /// So often a last increment is made, if the volume is written to after the service was stopped.
 const LAST_ROUNDS: u32 = 3;
 
 /// How far a migration was when its run ended.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct State {
+    /// Part of the tag of its snapshots: another migration of the same volume, of which this state directory knows nothing,
+    /// has another one.
+    id: String,
     /// The volume, for people.
     source: String,
     /// Where it goes.
@@ -49,6 +58,22 @@ struct State {
     pending: Option<Base>,
     /// Of the last snapshot.
     number: u64,
+    phase: Phase,
+}
+
+/// Who has the volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+enum Phase {
+    /// It is here.
+    #[default]
+    Copying,
+    /// It is here, and is being made safe. What is there may lack what was written last.
+    HandingOver {
+        /// It took writes before.
+        was_writable: bool,
+    },
+    /// It is there, all of it.
+    HandedOver,
 }
 
 /// One migration.
@@ -60,6 +85,9 @@ pub(super) struct Cycle<'a> {
     size_bytes: u64,
     is_thin: bool,
     path: std::path::PathBuf,
+    device: DeviceNumber,
+    /// Its service is stopped, or may be: no time for comparing.
+    in_pause: bool,
     /// Begins the tag of its snapshots.
     owner: String,
     held: Held,
@@ -90,7 +118,7 @@ impl<'a> Cycle<'a> {
         };
         let is_thin = match volume.role {
             Role::Thin { .. } => true,
-            Role::Plain | Role::ThickOrigin { .. } => false,
+            Role::Plain | Role::ThickOrigin { merging: false, .. } => false,
             _ => {
                 return Err(Error::refused(
                     volume.name.to_string(),
@@ -107,7 +135,13 @@ impl<'a> Cycle<'a> {
         let directory = args.state.directory();
         let directory = directory.make()?.join("migrations");
         let held = Held::take(&directory, &volume.uuid, &volume.name.to_string())?;
-        let state: State = held.load()?.unwrap_or_default();
+        let mut state: State = held.load()?.unwrap_or_default();
+        if state.id.is_empty() {
+            state.id = run_id()
+                .chars()
+                .filter(char::is_ascii_alphanumeric)
+                .collect();
+        }
         if !args.abort && !state.destination.is_empty() && state.destination != args.destination {
             return Err(Error::refused(
                 volume.name.to_string(),
@@ -130,7 +164,9 @@ impl<'a> Cycle<'a> {
             args,
             terminal,
             cancel,
-            owner: format!("migration_{}", volume.uuid.replace('-', "")),
+            owner: format!("{OWNER}{}", state.id),
+            device: volume.device,
+            in_pause: false,
             name: volume.name.clone(),
             size_bytes: volume.size_bytes,
             path: volume.path.clone(),
@@ -147,7 +183,11 @@ impl<'a> Cycle<'a> {
                 create: args.create.clone(),
                 ..write.clone()
             },
-            write,
+            // An increment goes only onto what is on record as its base.
+            write: WriteArgs {
+                require_record: true,
+                ..write
+            },
         })
     }
 
@@ -181,9 +221,10 @@ impl<'a> Cycle<'a> {
             self.terminal
                 .remark(&format!("{}: nothing has it open for writing", self.name));
         }
-        if !self.is_thin {
+        self.refuse_others()?;
+        if !self.is_thin && self.state.base.is_none() && self.state.pending.is_none() {
             let asked = self.args.snapshot_size.unwrap_or_default();
-            base::check_room(&self.name, self.size_bytes, asked)?;
+            base::check_room(&self.name, self.size_bytes, asked, Beside::TheNext)?;
         }
         let name = self.name.to_string();
         // That it is in use is what this is for.
@@ -207,6 +248,50 @@ impl<'a> Cycle<'a> {
         };
         let openers = writers_open(volume.device)?;
         Ok(!openers.may_write())
+    }
+
+    /// What was moved away is not moved once more by mistake, and no other migration of it is disturbed.
+    fn refuse_others(&self) -> Result<()> {
+        let (_, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
+        if has_tag && self.state.phase == Phase::Copying {
+            return Err(Error::refused(
+                self.name.to_string(),
+                format!("it was moved away: it has the tag {MIGRATED_TAG}"),
+                format!(
+                    "If it is to be used here again, which loses what was written there: lvchange --deltag {MIGRATED_TAG} {0} \
+                     && lvchange -prw {0}",
+                    self.name
+                ),
+            ));
+        }
+        let rows = volumes_of(self.name.vg())?;
+        let own = base::owner_tag(&self.owner);
+        let of_others = base::owner_tag(OWNER);
+        let other = rows.iter().find(|row| {
+            let is_other = |tag: &str| tag.starts_with(&of_others) && tag != own;
+            row.origin() == Some(self.name.lv()) && row.lv_tags.split(',').any(is_other)
+        });
+        match other {
+            Some(row) => Err(Error::refused(
+                self.name.to_string(),
+                format!(
+                    "another migration of it, of which {} knows nothing, has the snapshot {}/{}",
+                    self.args.state.directory().path().display(),
+                    row.vg_name,
+                    row.lv_name
+                ),
+                format!(
+                    "Go on with that one, with its --state-dir. If it is given up: lvremove {}/{}",
+                    row.vg_name, row.lv_name
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// An earlier run has handed the volume over, and did not come to its end.
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.state.phase == Phase::HandedOver
     }
 
     /// The destination becomes what a snapshot is, and is then the base of increments; unless it is that already.
@@ -234,34 +319,50 @@ impl<'a> Cycle<'a> {
         })
     }
 
-    /// The increments of the pause: all that the volume holds is then there, and was read back.
-    pub(super) fn last_round(&mut self, report: &mut PauseReport) -> Result<Round> {
+    /// Looks after the base while `work` waits for somebody.
+    pub(super) fn while_waiting<T>(&self, work: impl FnOnce() -> T) -> T {
+        let bases: Vec<&Base> = self.state.base.iter().collect();
+        while_watched(&bases, self.growth(), self.terminal, work)
+    }
+
+    /// The increments of the pause, and the hand-over: all that the volume holds is then there, what was sent last was read
+    /// back, and nothing is written here any more.
+    pub(super) fn hand_over(&mut self, report: &mut PauseReport) -> Result<u64> {
+        self.in_pause = true;
         self.to.bwlimit = None;
-        let mut all = Round {
-            bytes: 0,
-            seconds: 0.0,
-            collected_seconds: 0.0,
-        };
+        self.refuse_held()?;
+        let volume = Volume::open(&self.path)?;
+        let watch = Watch::of(&volume)
+            .map_err(|error| Error::io(format!("cannot look at {}", self.name), error))?;
+        let mut bytes = 0;
         for _ in 0..LAST_ROUNDS {
-            let begun = Instant::now();
             // A snapshot that a killed run has left unsent is older than the pause.
             if self.state.pending.is_some() {
-                all.bytes += self.round(false)?.bytes;
+                bytes += self.round(true)?.bytes;
             }
-            self.make_pending()?;
-            report.snapshot_seconds += begun.elapsed().as_secs_f64();
-            let volume = Volume::open(&self.path)?;
-            let watch = Watch::of(&volume)
-                .map_err(|error| Error::io(format!("cannot look at {}", self.name), error))?;
+            // Before the snapshot: what is written from now on may be missing there.
             let before = watch.now();
             let begun = Instant::now();
-            let round = self.round(true)?;
+            self.make_pending()?;
+            report.snapshot_seconds += begun.elapsed().as_secs_f64();
+            let begun = Instant::now();
+            bytes += self.round(true)?.bytes;
             report.send_seconds += begun.elapsed().as_secs_f64();
-            all.bytes += round.bytes;
-            all.seconds += round.seconds;
+            self.cancel.check()?;
+            let begun = Instant::now();
+            self.make_safe()?;
+            report.protect_seconds += begun.elapsed().as_secs_f64();
             if before.is_some() && watch.now() == before {
-                return Ok(all);
+                // What is not on record is not handed over.
+                let state = State {
+                    phase: Phase::HandedOver,
+                    ..self.state.clone()
+                };
+                self.held.save(&state)?;
+                self.state = state;
+                return Ok(bytes);
             }
+            self.take_back()?;
             self.terminal.warn(&format!(
                 "{}: it was written to while the last increment was sent; another one is made",
                 self.name
@@ -270,17 +371,66 @@ impl<'a> Cycle<'a> {
         Err(Error::refused(
             self.name.to_string(),
             "it is still written to after the service was stopped, so that the copy would not be all of it",
-            "Find what writes (lvmsync doctor, fuser -v, lsof), let the command that stops the service stop that, too \
-             (a filesystem is to be unmounted), and run this again.",
+            "Find what writes (fuser -v, lsof), let the command that stops the service stop that, too, and run this \
+             again.",
+        ))
+    }
+
+    /// What is mounted, or stands on the volume, writes whenever it likes, and does not ask whether it may.
+    fn refuse_held(&self) -> Result<()> {
+        let mounted = writers_open(self.device)?.mounted_rw;
+        let on_it = sysfs_holders(self.device);
+        let held = match (mounted.first(), on_it.first()) {
+            (Some(place), _) => format!("it is still mounted for writing on {place}"),
+            (None, Some(device)) => {
+                format!("device {device} (LUKS, a partition?) still stands on it")
+            }
+            (None, None) => return Ok(()),
+        };
+        Err(Error::refused(
+            self.name.to_string(),
+            format!("{held} after the service was stopped, so that it may be written to"),
+            "Let the command that stops the service unmount and close it, too, and run this again.",
         ))
     }
 
     /// The volume here takes no writes any more, and says why.
-    pub(super) fn make_safe(&self) -> Result<()> {
-        base::make_safe(&self.name, MIGRATED_TAG).inspect_err(|_| {
-            // The service is to go on here.
-            let _ = base::make_writable(&self.name, MIGRATED_TAG);
+    fn make_safe(&mut self) -> Result<()> {
+        if self.args.keep_writable {
+            return Ok(());
+        }
+        let (read_only, _) = base::looked_at(&self.name, MIGRATED_TAG)?;
+        let was_writable = !read_only;
+        self.state.phase = Phase::HandingOver { was_writable };
+        self.held.save(&self.state)?;
+        let made = base::mark(&self.name, MIGRATED_TAG).and_then(|()| {
+            if was_writable {
+                base::set_writable(&self.name, false)
+            } else {
+                Ok(())
+            }
+        });
+        made.map_err(|error| match self.take_back() {
+            Ok(()) => error,
+            // The worse of the two: the service is to go on here.
+            Err(worse) => worse,
         })
+    }
+
+    /// It is to be used here as it was.
+    pub(super) fn take_back(&mut self) -> Result<()> {
+        let Phase::HandingOver { was_writable } = self.state.phase else {
+            return Ok(());
+        };
+        let (read_only, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
+        if was_writable && read_only {
+            base::set_writable(&self.name, true)?;
+        }
+        if has_tag {
+            base::unmark(&self.name, MIGRATED_TAG)?;
+        }
+        self.state.phase = Phase::Copying;
+        self.held.save(&self.state)
     }
 
     /// All is moved.
@@ -291,6 +441,7 @@ impl<'a> Cycle<'a> {
 
     /// Removes what an earlier run has left here; false if there is nothing.
     pub(super) fn abort(mut self) -> Result<bool> {
+        self.take_back()?;
         let was_there = !self.state.destination.is_empty();
         let removed = self.remove_all()?;
         self.held.remove()?;
@@ -308,28 +459,47 @@ impl<'a> Cycle<'a> {
 
     /// Of what an earlier run has left, keeps what this one goes on from.
     fn sort_out(&mut self) -> Result<()> {
+        self.take_back()?;
         let rows = volumes_of(self.name.vg())?;
-        let is_there = |wanted: &Base| {
-            base::of_owner(&rows, &self.owner).any(|row| row.lv_uuid == wanted.uuid)
-        };
-        for kept in [&mut self.state.base, &mut self.state.pending] {
-            if kept.as_ref().is_some_and(|kept| !is_there(kept)) {
+        let own: Vec<_> = base::of_owner(&rows, &self.owner).collect();
+        let is_thin = self.is_thin;
+        // One that has overflowed is there, and of no use. Names may have changed.
+        let still_good = |kept: &mut Option<Base>| {
+            let Some(known) = kept else { return true };
+            let found = own.iter().find(|row| row.lv_uuid == known.uuid);
+            let Some(row) = found else {
                 *kept = None;
+                return false;
+            };
+            known.name = format!("{}/{}", row.vg_name, row.lv_name);
+            if is_thin || fill_of(known).is_some() {
+                return true;
             }
+            *kept = None;
+            false
+        };
+        still_good(&mut self.state.base);
+        if !still_good(&mut self.state.pending) {
+            // Part of it may be there: nothing but comparing goes on from that.
+            self.state.base = None;
         }
-        // Without its base what was being sent is no increment, and is sent by comparing.
         let kept = [&self.state.base, &self.state.pending];
-        let strays: Vec<String> = base::of_owner(&rows, &self.owner)
-            .filter(|row| {
-                kept.iter()
-                    .all(|kept| kept.as_ref().is_none_or(|kept| kept.uuid != row.lv_uuid))
-            })
+        let is_kept = |uuid: &str| kept.into_iter().flatten().any(|kept| kept.uuid == uuid);
+        let strays: Vec<String> = own
+            .iter()
+            .filter(|row| !is_kept(&row.lv_uuid))
             .map(|row| row.lv_uuid.clone())
             .collect();
         for uuid in strays {
             base::remove(self.name.vg(), &uuid, &self.owner)?;
         }
         Ok(())
+    }
+
+    /// What was kept is no base any more: the next run compares.
+    fn forget(&mut self) -> Result<()> {
+        (self.state.base, self.state.pending) = (None, None);
+        self.held.save(&self.state)
     }
 
     /// Makes the snapshot that is sent next, unless there is one that was being sent.
@@ -347,7 +517,11 @@ impl<'a> Cycle<'a> {
             what: self.name.to_string(),
             reason: "its name leaves no room for that of a snapshot".to_owned(),
         })?;
-        let store = (!self.is_thin).then(|| self.args.snapshot_size.unwrap_or_default());
+        let beside = match self.state.base {
+            Some(_) => Beside::Nothing,
+            None => Beside::TheNext,
+        };
+        let store = (!self.is_thin).then(|| (self.args.snapshot_size.unwrap_or_default(), beside));
         let made = base::make(&self.name, &name, &self.owner, self.size_bytes, store)?;
         self.state.pending = Some(made);
         self.held.save(&self.state)
@@ -362,20 +536,35 @@ impl<'a> Cycle<'a> {
         };
         let old = self.state.base.clone();
         let bases: Vec<&Base> = old.iter().chain([&pending]).collect();
-        let growth = Growth {
-            of_thick: !self.is_thin && self.args.snapshot_size != Some(Store::Most),
-        };
-        let summary = while_watched(&bases, growth, self.terminal, || {
+        let sent = while_watched(&bases, self.growth(), self.terminal, || {
             self.send(old.as_ref(), &pending, verify)
-        })?;
+        });
+        let summary = match sent {
+            Err(error)
+                if matches!(error.exit_code(), ExitCode::Differ | ExitCode::TrackingLost) =>
+            {
+                // Wrong blocks there, or a snapshot that is lost: nothing goes on from either.
+                self.forget()?;
+                return Err(error);
+            }
+            sent => sent?,
+        };
         self.state.base = Some(pending);
         self.state.pending = None;
         self.base_made = made;
         self.held.save(&self.state)?;
-        if let Some(old) = old {
+        // In the pause there is no time for it.
+        if let Some(old) = old.filter(|_| !self.in_pause) {
             base::remove(self.name.vg(), &old.uuid, &self.owner)?;
         }
         Ok(summary)
+    }
+
+    fn growth(&self) -> Growth<'_> {
+        Growth {
+            of_thick: !self.is_thin && self.args.snapshot_size != Some(Store::Most),
+            owner: &self.owner,
+        }
     }
 
     fn send(&self, old: Option<&Base>, new: &Base, verify: bool) -> Result<Summary> {
@@ -385,7 +574,8 @@ impl<'a> Cycle<'a> {
             job.run()
         };
         match job(old.map(|old| old.name.as_str())) {
-            Err(error) if old.is_some() && error.exit_code() == ExitCode::TrackingLost => {
+            // The base is lost, or the destination does not hold it any more. Comparing takes long, and mends both.
+            Err(error) if old.is_some() && !self.in_pause && may_be_compared(&error) => {
                 self.terminal
                     .warn(&format!("{}; comparing instead", error.chain()));
                 job(None)
@@ -426,5 +616,13 @@ impl<'a> Cycle<'a> {
             monitor: self.terminal,
             speaker: self.terminal.speaker(),
         }
+    }
+}
+
+fn may_be_compared(error: &Error) -> bool {
+    match error.exit_code() {
+        ExitCode::TrackingLost => true,
+        ExitCode::Refused => !matches!(error, Error::Held { .. }),
+        _ => false,
     }
 }

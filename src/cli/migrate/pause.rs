@@ -60,6 +60,8 @@ pub(super) struct Pause<'a> {
     begun: Option<Instant>,
     /// The service may be stopped, and the volume is still here.
     stopped: bool,
+    /// Somebody was asked to stop it.
+    asked: bool,
 }
 
 impl<'a> Pause<'a> {
@@ -93,6 +95,7 @@ impl<'a> Pause<'a> {
             cancel,
             begun: None,
             stopped: false,
+            asked: false,
         })
     }
 
@@ -121,8 +124,7 @@ impl<'a> Pause<'a> {
                 "All but the last seconds are there. Stop the service now, then press Enter.",
             );
             let _ = std::io::stderr().flush();
-            // Whoever is asked may stop it long before the answer.
-            self.stopped = true;
+            self.asked = true;
             let mut line = String::new();
             let mut input = BufReader::new(CancelableReader::new(
                 output::data_in()?,
@@ -132,7 +134,7 @@ impl<'a> Pause<'a> {
             self.cancel.check()?;
             match read {
                 Ok(0) => return Err(Error::Usage("there was no answer".to_owned())),
-                Ok(_) => {}
+                Ok(_) => self.stopped = true,
                 Err(error) => return Err(Error::io("cannot read the answer", error)),
             }
         }
@@ -156,6 +158,12 @@ impl<'a> Pause<'a> {
         };
         let vm = word(vm);
         let what = "stopping the virtual machine";
+        let is_off = format!("test \"$(LC_ALL=C virsh domstate {vm})\" = 'shut off'");
+        if self.hook(&is_off, what, self.cancel).is_ok() {
+            // What did not run is not started here by a failure.
+            self.stopped = false;
+            return Ok(());
+        }
         if self.args.vm_suspend {
             return self.hook(&format!("virsh suspend {vm} >/dev/null"), what, self.cancel);
         }
@@ -166,7 +174,6 @@ impl<'a> Pause<'a> {
         )?;
         let deadline =
             Instant::now() + Duration::try_from_secs_f64(self.args.vm_timeout).unwrap_or_default();
-        let is_off = format!("test \"$(LC_ALL=C virsh domstate {vm})\" = 'shut off'");
         while self.hook(&is_off, what, self.cancel).is_err() {
             self.cancel.check()?;
             if Instant::now() > deadline {
@@ -185,18 +192,20 @@ impl<'a> Pause<'a> {
 
     /// The volume is handed over: nothing starts here again.
     pub(super) fn is_over(&mut self) {
-        self.stopped = false;
+        (self.stopped, self.asked) = (false, false);
     }
 
     /// Starts the service where the volume is now.
     pub(super) fn resume(&self) -> Result<()> {
         let what = "the command that starts the service";
+        // The volume is there: whoever ends the run now wants it to run there all the same.
+        let cancel = &Cancel::new();
         if let Some(command) = &self.args.resume_cmd {
-            return self.hook(command, what, self.cancel);
+            return self.hook(command, what, cancel);
         }
         match (&self.args.resume_cmd_there, &self.there) {
             (Some(command), Some(there)) => {
-                self.hook(&format!("{there} {}", word(command)), what, self.cancel)
+                self.hook(&format!("{there} {}", word(command)), what, cancel)
             }
             _ => Ok(()),
         }
@@ -205,6 +214,9 @@ impl<'a> Pause<'a> {
     /// After a failure: the service runs here again. Gives the error that ends the run.
     pub(super) fn give_back(&self, error: Error, monitor: &dyn Monitor) -> Error {
         if !self.stopped {
+            if self.asked {
+                monitor.warn("the volume was not moved: if you have stopped the service, start it here again");
+            }
             return error;
         }
         let what = "the command that starts the service here again";
@@ -230,14 +242,25 @@ impl<'a> Pause<'a> {
 
     fn start_again(&self, vm: &str, cancel: &Cancel) -> Result<()> {
         let what = "starting the virtual machine again";
-        // One that was told to shut down, and has not, need not be started.
-        let command = if self.args.vm_suspend {
-            format!("virsh resume {vm} >/dev/null")
-        } else {
-            format!(
-                "test \"$(LC_ALL=C virsh domstate {vm})\" = running || virsh start {vm} >/dev/null"
-            )
-        };
+        if self.args.vm_suspend {
+            return self.hook(&format!("virsh resume {vm} >/dev/null"), what, cancel);
+        }
+        // One that was told to shut down does so yet: only then can it be started.
+        let is_off = format!("test \"$(LC_ALL=C virsh domstate {vm})\" = 'shut off'");
+        let deadline =
+            Instant::now() + Duration::try_from_secs_f64(self.args.vm_timeout).unwrap_or_default();
+        while self.hook(&is_off, what, cancel).is_err() {
+            if Instant::now() > deadline {
+                return Err(Error::io(
+                    format!(
+                        "virtual machine {vm} was told to shut down, and may do so yet; then: virsh start {vm}"
+                    ),
+                    std::io::ErrorKind::TimedOut.into(),
+                ));
+            }
+            cancel.sleep(Duration::from_millis(200));
+        }
+        let command = format!("virsh start {vm} >/dev/null");
         self.hook(&command, what, cancel)
     }
 

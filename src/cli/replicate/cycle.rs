@@ -11,7 +11,7 @@ use crate::cli::apply::{StateArgs, WriteArgs};
 use crate::cli::progress::Terminal;
 use crate::cli::send::{Job, RETRIES, RemoteArgs, ToArgs};
 use crate::cli::watched::{Growth, while_watched};
-use crate::dm::base::{self, Base, Store};
+use crate::dm::base::{self, Base, Beside, Store};
 use crate::dm::lvm::volumes_of;
 use crate::dm::name::LvName;
 use crate::dm::resolve::{Resolved, resolve};
@@ -142,6 +142,7 @@ impl<'a> Cycle<'a> {
         let bases: Vec<&Base> = old.iter().chain([new]).collect();
         let growth = Growth {
             of_thick: !self.is_thin && self.job.snapshot_size != Store::Most,
+            owner: &self.owner.clone(),
         };
         let this = &*self;
         let bytes = while_watched(&bases, growth, this.terminal, || {
@@ -180,6 +181,8 @@ impl<'a> Cycle<'a> {
             .map_err(|reason| Error::Usage(format!("job {}: create: {reason}", self.name)))?;
         let write = WriteArgs {
             create: making.filter(|_| old.is_none()),
+            // An increment goes only onto what is on record as its base.
+            require_record: old.is_some(),
             state: self.state_args.clone(),
             ..WriteArgs::default()
         };
@@ -256,7 +259,13 @@ impl<'a> Cycle<'a> {
             what: self.volume.to_string(),
             reason: "its name leaves no room for that of a snapshot".to_owned(),
         })?;
-        let store = (!self.is_thin).then_some(self.job.snapshot_size);
+        let is_first = self.state.needed().is_empty();
+        let beside = if is_first {
+            Beside::TheNext
+        } else {
+            Beside::Nothing
+        };
+        let store = (!self.is_thin).then_some((self.job.snapshot_size, beside));
         base::make(&self.volume, &name, &self.owner, self.size_bytes, store)
     }
 

@@ -1,0 +1,241 @@
+//! What could lose a block of a volume that is moved, or have two services write to it: runs that are made once more, writes at
+//! the worst moment, destinations that others wrote to, snapshots that are lost, Ctrl-C in the pause.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests: what does not hold fails the test"
+)]
+
+mod lab_kit;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use lab::{Guest, Setup};
+use lab_kit::{Random, Run, Tool, assert_same, content, write};
+use rustix::process::{Pid, Signal, kill_process};
+
+const MIB: u64 = 1 << 20;
+
+fn setup() -> Setup {
+    lab_kit::setup()
+        .disk("160M")
+        .disk("160M")
+        .time_limit(Duration::from_secs(180))
+}
+
+fn make(guest: &Guest, size: &str) {
+    guest.sh(&format!(
+        "vgcreate -qq --yes -s 1M vg {}",
+        guest.disk(0).display()
+    ));
+    guest.volume("vg", "data", size);
+    guest.sh(&format!(
+        "vgcreate -qq --yes -s 1M there {}",
+        guest.disk(1).display()
+    ));
+    write("/dev/vg/data", &Random::new(5).bytes(8 << 20), 0);
+}
+
+fn script(tool: &Tool, name: &str, text: &str) -> String {
+    let path = tool.path(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+const MIGRATE: &str = "migrate vg/data there/data --create=thick";
+
+#[test]
+fn what_was_moved_is_not_moved_again_nor_started_here() {
+    let name = "what_was_moved_is_not_moved_again_nor_started_here";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        let back = script(
+            &tool,
+            "back",
+            &format!("touch {}", tool.path("BACK").display()),
+        );
+        let line = format!("{MIGRATE} --pause-cmd true --back-cmd {back}");
+        let read_only = || {
+            guest
+                .sh("lvs --noheadings -o lv_permissions vg/data")
+                .contains("read-only")
+        };
+        // The service does not start there: the volume is there all the same.
+        tool.run(&format!("{line} --resume-cmd false"))
+            .ends(1, &["all is moved", "was not started there"]);
+        write("/dev/there/data", &[0x5a; 4096], MIB);
+        let there = content("/dev/there/data");
+        tool.run(&format!("{line} --resume-cmd 'true'"))
+            .ends(0, &["was moved to there/data by an earlier run"]);
+        assert!(read_only());
+        // And once more, when nothing is left of it but the tag.
+        for more in ["", " -n"] {
+            tool.run(&format!("{line}{more}"))
+                .ends(5, &["it was moved away", "--deltag lvmsync_migrated"]);
+        }
+        assert!(read_only() && !tool.path("BACK").exists());
+        assert_same("/dev/there/data", &there, "what was written there since");
+    });
+}
+
+/// By whoever writes right after the last snapshot was made.
+#[test]
+fn no_write_in_the_pause_is_lost() {
+    lab::test("no_write_in_the_pause_is_lost", setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        let flag = tool.path("STOPPED");
+        let pause = script(&tool, "pause", &format!("touch {}", flag.display()));
+        let snapshots = || -> BTreeSet<String> {
+            fs::read_dir("/sys/block")
+                .unwrap()
+                .flatten()
+                .filter_map(|entry| fs::read_to_string(entry.path().join("dm/name")).ok())
+                .filter(|name| {
+                    name.starts_with("vg-data--lvmsync") && name.trim().ends_with("-cow")
+                })
+                .collect()
+        };
+        let child = tool.start(&format!("{MIGRATE} --pause-cmd {pause}"));
+        while !flag.exists() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let before = snapshots();
+        while snapshots().is_subset(&before) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(60));
+        write("/dev/vg/data", &Random::new(9).bytes(4096), 2 * MIB);
+        Run::of(child).ends(0, &["another one is made", "is moved to"]);
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+    });
+}
+
+#[test]
+fn a_destination_that_others_wrote_to_is_compared() {
+    let name = "a_destination_that_others_wrote_to_is_compared";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        tool.run(&format!("{MIGRATE} --pause-cmd false"))
+            .ends(1, &["`false`"]);
+        write("/dev/there/data", &[0x5a; 4096], 3 * MIB + 8192);
+        tool.run(&format!("{MIGRATE} --pause-cmd true"))
+            .ends(0, &["comparing instead", "is moved to"]);
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+    });
+}
+
+#[test]
+fn room_for_both_snapshots_is_looked_for_before_anything_is_copied() {
+    let name = "room_for_both_snapshots_is_looked_for_before_anything_is_copied";
+    lab::test(name, setup(), |guest| {
+        // 64 MiB are left: half of it for each.
+        make(guest, "90M");
+        let tool = Tool::new(guest);
+        tool.run(&format!("{MIGRATE} --pause-cmd true --snapshot-size 60M"))
+            .ends(5, &["no room", "two of them"]);
+        assert!(!fs::exists("/dev/there/data").unwrap());
+        tool.run(&format!("{MIGRATE} --pause-cmd true")).ok();
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+    });
+}
+
+#[test]
+fn a_snapshot_that_overflows_costs_a_comparison() {
+    let name = "a_snapshot_that_overflows_costs_a_comparison";
+    lab::test(name, setup(), |guest| {
+        make(guest, "60M");
+        let tool = Tool::new(guest);
+        let line = format!("{MIGRATE} --pause-cmd true --snapshot-size 2M");
+        let child = tool.start(&format!("{line} --bwlimit 4M"));
+        std::thread::sleep(Duration::from_millis(2500));
+        // Fills the group, so that nothing can be made larger, and then the snapshot.
+        guest.sh("lvcreate -qq -y -an -Zn -Wn -l 100%FREE -n full vg");
+        write("/dev/vg/data", &Random::new(6).bytes(8 << 20), 40 * MIB);
+        Run::of(child).ends(4, &["lvmsync sync"]);
+        guest.sh("lvremove -qq -y vg/full");
+        tool.run(&line).ok();
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+    });
+}
+
+/// The command that stops the service takes its time, and does not want to be stopped itself.
+#[test]
+fn ctrl_c_in_the_pause_starts_the_service_after_all_that_stops_it_has_ended() {
+    let name = "ctrl_c_in_the_pause_starts_the_service_after_all_that_stops_it_has_ended";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        let path = |name: &str| tool.path(name).display().to_string();
+        let pause = script(
+            &tool,
+            "pause",
+            &format!(
+                "trap 'sleep 2; touch {}; exit 1' TERM; touch {}; sleep 100 & wait",
+                path("ENDED"),
+                path("BEGUN")
+            ),
+        );
+        let back = script(
+            &tool,
+            "back",
+            &format!(
+                "test -e {} && sleep 12 && touch {}",
+                path("ENDED"),
+                path("BACK")
+            ),
+        );
+        let child = tool.start(&format!("{MIGRATE} --pause-cmd {pause} --back-cmd {back}"));
+        while !tool.path("BEGUN").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+        for _ in 0..2 {
+            kill_process(pid, Signal::INT).unwrap();
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        Run::of(child).ends(130, &["was started here again"]);
+        assert!(tool.path("BACK").exists(), "it was waited for");
+        assert!(
+            guest
+                .sh("lvs --noheadings -o lv_permissions vg/data")
+                .contains("writeable")
+        );
+    });
+}
+
+#[test]
+fn what_another_migration_needs_is_left_alone() {
+    lab::test(
+        "what_another_migration_needs_is_left_alone",
+        setup(),
+        |guest| {
+            make(guest, "24M");
+            let tool = Tool::new(guest);
+            tool.run(&format!("{MIGRATE} --pause-cmd false"))
+                .ends(1, &[]);
+            let before = guest.sh("lvs --noheadings -o lv_name vg");
+            let other = tool.path("other-state").display().to_string();
+            tool.run(&format!("{MIGRATE} --pause-cmd true --state-dir {other}"))
+                .ends(
+                    5,
+                    &[
+                        "another migration of it",
+                        "--state-dir",
+                        "lvremove vg/data-lvmsync-",
+                    ],
+                );
+            tool.run(&format!("{MIGRATE} --abort --state-dir {other}"))
+                .ok();
+            assert_eq!(guest.sh("lvs --noheadings -o lv_name vg"), before);
+            tool.run(&format!("{MIGRATE} --pause-cmd true")).ok();
+            assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+        },
+    );
+}
