@@ -5,6 +5,7 @@
 //! second start before anything is told to start there.
 
 mod cycle;
+mod handover;
 mod pause;
 
 use std::time::Instant;
@@ -338,7 +339,10 @@ fn print_plan(
     let protect = if args.keep_writable {
         "stays writable (--keep-writable)".to_owned()
     } else {
-        format!("is made read-only and gets the tag {}", cycle::MIGRATED_TAG)
+        format!(
+            "is made read-only and gets the tag {}",
+            handover::MIGRATED_TAG
+        )
     };
     output::listing(|out| {
         writeln!(out, "{}", cycle.plan())?;

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MigrateArgs, PauseReport, Report};
+use super::handover::Phase;
+use super::{MigrateArgs, Report};
 use crate::cancel::Cancel;
 use crate::cli::apply::WriteArgs;
 use crate::cli::progress::Terminal;
@@ -16,7 +17,6 @@ use crate::cli::send::{Job, ToArgs};
 use crate::cli::summary::Summary;
 use crate::cli::watched::{Growth, fill_of, while_watched};
 use crate::dm::base::{self, Base, Beside, Store};
-use crate::dm::device::sysfs_holders;
 use crate::dm::lvm::volumes_of;
 use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
@@ -27,77 +27,55 @@ use crate::error::{Error, ExitCode, Result};
 use crate::job::rounds::Round;
 use crate::job::store::Held;
 use crate::monitor::{Monitor, Silent};
-use crate::record::witness::Watch;
 use crate::source::SourceRequest;
 use crate::sys::device::DeviceNumber;
 use crate::units::Bytes;
 use crate::volume::file_version::run_id;
-use crate::volume::open::Volume;
 
-/// Of a volume that was moved away.
-pub(super) const MIGRATED_TAG: &str = "lvmsync_migrated";
 /// Begins the owner of snapshots of migrations.
-const OWNER: &str = "migration_";
-/// So often a last increment is made, if the volume is written to after the service was stopped.
-const LAST_ROUNDS: u32 = 3;
-
+pub(super) const OWNER: &str = "migration_";
 /// How far a migration was when its run ended.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-struct State {
+pub(super) struct State {
     /// Part of the tag of its snapshots: another migration of the same volume, of which this state directory knows nothing,
     /// has another one.
-    id: String,
+    pub(super) id: String,
     /// The volume, for people.
-    source: String,
+    pub(super) source: String,
     /// Where it goes.
-    destination: String,
+    pub(super) destination: String,
     /// What the destination holds.
-    base: Option<Base>,
+    pub(super) base: Option<Base>,
     /// What is being sent, or was when the run ended.
-    pending: Option<Base>,
+    pub(super) pending: Option<Base>,
     /// Of the last snapshot.
-    number: u64,
-    phase: Phase,
-}
-
-/// Who has the volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-enum Phase {
-    /// It is here.
-    #[default]
-    Copying,
-    /// It is here, and is being made safe. What is there may lack what was written last.
-    HandingOver {
-        /// It took writes before.
-        was_writable: bool,
-    },
-    /// It is there, all of it.
-    HandedOver,
+    pub(super) number: u64,
+    pub(super) phase: Phase,
 }
 
 /// One migration.
 pub(super) struct Cycle<'a> {
-    args: &'a MigrateArgs,
-    terminal: &'a Terminal,
-    cancel: &'a Cancel,
-    name: LvName,
-    size_bytes: u64,
-    is_thin: bool,
-    path: std::path::PathBuf,
-    device: DeviceNumber,
+    pub(super) args: &'a MigrateArgs,
+    pub(super) terminal: &'a Terminal,
+    pub(super) cancel: &'a Cancel,
+    pub(super) name: LvName,
+    pub(super) size_bytes: u64,
+    pub(super) is_thin: bool,
+    pub(super) path: std::path::PathBuf,
+    pub(super) device: DeviceNumber,
     /// Its service is stopped, or may be: no time for comparing.
-    in_pause: bool,
+    pub(super) in_pause: bool,
     /// Begins the tag of its snapshots.
-    owner: String,
-    held: Held,
-    state: State,
+    pub(super) owner: String,
+    pub(super) held: Held,
+    pub(super) state: State,
     /// When the snapshot was made that the destination holds.
-    base_made: Instant,
-    to: ToArgs,
-    write: WriteArgs,
+    pub(super) base_made: Instant,
+    pub(super) to: ToArgs,
+    pub(super) write: WriteArgs,
     /// It may have to be made.
-    write_first: WriteArgs,
+    pub(super) write_first: WriteArgs,
 }
 
 impl<'a> Cycle<'a> {
@@ -250,50 +228,6 @@ impl<'a> Cycle<'a> {
         Ok(!openers.may_write())
     }
 
-    /// What was moved away is not moved once more by mistake, and no other migration of it is disturbed.
-    fn refuse_others(&self) -> Result<()> {
-        let (_, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
-        if has_tag && self.state.phase == Phase::Copying {
-            return Err(Error::refused(
-                self.name.to_string(),
-                format!("it was moved away: it has the tag {MIGRATED_TAG}"),
-                format!(
-                    "If it is to be used here again, which loses what was written there: lvchange --deltag {MIGRATED_TAG} {0} \
-                     && lvchange -prw {0}",
-                    self.name
-                ),
-            ));
-        }
-        let rows = volumes_of(self.name.vg())?;
-        let own = base::owner_tag(&self.owner);
-        let of_others = base::owner_tag(OWNER);
-        let other = rows.iter().find(|row| {
-            let is_other = |tag: &str| tag.starts_with(&of_others) && tag != own;
-            row.origin() == Some(self.name.lv()) && row.lv_tags.split(',').any(is_other)
-        });
-        match other {
-            Some(row) => Err(Error::refused(
-                self.name.to_string(),
-                format!(
-                    "another migration of it, of which {} knows nothing, has the snapshot {}/{}",
-                    self.args.state.directory().path().display(),
-                    row.vg_name,
-                    row.lv_name
-                ),
-                format!(
-                    "Go on with that one, with its --state-dir. If it is given up: lvremove {}/{}",
-                    row.vg_name, row.lv_name
-                ),
-            )),
-            None => Ok(()),
-        }
-    }
-
-    /// An earlier run has handed the volume over, and did not come to its end.
-    pub(super) fn is_handed_over(&self) -> bool {
-        self.state.phase == Phase::HandedOver
-    }
-
     /// The destination becomes what a snapshot is, and is then the base of increments; unless it is that already.
     pub(super) fn first_copy(&mut self, report: &mut Report) -> Result<()> {
         self.sort_out()?;
@@ -323,114 +257,6 @@ impl<'a> Cycle<'a> {
     pub(super) fn while_waiting<T>(&self, work: impl FnOnce() -> T) -> T {
         let bases: Vec<&Base> = self.state.base.iter().collect();
         while_watched(&bases, self.growth(), self.terminal, work)
-    }
-
-    /// The increments of the pause, and the hand-over: all that the volume holds is then there, what was sent last was read
-    /// back, and nothing is written here any more.
-    pub(super) fn hand_over(&mut self, report: &mut PauseReport) -> Result<u64> {
-        self.in_pause = true;
-        self.to.bwlimit = None;
-        self.refuse_held()?;
-        let volume = Volume::open(&self.path)?;
-        let watch = Watch::of(&volume)
-            .map_err(|error| Error::io(format!("cannot look at {}", self.name), error))?;
-        let mut bytes = 0;
-        for _ in 0..LAST_ROUNDS {
-            // A snapshot that a killed run has left unsent is older than the pause.
-            if self.state.pending.is_some() {
-                bytes += self.round(true)?.bytes;
-            }
-            // Before the snapshot: what is written from now on may be missing there.
-            let before = watch.now();
-            let begun = Instant::now();
-            self.make_pending()?;
-            report.snapshot_seconds += begun.elapsed().as_secs_f64();
-            let begun = Instant::now();
-            bytes += self.round(true)?.bytes;
-            report.send_seconds += begun.elapsed().as_secs_f64();
-            self.cancel.check()?;
-            let begun = Instant::now();
-            self.make_safe()?;
-            report.protect_seconds += begun.elapsed().as_secs_f64();
-            if before.is_some() && watch.now() == before {
-                // What is not on record is not handed over.
-                let state = State {
-                    phase: Phase::HandedOver,
-                    ..self.state.clone()
-                };
-                self.held.save(&state)?;
-                self.state = state;
-                return Ok(bytes);
-            }
-            self.take_back()?;
-            self.terminal.warn(&format!(
-                "{}: it was written to while the last increment was sent; another one is made",
-                self.name
-            ));
-        }
-        Err(Error::refused(
-            self.name.to_string(),
-            "it is still written to after the service was stopped, so that the copy would not be all of it",
-            "Find what writes (fuser -v, lsof), let the command that stops the service stop that, too, and run this \
-             again.",
-        ))
-    }
-
-    /// What is mounted, or stands on the volume, writes whenever it likes, and does not ask whether it may.
-    fn refuse_held(&self) -> Result<()> {
-        let mounted = writers_open(self.device)?.mounted_rw;
-        let on_it = sysfs_holders(self.device);
-        let held = match (mounted.first(), on_it.first()) {
-            (Some(place), _) => format!("it is still mounted for writing on {place}"),
-            (None, Some(device)) => {
-                format!("device {device} (LUKS, a partition?) still stands on it")
-            }
-            (None, None) => return Ok(()),
-        };
-        Err(Error::refused(
-            self.name.to_string(),
-            format!("{held} after the service was stopped, so that it may be written to"),
-            "Let the command that stops the service unmount and close it, too, and run this again.",
-        ))
-    }
-
-    /// The volume here takes no writes any more, and says why.
-    fn make_safe(&mut self) -> Result<()> {
-        if self.args.keep_writable {
-            return Ok(());
-        }
-        let (read_only, _) = base::looked_at(&self.name, MIGRATED_TAG)?;
-        let was_writable = !read_only;
-        self.state.phase = Phase::HandingOver { was_writable };
-        self.held.save(&self.state)?;
-        let made = base::mark(&self.name, MIGRATED_TAG).and_then(|()| {
-            if was_writable {
-                base::set_writable(&self.name, false)
-            } else {
-                Ok(())
-            }
-        });
-        made.map_err(|error| match self.take_back() {
-            Ok(()) => error,
-            // The worse of the two: the service is to go on here.
-            Err(worse) => worse,
-        })
-    }
-
-    /// It is to be used here as it was.
-    pub(super) fn take_back(&mut self) -> Result<()> {
-        let Phase::HandingOver { was_writable } = self.state.phase else {
-            return Ok(());
-        };
-        let (read_only, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
-        if was_writable && read_only {
-            base::set_writable(&self.name, true)?;
-        }
-        if has_tag {
-            base::unmark(&self.name, MIGRATED_TAG)?;
-        }
-        self.state.phase = Phase::Copying;
-        self.held.save(&self.state)
     }
 
     /// All is moved.
@@ -503,7 +329,7 @@ impl<'a> Cycle<'a> {
     }
 
     /// Makes the snapshot that is sent next, unless there is one that was being sent.
-    fn make_pending(&mut self) -> Result<()> {
+    pub(super) fn make_pending(&mut self) -> Result<()> {
         if self.state.pending.is_some() {
             return Ok(());
         }
