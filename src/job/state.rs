@@ -53,13 +53,16 @@ impl JobState {
             .collect()
     }
 
-    /// Forgets snapshots that are not among `there`, and destinations that are not among `wanted`.
+    /// Forgets snapshots that are not among `there`, which are in order, and destinations that are not among `wanted`.
     pub fn retain(&mut self, there: &[&str], wanted: &[&str]) {
         self.targets
             .retain(|name, _| wanted.contains(&name.as_str()));
         for target in self.targets.values_mut() {
-            for kept in [&mut target.base, &mut target.pending] {
-                kept.take_if(|kept| !there.contains(&kept.uuid.as_str()));
+            let is_gone = |kept: &mut Base| !there.contains(&kept.uuid.as_str());
+            target.base.take_if(is_gone);
+            if target.pending.take_if(is_gone).is_some() {
+                // Part of it may be there: nothing but comparing goes on from that.
+                target.base = None;
             }
         }
     }
@@ -114,5 +117,10 @@ mod tests {
         state.retain(&["2"], &["away"]);
         assert!(state.needed().is_empty());
         assert_eq!(state.targets["away"].lag(5), None);
+        // Half of something that is gone is no base.
+        let away = state.targets.entry("away".to_owned()).or_default();
+        (away.base, away.pending) = (Some(base("0")), Some(base("1")));
+        state.retain(&["0"], &["away"]);
+        assert_eq!(state.targets["away"], TargetState::default());
     }
 }

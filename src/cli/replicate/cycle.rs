@@ -10,9 +10,9 @@ use crate::cancel::Cancel;
 use crate::cli::apply::{StateArgs, WriteArgs};
 use crate::cli::progress::Terminal;
 use crate::cli::send::{Job, RETRIES, RemoteArgs, ToArgs};
-use crate::cli::watched::{Growth, while_watched};
+use crate::cli::watched::{Growth, fill_of, while_watched};
 use crate::dm::base::{self, Base, Beside, Store};
-use crate::dm::lvm::volumes_of;
+use crate::dm::lvm::{LvRow, volumes_of};
 use crate::dm::name::LvName;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
@@ -272,7 +272,23 @@ impl<'a> Cycle<'a> {
     /// What was removed by hand is forgotten, and what is of no use any more is removed.
     fn sort_out(&mut self) -> Result<()> {
         let rows = volumes_of(self.volume.vg())?;
+        // One that has overflowed is there, and of no use.
+        let in_order = |row: &&LvRow| {
+            let known = Base {
+                name: format!("{}/{}", row.vg_name, row.lv_name),
+                uuid: row.lv_uuid.clone(),
+            };
+            let is = self.is_thin || fill_of(&known).is_some();
+            if !is {
+                self.terminal.warn(&format!(
+                    "{}: {} has overflowed, or is not active: what it was the base for is compared",
+                    self.name, known.name
+                ));
+            }
+            is
+        };
         let there: Vec<&str> = base::of_owner(&rows, &self.owner)
+            .filter(in_order)
             .map(|row| row.lv_uuid.as_str())
             .collect();
         let wanted: Vec<&str> = self.job.targets.iter().map(|target| &*target.to).collect();
