@@ -16,6 +16,7 @@ mod inspect;
 mod output;
 mod progress;
 mod pull;
+mod pull_far;
 mod remote;
 mod send;
 mod send_here;
