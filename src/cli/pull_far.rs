@@ -122,6 +122,12 @@ where
             Ok(code)
         }
         Ok(_) => Ok(ExitCode::Done),
+        // What reads from the receiver ends first, and takes that for the end of the session.
+        Err(Trouble::Session(_)) if cancel.is_cancelled() => {
+            // Nobody may be there to hear it.
+            let _ = replies.bye(&Error::Interrupted);
+            Err(Error::Interrupted)
+        }
         // The receiver knows: it said so, or was told.
         Err(Trouble::Session(error)) => Ok(error.into_error(name).exit_code()),
         Err(Trouble::Here(error)) => Ok(error.exit_code()),

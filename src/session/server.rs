@@ -321,6 +321,12 @@ impl<W: Write> Replies<W> {
         self.send(&message)
     }
 
+    /// In a pull, where this end has become the one that sends: it stops, of `error`. The last word.
+    pub fn bye(&self, error: &Error) -> Result<(), SessionError> {
+        let code = error.exit_code() as u8;
+        self.send(&Message::bye_with(code, &error.chain(), ""))
+    }
+
     fn fail_with(&self, code: ExitCode, message: &str) -> Result<(), SessionError> {
         self.send(&Message::failure(code as u8, message, false))
     }
@@ -335,7 +341,10 @@ impl<W: Write> Replies<W> {
         if inner.closed {
             return Ok(());
         }
-        inner.closed = matches!(message, Message::Done(_) | Message::Error(_));
+        inner.closed = matches!(
+            message,
+            Message::Done(_) | Message::Error(_) | Message::Bye(_)
+        );
         inner.writer.send(message)
     }
 }
