@@ -18,7 +18,7 @@ use lab_kit::live::{
     Bench, Kind, MIB, StopAtEnd, Writer, is_of_one_moment, kill, make, setup, temporary, wait_until,
 };
 use lab_kit::thin::lvm;
-use lab_kit::{LVMSYNC, Random, Run, Tool, assert_same, content, lvmsync_processes, write};
+use lab_kit::{LVMSYNC, Random, Run, assert_same, content, lvmsync_processes, write};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn live(name: &str, kind: Kind) {
@@ -159,6 +159,16 @@ fn killed(name: &str, kind: Kind) {
         );
         assert_same("/dev/there/copy", &state, "another snapshot");
         lvm(guest, "lvremove -qq -y vg/s1");
+        // Of another snapshot an undo would lead back to the middle: the one that there is leads back to the beginning.
+        bench.tool.reset("/dev/there/copy", &vec![7; 24 * MIB]);
+        let child = reading("--undo undo");
+        wait_until("something is written", || {
+            content("/dev/there/copy")[..4096] != [7; 4096]
+        });
+        guest.sh(&format!("kill -9 $(pgrep -P {} -x ssh)", child.id()));
+        Run::of(child).ends(5, &["trying again", "an undo would lead back to that"]);
+        bench.tool.run("apply undo there/copy").ok();
+        assert_same("/dev/there/copy", &vec![7; 24 * MIB], "taken back");
         bench.nothing_left("at the end");
     });
 }

@@ -31,15 +31,15 @@ Examples:
   lvmsync sync vg/s1 backup:vg/data --create        and make the volume there if there is none
   lvmsync sync vg/s1 backup:vg/data --verify        and compare once more in the end
   lvmsync sync vg/s1 backup:vg/data -n              what would be written?
-  lvmsync sync backup:vg/data vg/restored           the other way: from there to here
+  lvmsync sync backup:vg/data vg/restored           the other way: from there to here, with all of the above
 
 Both volumes are read whole, each where it is, at the same time; over ssh digests travel, and then only
 the blocks of 4 KiB that differ. A destination that is new is not compared but filled: zeroes and holes
 do not travel. When it is done, DEST is on record as holding SRC's state, so increments go on from there:
   lvmsync send --from vg/s1 vg/s2 backup:vg/data
 
-Of a live logical volume a snapshot is made, and removed when the run ends, however it ends. A thick one needs
-free extents in the volume group, for what is written meanwhile: --snapshot-size.
+Of a live logical volume a snapshot is made where it is, and removed when the run ends, however it ends. A thick
+one needs free extents in the volume group, for what is written meanwhile: --snapshot-size.
 
 The same command again goes on where it was cut; of a live volume it begins anew, and compares.
 A file as DEST gets SRC's length.";
@@ -184,14 +184,16 @@ fn from_far(
     if matches!(parse_endpoint(&args.destination)?, Endpoint::Remote { .. }) {
         return usage("one of the two volumes has to be here: run this at one of the hosts");
     }
-    let summary = super::pull::pull(args, host, path, terminal, cancel)?;
+    let recover = || super::pull::sync_line(args, host, path);
+    let summary = super::pull::pull(args, host, path, terminal, cancel)
+        .map_err(|error| error.to_recover(recover))?;
     if !args.dry_run || summary.compared_bytes.is_none() {
         return Ok(summary);
     }
     let start = Instant::now();
     compare::find_from(&args.as_compare(), host, path, terminal, cancel)
         .and_then(|found| would_write(args, summary, found, start))
-        .map_err(|error| error.to_recover(|| super::pull::sync_line(args, host, path)))
+        .map_err(|error| error.to_recover(recover))
 }
 
 fn told(args: &SyncArgs, terminal: &Terminal, summary: Result<Summary>) -> Result<ExitCode> {
