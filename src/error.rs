@@ -174,6 +174,8 @@ pub enum Error {
     Guard {
         /// The chain, way out and all.
         text: String,
+        /// It was an [`Error::Held`].
+        held: bool,
         /// The code that the error has.
         code: ExitCode,
     },
@@ -247,6 +249,11 @@ impl Error {
     /// True when the way to the remote end was lost, so that trying again may succeed.
     pub fn is_lost(&self) -> bool {
         matches!(self, Error::Lost { .. })
+    }
+
+    /// True when another process holds what is protected, which may be free in a moment.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Error::Held { .. } | Error::Guard { held: true, .. })
     }
 
     /// The code that the process ends with.

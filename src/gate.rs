@@ -98,6 +98,67 @@ impl Gate {
     }
 }
 
+impl Gate {
+    /// Before a snapshot of `origin` is made to be read in its place, and perhaps `kept`: may it be?
+    pub fn admit_snapshot(
+        &self,
+        admitted: &Admitted,
+        origin: &LvName,
+        kept: Option<&LvName>,
+    ) -> Result<()> {
+        if admitted
+            .canonical
+            .as_ref()
+            .is_some_and(|allowed| *allowed != node(origin))
+        {
+            return Err(not_allowed(&admitted.asked));
+        }
+        self.policy.check_snapshot(&admitted.asked)?;
+        match kept {
+            Some(kept) if !self.policy.allows(&node(kept)) => Err(not_allowed(&kept.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Holds a snapshot that was made, and is open, against what was let in: it has to be one of that. `live` is the
+    /// device of `origin`, where that has one.
+    pub fn confirm_snapshot(
+        &self,
+        admitted: &Admitted,
+        opened: &Volume,
+        made: &LvName,
+        origin: &LvName,
+        live: Option<VolumeIdentity>,
+    ) -> Result<()> {
+        let Some(allowed) = &admitted.canonical else {
+            return Ok(());
+        };
+        let name_of = |identity| match identity {
+            VolumeIdentity::Block(device) => name_of_device("", device),
+            VolumeIdentity::File { .. } => None,
+        };
+        let is_allowed = node(origin) == *allowed
+            && name_of(opened.identity()) == Some(node(made))
+            && live.is_none_or(|live| name_of(live).as_ref() == Some(allowed));
+        if is_allowed {
+            Ok(())
+        } else {
+            Err(not_allowed(&admitted.asked))
+        }
+    }
+
+    /// Whether a client may hear of this volume, which it did not name.
+    pub fn may_name(&self, name: &str) -> bool {
+        let canonical = LvName::parse(name).map_or_else(|| name.to_owned(), |name| node(&name));
+        self.policy.allows(&canonical)
+    }
+}
+
+/// Where a logical volume is.
+fn node(name: &LvName) -> String {
+    format!("/dev/{name}")
+}
+
 /// The canonical name of what is at an absolute path, or would be.
 fn canonical_name(path: &str) -> Option<String> {
     match fs::canonicalize(path) {
@@ -278,6 +339,34 @@ mod tests {
         let volume = opened(&name, true).unwrap();
         fs::remove_file(&name).unwrap();
         assert!(gate.confirm(&admitted, &volume).is_err());
+    }
+
+    #[test]
+    fn a_snapshot_is_of_the_volume_that_was_let_in_and_is_kept_under_an_allowed_name() {
+        let permits = Permits {
+            read: true,
+            snapshot: true,
+            ..Permits::default()
+        };
+        let gate = Gate::new(Policy::new(&["vg/a*".to_owned()], false, None, permits).unwrap());
+        let admitted = gate.admit(&open("vg/a-none")).unwrap();
+        let name = |lv: &str| LvName::new("vg", lv).unwrap();
+        let admit = |origin: &str, kept: Option<&str>| {
+            let kept = kept.map(name);
+            gate.admit_snapshot(&admitted, &name(origin), kept.as_ref())
+        };
+        assert!(admit("a-none", None).is_ok() && admit("a-none", Some("a1")).is_ok());
+        for (origin, kept) in [("a-other", None), ("b", None), ("a-none", Some("b1"))] {
+            let error = admit(origin, kept).unwrap_err();
+            assert_eq!(error.exit_code(), ExitCode::Refused, "{origin} {kept:?}");
+        }
+        // What is open is no snapshot of that name.
+        let (_held, path) = directory();
+        let opened = Volume::open(path.join("in/a.img")).unwrap();
+        let confirmed =
+            gate.confirm_snapshot(&admitted, &opened, &name("a-s"), &name("a-none"), None);
+        assert_eq!(confirmed.unwrap_err().exit_code(), ExitCode::Refused);
+        assert!(gate.may_name("vg/a-none") && !gate.may_name("vg/b"));
     }
 
     #[test]

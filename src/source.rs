@@ -12,7 +12,7 @@ mod recovery;
 mod thin;
 mod thin_offline;
 
-pub use live::SnapshotWish;
+pub use live::{Admit, SnapshotWish};
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,6 +24,7 @@ use crate::delta::codec::Compression;
 use crate::delta::header::{Header, Planned, Source, State};
 use crate::delta::samples::Samples;
 use crate::dm;
+use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::{LogicalVolume, Role, ThickSnapshot};
@@ -130,6 +131,16 @@ impl SendSource {
     pub fn identity(&self) -> VolumeIdentity {
         let live = self.made.as_ref().and_then(live::Made::identity);
         live.unwrap_or_else(|| self.data.identity())
+    }
+
+    /// The snapshot that was made to be read, and what it is a snapshot of.
+    pub fn made(&self) -> Option<(&LvName, &LvName)> {
+        self.made.as_ref().map(|made| (made.name(), made.origin()))
+    }
+
+    /// The live volume's device, where the source is a snapshot that was made of it.
+    pub fn live_identity(&self) -> Option<VolumeIdentity> {
+        self.made.as_ref().and_then(live::Made::identity)
     }
 
     /// All is done: the snapshot that was made for it, if it was to be kept, is the user's from now on.

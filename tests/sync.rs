@@ -281,7 +281,7 @@ fn an_undo_brings_back_what_was_there() {
 
 #[test]
 fn a_dry_run_tells_and_writes_nothing() {
-    for way in [Way::Here, Way::Push] {
+    for way in WAYS {
         let ends = Ends::new(way);
         let before = noise(1_000_000, "before");
         let mut now = before.clone();
@@ -301,15 +301,69 @@ fn a_dry_run_tells_and_writes_nothing() {
         fs::remove_file(ends.path("destination")).unwrap();
         let output = ends.run("sync", &["-n"]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(
-            output.status.success() && said.contains("would send"),
-            "{said}"
-        );
+        let words = "would send 976.5 KiB data and 0 B zero in 1 extent, of 976.5 KiB";
+        assert!(output.status.success() && said.contains(words), "{said}");
         assert!(!ends.path("destination").exists());
         assert!(
             !ends.path("state/destinations").exists(),
             "nothing is on record"
         );
+    }
+}
+
+#[test]
+fn a_dry_run_tells_what_would_be_cut_off_and_that_no_undo_would_hold_it() {
+    for way in WAYS {
+        let ends = Ends::new(way);
+        let before = noise(40_000, "before");
+        let mut now = before[..20_480].to_vec();
+        now[5_000] ^= 1;
+        fs::write(ends.path("destination"), &before).unwrap();
+        fs::write(ends.path("source"), &now).unwrap();
+        let output = ends.run("sync", &["-n", "--json"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let words = "would write 4.0 KiB in 1 extent, and cut off 19.0 KiB at the end";
+        assert!(output.status.success() && said.contains(words), "{said}");
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (number(&json, "data_bytes"), number(&json, "cut_bytes")),
+            (4096, 19_520)
+        );
+        let undo = ends.path("undo").display().to_string();
+        for more in [&["-n", "--undo", &undo][..], &["--undo", &undo]] {
+            let output = ends.run("sync", more);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(5), "{more:?}: {said}");
+            assert!(
+                said.contains("an undo would not hold what is cut off"),
+                "{said}"
+            );
+        }
+        assert!(fs::read(ends.path("destination")).unwrap() == before);
+        // A shorter one gets the rest.
+        fs::write(ends.path("destination"), &now[..10_000]).unwrap();
+        let output = ends.run("sync", &["-n"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("would write 10.2 KiB"), "{said}");
+        ends.sync(&[]);
+    }
+}
+
+#[test]
+fn what_was_written_is_compared_once_more() {
+    for way in WAYS {
+        let ends = Ends::new(way);
+        let mut now = noise(1_000_000, "before");
+        fs::write(ends.path("destination"), &now).unwrap();
+        now[400_000] ^= 1;
+        fs::write(ends.path("source"), &now).unwrap();
+        let json = ends.sync(&["--verify"]);
+        assert_eq!(json["verified"], true, "{json}");
+        // New, too, and shorter than what was there.
+        fs::remove_file(ends.path("destination")).unwrap();
+        assert_eq!(ends.sync(&["--verify"])["verified"], true);
+        fs::write(ends.path("destination"), noise(1_500_000, "longer")).unwrap();
+        assert_eq!(ends.sync(&["--verify"])["verified"], true);
     }
 }
 

@@ -122,6 +122,7 @@ mod tests {
                 code,
                 message,
                 held,
+                recover: String::new(),
             })
         };
         assert!(is_held(&reported(5, true)));

@@ -215,6 +215,7 @@ fn send(
         verify: false,
         comparing: false,
         effort: Effort::new(Compression::None),
+        recover_at_peer: None,
         cancel,
         monitor: terminal,
         speaker: terminal.speaker(),

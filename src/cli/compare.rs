@@ -78,8 +78,10 @@ pub(super) struct CompareArgs {
 
 /// What was found.
 pub(super) struct Found {
-    volume_size: u64,
-    destination_size: u64,
+    pub(super) volume_size: u64,
+    pub(super) destination_size: u64,
+    /// What a longer file has past the end of the other; in `differing`, too.
+    pub(super) tail_bytes: u64,
     pub(super) compared_bytes: u64,
     pub(super) differing: ChangeList,
 }
@@ -159,6 +161,29 @@ pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> 
     }
 }
 
+/// The same, where SRC is `path` at `host`, and DEST is here.
+pub(super) fn find_from(
+    args: &CompareArgs,
+    host: &str,
+    path: &str,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Found> {
+    let destination = Comparand::open(&args.destination, terminal)?;
+    let (state, caller) = (args.state.directory(), args.state.caller());
+    destination.warn_of_half_written(&state, &caller, terminal);
+    let far = Far::open(&args.remote, &terminal.speaker(), host, path, cancel)?;
+    let sizes = Sizes {
+        source: far.ready.size_bytes,
+        destination: destination.size_bytes(),
+        is_file: destination.is_file(),
+    };
+    sizes.compare(None, terminal, |extents| {
+        far.compare(extents, destination.side(), cancel, terminal)
+            .map_err(|error| destination.explain(error))
+    })
+}
+
 /// The extents of a delta, which is read to its end and found sound.
 fn extents_of(
     delta: &str,
@@ -214,10 +239,9 @@ impl Sizes {
             missing.push(extent, Kind::Data);
         }
         // A device is as long as it was made; a file that is longer is another file.
-        if whole
-            && self.is_file
-            && let Some(tail) = Extent::from_range(self.source, self.destination)
-        {
+        let tail = Extent::from_range(self.source, self.destination);
+        let tail = tail.filter(|_| whole && self.is_file);
+        if let Some(tail) = tail {
             missing.push(tail, Kind::Data);
         }
         let extents = extents.clip(self.destination);
@@ -227,6 +251,7 @@ impl Sizes {
         Ok(Found {
             volume_size: self.source,
             destination_size: self.destination,
+            tail_bytes: tail.map_or(0, Extent::length),
             compared_bytes,
             differing,
         })

@@ -61,6 +61,17 @@ impl Far {
         Ok(Self { end, out, ready })
     }
 
+    /// Ends the session without a question.
+    pub(super) fn leave(mut self) -> Result<()> {
+        match self.out.finish() {
+            Ok(_) => {
+                self.end.close();
+                Ok(())
+            }
+            Err(error) => Err(self.end.explain(error)),
+        }
+    }
+
     /// Compares and ends the session.
     pub(super) fn compare(
         mut self,

@@ -22,6 +22,7 @@ mod migrate;
 mod output;
 mod progress;
 mod pull;
+mod pull_far;
 mod remote;
 mod replicate;
 mod send;

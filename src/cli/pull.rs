@@ -2,39 +2,34 @@
 //! far one is asked for a volume and sends.
 //!
 //! Guarantees: those of every other way: the destination's record, the checks before the first write, and a lost
-//! connection that is made again.
+//! connection that is made again. What the far end could not do has its code, and its words. With `--verify` nothing is
+//! written before it is known that what is read can be read once more.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::apply::WriteArgs;
-use super::attempts::{Attempts, Failed, is_lost};
-use super::output;
+use super::attempts::{Attempts, Failed, is_held, is_lost};
+use super::compare_far::Far;
 use super::progress::Terminal;
-use super::remote::{Events, Trouble, converse, open, start, via};
-use super::send::{Job, RemoteArgs, ToArgs};
-use super::serve::{Relay, lost, serve};
+use super::remote::{Events, start, via};
+use super::serve::{lost, serve};
 use super::summary::Summary;
 use super::sync::SyncArgs;
 use crate::cancel::Cancel;
-use crate::delta::codec::Compression;
-use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
 use crate::gate::Gate;
 use crate::gate::policy::Policy;
-use crate::monitor::{Monitor, Silent};
-use crate::record::store::StateDir;
+use crate::monitor::Monitor;
 use crate::session::SessionError;
-use crate::session::client::SessionEvents;
-use crate::session::handshake::FEATURE_PULL;
+use crate::session::handshake::{FEATURE_PULL, FEATURE_PULL_DRY_RUN, FEATURE_PULL_SNAPSHOT};
 use crate::session::line::Line;
 use crate::session::message::{
-    ApplyOptions, CreateVolume, Done, OPERATION_PULL, OPERATION_SYNC, Open, PullOptions, Ready,
+    ApplyOptions, CreateVolume, OPERATION_PULL, OPERATION_SYNC, Open, PullOptions, Ready,
 };
+use crate::session::remote::RemoteEnd;
 use crate::session::server::Server;
 use crate::session::text::sanitise;
-use crate::source::{SendSource, SourceRequest};
 
 /// Makes `destination`, which is here, equal to `path` at `host`.
 pub(super) fn pull(
@@ -45,20 +40,31 @@ pub(super) fn pull(
     cancel: &Cancel,
 ) -> Result<Summary> {
     let start = Instant::now();
+    let wish = args.snapshot.wish();
+    let kept = wish.and_then(|wish| wish.keep);
+    if args.verify && kept.is_none() {
+        refuse_what_cannot_be_compared(args, host, path, cancel)?;
+    }
     let mut attempts = Attempts::new(args.remote.retries);
-    loop {
-        let failed = match attempt(args, host, path, terminal, cancel, &mut attempts) {
-            Ok(summary) => {
-                return Ok(Summary {
-                    seconds: start.elapsed().as_secs_f64(),
-                    ..summary
-                });
-            }
+    let pulled = loop {
+        let mut recover = None;
+        let attempted = attempt(
+            args,
+            host,
+            path,
+            terminal,
+            cancel,
+            &mut attempts,
+            &mut recover,
+        );
+        let failed = match attempted {
+            Ok(pulled) => break pulled,
             Err(failed) => failed,
         };
         cancel.check()?;
         let Some((pause, number)) = attempts.next_pause(&failed) else {
-            return Err(failed.error);
+            let source = recover.unwrap_or_else(|| path.to_owned());
+            return Err(failed.error.to_recover(|| sync_line(args, host, &source)));
         };
         terminal.warn(&format!(
             "{}; trying again in {} s ({number} of {})",
@@ -67,6 +73,69 @@ pub(super) fn pull(
             args.remote.retries
         ));
         cancel.sleep(pause);
+    };
+    let mut summary = pulled.summary;
+    if args.verify {
+        // A snapshot that was made and is still there has the content; what it was made of has another by now.
+        let read = match pulled.snapshot.as_str() {
+            "" => path,
+            made => made,
+        };
+        super::verify::pulled(args, host, read, terminal, cancel)?;
+        summary.verified = true;
+    }
+    summary.seconds = start.elapsed().as_secs_f64();
+    Ok(summary)
+}
+
+/// What the user can run to make both equal where a list of changes is lost.
+pub(super) fn sync_line(args: &SyncArgs, host: &str, source: &str) -> String {
+    let source = format!("{}:{}", sanitise(host), sanitise(source));
+    args.remote
+        .sync_line(&source, &args.destination, &args.write.state)
+}
+
+/// What the far end would not give digests of after all was written is better known before.
+fn refuse_what_cannot_be_compared(
+    args: &SyncArgs,
+    host: &str,
+    path: &str,
+    cancel: &Cancel,
+) -> Result<()> {
+    let speaker = Terminal::silent().speaker();
+    let far = Far::open(&args.remote, &speaker, host, path, cancel)?;
+    far.leave()
+}
+
+/// What came of an attempt that ended well.
+struct Pulled {
+    summary: Summary,
+    /// The snapshot that was made there to be read; empty if there is none.
+    snapshot: String,
+}
+
+/// What the far end must know for what is asked.
+fn required_features(args: &SyncArgs) -> Vec<&'static str> {
+    let mut features = vec![FEATURE_PULL];
+    if args.snapshot.wish().is_some() {
+        features.push(FEATURE_PULL_SNAPSHOT);
+    }
+    if args.dry_run {
+        features.push(FEATURE_PULL_DRY_RUN);
+    }
+    features
+}
+
+fn pull_options(args: &SyncArgs) -> PullOptions {
+    let wish = args.snapshot.wish();
+    PullOptions {
+        compress: args.to.compress.to_string(),
+        bwlimit: args.to.bwlimit,
+        snapshot: wish.is_some(),
+        snapshot_size: wish.and_then(|wish| wish.size_bytes),
+        keep_snapshot: wish.and_then(|wish| wish.keep).map(str::to_owned),
+        verify: args.verify,
+        dry_run: args.dry_run,
     }
 }
 
@@ -77,7 +146,8 @@ fn attempt(
     terminal: &Terminal,
     cancel: &Cancel,
     attempts: &mut Attempts,
-) -> std::result::Result<Summary, Failed> {
+    recover: &mut Option<String>,
+) -> std::result::Result<Pulled, Failed> {
     let speaker = terminal.speaker();
     let mut end = start(&args.remote, &speaker, host, &["serve"]).map_err(Failed::for_good)?;
     let events = Arc::new(Events {
@@ -86,7 +156,7 @@ fn attempt(
     });
     let line = Line::new(cancel.clone(), args.remote.timeout.get());
     let client = end
-        .connect(&line, &[FEATURE_PULL], events)
+        .connect(&line, &required_features(args), events)
         .map_err(|error| Failed {
             lost: error.is_lost(),
             held: false,
@@ -95,37 +165,74 @@ fn attempt(
     let wanted = Open {
         operation: OPERATION_PULL.to_owned(),
         destination: path.to_owned(),
-        pull: PullOptions {
-            compress: args.to.compress.to_string(),
-            bwlimit: args.to.bwlimit,
-        },
+        pull: pull_options(args),
         via: via(&args.remote, host),
         ..Open::default()
     };
-    let pulled = client.pull(wanted).map_err(|error| Failed {
-        lost: is_lost(&error),
-        held: false,
-        error: end.explain(error),
-    });
-    let (ready, mut server) = pulled?;
+    let mut explain = |error: SessionError, end: &mut RemoteEnd| {
+        *recover = error.recover().map(str::to_owned);
+        Failed {
+            lost: is_lost(&error),
+            held: is_held(&error),
+            error: end.explain(error),
+        }
+    };
+    let pulled = client.pull(wanted);
+    let (ready, mut server) = pulled.map_err(|error| explain(error, &mut end))?;
+    let snapshot = sanitise(&ready.snapshot);
+    if !snapshot.is_empty() {
+        terminal.note(&format!("{host}: {path}: read from {snapshot}"));
+    }
     let mut resumed_at = 0;
     let received = receive(args, &ready, &mut server, &mut resumed_at, terminal, cancel);
     attempts.reached(resumed_at);
     match received {
         Ok(summary) => {
+            if args.keeps_snapshot() && !snapshot.is_empty() {
+                let word = server.last_word();
+                is_kept(word, args, host, &snapshot).map_err(Failed::for_good)?;
+                terminal.note(&format!("{host}: {snapshot} is kept"));
+            }
+            // It waits for the end of its input.
+            drop(server);
             end.close();
-            Ok(summary)
+            Ok(Pulled { summary, snapshot })
         }
-        Err(error) => match server.into_failure() {
+        Err(error) => match server.into_last_words(error.is_lost()) {
             // What ended the stream is the reason, whatever came of it here.
-            Some(failure) => Err(Failed {
-                lost: is_lost(&failure),
-                held: false,
-                error: end.explain(failure),
-            }),
+            Some(failure) => Err(explain(failure, &mut end)),
             None => Err(Failed::for_good(error)),
         },
     }
+}
+
+/// All was written, and is durable. Is the snapshot there, too, that increments are to go on from?
+fn is_kept(
+    word: std::result::Result<(u8, String), SessionError>,
+    args: &SyncArgs,
+    host: &str,
+    snapshot: &str,
+) -> Result<()> {
+    let (code, reason) = match word {
+        Ok((0, _)) => return Ok(()),
+        Ok((code, reason)) => {
+            let reason = format!("snapshot {snapshot} was not kept: {reason}");
+            (ExitCode::from_number(code), reason)
+        }
+        Err(error) => {
+            let look = format!(
+                "whether snapshot {snapshot} was kept is not known: {error}. Look there: lvs"
+            );
+            (None, format!("{look} {snapshot}"))
+        }
+    };
+    Err(Error::RemoteFailed {
+        host: sanitise(host),
+        message: format!("{} is whole and durable, but {reason}", args.destination),
+        code: code
+            .filter(|code| !matches!(code, ExitCode::Done | ExitCode::Interrupted))
+            .unwrap_or(ExitCode::Remote),
+    })
 }
 
 /// This end of it, once the far one is ready to send.
@@ -150,7 +257,7 @@ fn receive<R: Read, W: Write + Send + 'static>(
     let open = Open {
         operation: theirs.operation,
         destination: args.destination.clone(),
-        options: options(&args.write, ready.size_bytes),
+        options: options(args, ready.size_bytes),
         source: theirs.source,
         stream: theirs.stream,
         from: theirs.from,
@@ -183,13 +290,15 @@ fn receive<R: Read, W: Write + Send + 'static>(
         zero_bytes: done.bytes_zeroed,
         wire_bytes: Some(server.traffic_bytes()),
         undo: done.undo.clone(),
+        dry_run: done.dry_run,
         ..Summary::default()
     };
     replies.done(done).map_err(lost)?;
     Ok(summary)
 }
 
-fn options(write: &WriteArgs, size_bytes: u64) -> ApplyOptions {
+fn options(args: &SyncArgs, size_bytes: u64) -> ApplyOptions {
+    let write = &args.write;
     let text = |path: &std::path::PathBuf| path.to_string_lossy().into_owned();
     ApplyOptions {
         undo: write.undo.as_ref().map(text),
@@ -202,134 +311,9 @@ fn options(write: &WriteArgs, size_bytes: u64) -> ApplyOptions {
             kind: making.to_string(),
             size_bytes: Some(size_bytes),
         }),
-        dry_run: false,
+        dry_run: args.dry_run,
         require_record: false,
         atomic: write.atomic,
         spool: write.spool.as_ref().map(text),
-    }
-}
-
-/// The far end: opens the volume, and becomes the client.
-pub(super) fn send<R, W>(
-    mut server: Server<R, W>,
-    open: &Open,
-    gate: &Gate,
-    state: StateDir,
-    cancel: &Cancel,
-) -> Result<ExitCode>
-where
-    R: Read + Send + 'static,
-    W: Write + Send + 'static,
-{
-    let replies = server.replies();
-    let relay = Relay(replies.clone());
-    let source = match source(open, gate, state.clone(), &relay, cancel) {
-        Ok(source) => source,
-        Err(error) => {
-            replies.fail(&error).map_err(lost)?;
-            return Ok(error.exit_code());
-        }
-    };
-    let ready = Ready {
-        destination: open.destination.clone(),
-        size_bytes: source.header.volume_size,
-        ..Ready::default()
-    };
-    server.ready(ready).map_err(lost)?;
-    let client = server.into_client(Arc::new(Warnings));
-    let to = ToArgs {
-        compress: compression(open)?,
-        bwlimit: open.pull.bwlimit,
-        ..ToArgs::default()
-    };
-    let job = Job {
-        request: request(open, state, &Silent, cancel)?,
-        destination: None,
-        to: &to,
-        write: &WriteArgs::default(),
-        remote: &RemoteArgs::default(),
-        dry_run: false,
-        verify: false,
-        comparing: true,
-        effort: Effort::new(to.compress),
-        cancel,
-        monitor: &Silent,
-        speaker: Terminal::silent().speaker(),
-    };
-    let wish = self::open(&job, &source);
-    let name = "the receiver";
-    let (mut summary, mut attempts) = (Summary::default(), Attempts::new(0));
-    summary.volume_size = source.header.volume_size;
-    match converse(
-        &job,
-        &source,
-        client,
-        wish,
-        name,
-        &mut summary,
-        &mut attempts,
-    ) {
-        Ok(Done { .. }) => Ok(ExitCode::Done),
-        // The receiver knows: it said so, or was told.
-        Err(Trouble::Session(error)) => Ok(error.into_error(name).exit_code()),
-        Err(Trouble::Here(error)) => Ok(error.exit_code()),
-    }
-}
-
-fn source(
-    open: &Open,
-    gate: &Gate,
-    state: StateDir,
-    monitor: &dyn Monitor,
-    cancel: &Cancel,
-) -> Result<SendSource> {
-    let admitted = gate.admit(open)?;
-    let open = Open {
-        destination: admitted.destination.clone(),
-        ..open.clone()
-    };
-    let mut source = SendSource::open(&request(&open, state, monitor, cancel)?)?;
-    gate.confirm(&admitted, &source.data)?;
-    source.identify()?;
-    Ok(source)
-}
-
-fn request<'a>(
-    open: &'a Open,
-    state: StateDir,
-    monitor: &'a dyn Monitor,
-    cancel: &'a Cancel,
-) -> Result<SourceRequest<'a>> {
-    Ok(SourceRequest {
-        from: None,
-        new: Some(&open.destination),
-        data_source: None,
-        base_size: None,
-        thin_metadata: None,
-        volume_size: None,
-        // The gate lets in the volume that was named, and nobody at this end could choose a size.
-        snapshot: None,
-        compression: compression(open)?,
-        state,
-        cancel,
-        monitor,
-    })
-}
-
-fn compression(open: &Open) -> Result<Compression> {
-    match open.pull.compress.as_str() {
-        "" => Ok(Compression::None),
-        text => text
-            .parse()
-            .map_err(|reason| Error::Usage(format!("{}: {reason}", sanitise(text)))),
-    }
-}
-
-/// The receiver's warnings are for its own user, who has heard them.
-struct Warnings;
-
-impl SessionEvents for Warnings {
-    fn warning(&self, text: &str) {
-        output::message(&format!("lvmsync: warning: {text}"));
     }
 }

@@ -16,15 +16,16 @@ use crate::commands::{Caller, Via, word};
 use crate::delta::codec::Compression;
 use crate::delta::stream::StreamId;
 use crate::engine::deliver::DeltaSink;
-use crate::error::{Error, Result};
+use crate::error::{Error, ExitCode, Result};
 use crate::session::SessionError;
-use crate::session::client::{Client, SessionEvents};
+use crate::session::client::{Client, LastWord, SessionEvents};
 use crate::session::handshake::{
     FEATURE_ATOMIC, FEATURE_CREATE_VOLUME, FEATURE_RECORD, FEATURE_SYNC, FEATURE_UNDO,
 };
 use crate::session::line::Line;
 use crate::session::message::{
-    Ack, ApplyOptions, CreateVolume, Done, OPERATION_APPLY, OPERATION_SYNC, Open, SourceIdentity,
+    Ack, ApplyOptions, CreateVolume, Done, Message, OPERATION_APPLY, OPERATION_SYNC, Open,
+    SourceIdentity,
 };
 use crate::session::remote::{OnLine, RemoteEnd, RemoteOptions};
 use crate::session::text::sanitise;
@@ -132,7 +133,9 @@ fn attempt(
         held: is_held(&error),
         error: end.explain(error),
     };
-    match converse(job, source, client, open, host, summary, attempts) {
+    // Nothing more is said: the far end hears that its input is closed.
+    let conversed = converse(job, source, client, open, host, summary, attempts);
+    match conversed.map(|(done, _)| done) {
         Ok(done) => {
             tracing::info!("{host}: {} frames are durable", done.frames);
             end.close();
@@ -176,7 +179,7 @@ pub(super) fn converse<R: Read + Send + 'static, W: Write + Send + 'static>(
     name: &str,
     summary: &mut Summary,
     attempts: &mut Attempts,
-) -> std::result::Result<Done, Trouble> {
+) -> std::result::Result<(Done, LastWord<W>), Trouble> {
     client.limit_acks(source.header.volume_size);
     let (ready, mut out) = client.open(open).map_err(Trouble::Session)?;
     tracing::info!(
@@ -216,13 +219,22 @@ pub(super) fn converse<R: Read + Send + 'static, W: Write + Send + 'static>(
     let before = summary.wire_bytes.unwrap_or(0);
     summary.wire_bytes = Some(before + out.traffic_bytes());
     match sent {
-        Ok(()) => out.finish().map_err(Trouble::Session),
+        Ok(()) => out.finish_and_tell().map_err(Trouble::Session),
         // Where the connection broke or the far end failed, that is the reason, ours is what followed.
-        Err(error) => Err(match out.abort(&error.to_string()) {
+        Err(error) => Err(match out.abort_with(&farewell(job, &error)) {
             Some(reason) => Trouble::Session(reason),
             None => Trouble::Here(error),
         }),
     }
+}
+
+/// Why this end stops. In a pull the user is at the other one.
+fn farewell(job: &Job<'_>, error: &Error) -> Message {
+    let recover = job
+        .recover_at_peer
+        .filter(|_| error.exit_code() == ExitCode::TrackingLost);
+    let recover = recover.map_or_else(String::new, |recover| recover());
+    Message::bye_with(error.exit_code() as u8, &error.chain(), &recover)
 }
 
 /// What the far end must know for what is asked.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::apply::WriteArgs;
+use super::apply::{StateArgs, WriteArgs};
 use super::progress::Speaker;
 use super::summary::Summary;
 use super::thin::ThinArgs;
@@ -155,6 +155,23 @@ pub(super) struct RemoteArgs {
     pub(super) timeout: TimeoutArgs,
 }
 
+impl RemoteArgs {
+    /// The sync of these two, for the user's shell.
+    pub(super) fn sync_line(&self, source: &str, destination: &str, state: &StateArgs) -> String {
+        let mut words = vec![source, destination];
+        if self.rsh != "ssh" {
+            words.extend(["-e", &self.rsh]);
+        }
+        if self.sudo {
+            words.push("--sudo");
+        }
+        if self.remote_path != "lvmsync" {
+            words.extend(["--remote-path", &self.remote_path]);
+        }
+        state.caller().command("sync", &words)
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Format {
     /// docs/format.md
@@ -177,6 +194,8 @@ pub(super) struct Job<'a> {
     pub(super) comparing: bool,
     /// What `to.compress` asks for, and what is found out about it.
     pub(super) effort: Effort,
+    /// In a pull, whose user is at the other end: what to name as SRC of the sync that needs no list of changes.
+    pub(super) recover_at_peer: Option<&'a dyn Fn() -> String>,
     pub(super) cancel: &'a Cancel,
     pub(super) monitor: &'a dyn Monitor,
     pub(super) speaker: Speaker,
@@ -206,6 +225,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
         verify: args.verify,
         comparing: false,
         effort: Effort::new(args.to.compress),
+        recover_at_peer: None,
         cancel,
         monitor: &terminal,
         speaker: terminal.speaker(),
@@ -242,25 +262,13 @@ impl Job<'_> {
     }
 
     /// The command that needs no list of changes.
-    fn sync_instead(&self) -> String {
+    pub(super) fn sync_instead(&self) -> String {
         let source = source_of_sync(&self.request);
-        let mut words = vec![source.as_str(), self.destination.unwrap_or("DEST")];
-        let RemoteArgs {
-            rsh,
-            sudo,
-            remote_path,
-            ..
-        } = self.remote;
-        if rsh != "ssh" {
-            words.extend(["-e", rsh]);
-        }
-        if *sudo {
-            words.push("--sudo");
-        }
-        if remote_path != "lvmsync" {
-            words.extend(["--remote-path", remote_path]);
-        }
-        self.write.state.caller().command("sync", &words)
+        self.remote.sync_line(
+            &source,
+            self.destination.unwrap_or("DEST"),
+            &self.write.state,
+        )
     }
 
     fn try_run(&self) -> Result<Summary> {

@@ -12,6 +12,7 @@ use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::commands::{Caller, Via};
 use crate::delta::codec::Compression;
+use crate::delta::reader::DeltaReader;
 use crate::destination::{Destination, DestinationOptions, Make};
 use crate::engine::apply::Applied;
 use crate::error::{Error, ExitCode, Result};
@@ -79,6 +80,8 @@ enum Permit {
     Create,
     /// sync HOST:SRC DEST: read the content of an allowed volume
     Read,
+    /// With read: have a temporary snapshot made of an allowed volume that is live, and kept under an allowed name
+    Snapshot,
 }
 
 impl LimitArgs {
@@ -91,12 +94,20 @@ impl LimitArgs {
                 std::fs::canonicalize(directory).map_err(|error| Error::io(action(), error))
             })
             .transpose()?;
-        let is_of_use =
-            |permit: &Permit| !self.allow.is_empty() || (self.read_only && *permit == Permit::Read);
+        let of_reading = [Permit::Read, Permit::Snapshot];
+        let is_of_use = |permit: &Permit| {
+            !self.allow.is_empty() || (self.read_only && of_reading.contains(permit))
+        };
         if !self.permit.iter().all(is_of_use) {
             return Err(Error::Usage(
                 "--permit widens what --allow permits; a server without limits has nothing to permit, and with \
-                 --read-only alone it is only `read`"
+                 --read-only alone it is only `read` and `snapshot`"
+                    .to_owned(),
+            ));
+        }
+        if self.permit.contains(&Permit::Snapshot) && !self.permit.contains(&Permit::Read) {
+            return Err(Error::Usage(
+                "--permit snapshot is about volumes whose content is given away: it needs --permit read as well"
                     .to_owned(),
             ));
         }
@@ -105,6 +116,7 @@ impl LimitArgs {
             overwrite: self.permit.contains(&Permit::Overwrite),
             create: self.permit.contains(&Permit::Create),
             read: self.permit.contains(&Permit::Read),
+            snapshot: self.permit.contains(&Permit::Snapshot),
         };
         Policy::new(&self.allow, self.read_only, undo_directory, permits)
     }
@@ -126,7 +138,7 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     server.keep_alive();
     if open.operation == OPERATION_PULL {
         let state = args.state.directory();
-        return super::pull::send(server, &open, &gate, state, cancel);
+        return super::pull_far::send(server, &open, &gate, state, cancel);
     }
     let replies = server.replies();
     let state_dir = args.state.state_dir.as_deref();
@@ -206,9 +218,19 @@ pub(super) fn serve<R: Read, W: Write + Send>(
             ..Ready::default()
         };
         server.ready(ready).map_err(lost)?;
+        let damaged = |source| Error::Damaged {
+            what: "the sender".to_owned(),
+            source,
+        };
+        let reader = DeltaReader::new(WithoutProto3::new(&mut *server)).map_err(damaged)?;
+        let planned = reader.header().planned;
+        drop(reader);
         std::io::copy(server, &mut std::io::sink())
             .map_err(|error| Error::io("cannot read what is sent", error))?;
         return Ok(Done {
+            bytes_written: planned.data_bytes,
+            bytes_zeroed: planned.zero_bytes,
+            frames: planned.extents,
             dry_run: true,
             ..Done::default()
         });
@@ -243,6 +265,7 @@ pub(super) fn serve<R: Read, W: Write + Send>(
             resume_at,
             already,
             empty,
+            ..Ready::default()
         })
         .map_err(lost)?;
     on_ready(resume_at);

@@ -2,7 +2,6 @@
 
 use clap::Args;
 
-use crate::error::{Error, Result};
 use crate::source::SnapshotWish;
 use crate::units::parse_size;
 
@@ -28,20 +27,7 @@ impl SnapshotArgs {
         (!self.no_snapshot).then_some(SnapshotWish {
             size_bytes: self.snapshot_size,
             keep: self.keep_snapshot.as_deref(),
+            ..SnapshotWish::default()
         })
-    }
-
-    /// What is at another machine is read there as it is.
-    pub(super) fn refuse_for_far(&self) -> Result<()> {
-        let asked = [
-            ("--snapshot-size", self.snapshot_size.is_some()),
-            ("--keep-snapshot", self.keep_snapshot.is_some()),
-        ];
-        match asked.into_iter().find(|(_, given)| *given) {
-            Some((option, _)) => Err(Error::Usage(format!(
-                "{option} is for a SRC that is here: make the snapshot there (lvcreate -s), and name it as SRC"
-            ))),
-            None => Ok(()),
-        }
     }
 }

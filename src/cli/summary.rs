@@ -37,12 +37,23 @@ pub(super) struct Summary {
     /// On which machine that is, if not on this one.
     #[serde(skip)]
     pub(super) undo_host: Option<String>,
+    /// What would be cut off from a longer file, where nothing was written, as asked.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) cut_bytes: u64,
     /// Nothing was written, as asked.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) dry_run: bool,
     /// What was written was read back, and is what it should be.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) verified: bool,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for it this way"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Summary {

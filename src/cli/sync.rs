@@ -15,7 +15,7 @@ use super::snapshot::SnapshotArgs;
 use super::summary::{Summary, per_second, shown_seconds};
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
-use crate::commands::word;
+use crate::engine::begin::no_undo_of_what_is_cut_off;
 use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
 use crate::session::endpoint::{Endpoint, parse_endpoint};
@@ -31,15 +31,15 @@ Examples:
   lvmsync sync vg/s1 backup:vg/data --create        and make the volume there if there is none
   lvmsync sync vg/s1 backup:vg/data --verify        and compare once more in the end
   lvmsync sync vg/s1 backup:vg/data -n              what would be written?
-  lvmsync sync backup:vg/data vg/restored           the other way: from there to here
+  lvmsync sync backup:vg/data vg/restored           the other way: from there to here, with all of the above
 
 Both volumes are read whole, each where it is, at the same time; over ssh digests travel, and then only
 the blocks of 4 KiB that differ. A destination that is new is not compared but filled: zeroes and holes
 do not travel. When it is done, DEST is on record as holding SRC's state, so increments go on from there:
   lvmsync send --from vg/s1 vg/s2 backup:vg/data
 
-Of a live logical volume a snapshot is made, and removed when the run ends, however it ends. A thick one needs
-free extents in the volume group, for what is written meanwhile: --snapshot-size.
+Of a live logical volume a snapshot is made where it is, and removed when the run ends, however it ends. A thick
+one needs free extents in the volume group, for what is written meanwhile: --snapshot-size.
 
 The same command again goes on where it was cut; of a live volume it begins anew, and compares.
 A file as DEST gets SRC's length.";
@@ -73,11 +73,11 @@ pub(super) struct SyncArgs {
 
     /// Tell what would be written, and write nothing
     #[arg(short = 'n', long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
 
     /// Afterwards compare once more, from the disk
     #[arg(long, conflicts_with = "dry_run")]
-    verify: bool,
+    pub(super) verify: bool,
 
     /// Print the result as a JSON object on stdout
     #[arg(long)]
@@ -117,18 +117,43 @@ pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
         verify: args.verify,
         comparing: true,
         effort: Effort::new(args.to.compress),
+        recover_at_peer: None,
         cancel,
         monitor: &terminal,
         speaker: terminal.speaker(),
     };
     let summary = job.run().and_then(|summary| {
         if args.dry_run && summary.compared_bytes.is_some() {
-            would_write(args, summary, &terminal, cancel)
+            let start = Instant::now();
+            compare::find(&args.as_compare(), &terminal, cancel)
+                .and_then(|found| would_write(args, summary, found, start))
+                .map_err(|error| error.to_recover(|| job.sync_instead()))
         } else {
             Ok(summary)
         }
     });
     told(args, &terminal, summary)
+}
+
+impl SyncArgs {
+    /// The snapshot that is made is to stay.
+    pub(super) fn keeps_snapshot(&self) -> bool {
+        self.snapshot.wish().is_some_and(|wish| wish.keep.is_some())
+    }
+
+    /// The comparison of the same two.
+    pub(super) fn as_compare(&self) -> CompareArgs {
+        CompareArgs {
+            source: self.source.clone(),
+            destination: self.destination.clone(),
+            only: None,
+            remote: self.remote.clone(),
+            state: self.write.state.clone(),
+            json: false,
+            map: false,
+            talk: TalkArgs::default(),
+        }
+    }
 }
 
 /// Options that come with those of a send, and cannot be meant here.
@@ -159,20 +184,16 @@ fn from_far(
     if matches!(parse_endpoint(&args.destination)?, Endpoint::Remote { .. }) {
         return usage("one of the two volumes has to be here: run this at one of the hosts");
     }
-    args.snapshot.refuse_for_far()?;
-    if args.dry_run || args.verify {
-        let option = if args.dry_run {
-            "--dry-run"
-        } else {
-            "--verify"
-        };
-        return Err(Error::Usage(format!(
-            "{option} is for a SRC that is here; to compare: lvmsync compare {} {}",
-            word(&args.destination),
-            word(&args.source)
-        )));
+    let recover = || super::pull::sync_line(args, host, path);
+    let summary = super::pull::pull(args, host, path, terminal, cancel)
+        .map_err(|error| error.to_recover(recover))?;
+    if !args.dry_run || summary.compared_bytes.is_none() {
+        return Ok(summary);
     }
-    super::pull::pull(args, host, path, terminal, cancel)
+    let start = Instant::now();
+    compare::find_from(&args.as_compare(), host, path, terminal, cancel)
+        .and_then(|found| would_write(args, summary, found, start))
+        .map_err(|error| error.to_recover(recover))
 }
 
 fn told(args: &SyncArgs, terminal: &Terminal, summary: Result<Summary>) -> Result<ExitCode> {
@@ -185,30 +206,26 @@ fn told(args: &SyncArgs, terminal: &Terminal, summary: Result<Summary>) -> Resul
     Ok(ExitCode::Done)
 }
 
-/// What a comparison finds is what would be written.
+/// What a comparison finds is what would be written, but for the end of a longer file, which would be cut off.
 fn would_write(
     args: &SyncArgs,
     summary: Summary,
-    terminal: &Terminal,
-    cancel: &Cancel,
+    found: compare::Found,
+    start: Instant,
 ) -> Result<Summary> {
-    let start = Instant::now();
-    let compare = CompareArgs {
-        source: args.source.clone(),
-        destination: args.destination.clone(),
-        only: None,
-        remote: args.remote.clone(),
-        state: args.write.state.clone(),
-        json: false,
-        map: false,
-        talk: TalkArgs::default(),
-    };
-    let found = compare::find(&compare, terminal, cancel)?;
+    if found.tail_bytes > 0 && args.write.undo.is_some() {
+        return Err(no_undo_of_what_is_cut_off(&args.destination));
+    }
+    let mut written = found.differing.clip(found.volume_size);
+    if args.write.allow_smaller {
+        written = written.clip(found.destination_size);
+    }
     Ok(Summary {
         compared_bytes: Some(found.compared_bytes),
-        extents: found.differing.len() as u64,
-        data_bytes: found.differing.total_bytes(),
+        extents: written.len() as u64,
+        data_bytes: written.total_bytes(),
         zero_bytes: 0,
+        cut_bytes: found.tail_bytes,
         seconds: start.elapsed().as_secs_f64(),
         ..summary
     })
@@ -223,11 +240,15 @@ fn sentence(summary: &Summary) -> String {
     };
     let elapsed = Duration::try_from_secs_f64(summary.seconds).unwrap_or_default();
     let written = summary.data_bytes + summary.zero_bytes;
-    let what = if written == 0 {
+    let what = if written == 0 && summary.cut_bytes == 0 {
         "equal already, nothing was written".to_owned()
     } else if summary.dry_run {
         let extents = count(summary.extents, "extent");
-        format!("would write {} in {extents}", Bytes(written))
+        let cut = match summary.cut_bytes {
+            0 => String::new(),
+            bytes => format!(", and cut off {} at the end", Bytes(bytes)),
+        };
+        format!("would write {} in {extents}{cut}", Bytes(written))
     } else {
         format!(
             "{} in {} differed and {} written now",

@@ -7,8 +7,11 @@ use std::fs::File;
 use std::io::BufReader;
 
 use super::apply::{open_input, shown_name};
+use super::compare;
 use super::compare_far::Far;
+use super::progress::Terminal;
 use super::send::Job;
+use super::sync::SyncArgs;
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::comparand::Comparand;
@@ -51,6 +54,23 @@ pub(super) fn sent(job: &Job<'_>, source: &mut SendSource, destination: &Endpoin
         }
     };
     expect_equal(&name, &differing.map_err(|error| source.explain(error))?)
+}
+
+/// Compares what a pull has written with what it was read from, `path` at `host`, once more.
+pub(super) fn pulled(
+    args: &SyncArgs,
+    host: &str,
+    path: &str,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<()> {
+    let found = compare::find_from(&args.as_compare(), host, path, terminal, cancel)?;
+    // What is past the end of a smaller destination was left out, as asked.
+    let differing = match args.write.allow_smaller {
+        true => found.differing.clip(found.destination_size),
+        false => found.differing,
+    };
+    expect_equal(&args.destination, &differing)
 }
 
 /// `--verify` reads deltas twice, and needs to know what is in them before anything is written.

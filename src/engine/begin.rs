@@ -196,6 +196,14 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     })))
 }
 
+const CUTS_OFF: &str =
+    "what is applied makes the file shorter, and an undo would not hold what is cut off";
+
+/// The refusal of an undo for a file that becomes shorter; for who only looks what would happen.
+pub fn no_undo_of_what_is_cut_off(name: &str) -> Error {
+    Error::refused(name, CUTS_OFF, "Do without --undo.")
+}
+
 /// An undo that would not lead back is worse than none.
 fn refuse_hopeless_undo(
     beginning: &Beginning<'_, '_>,
@@ -224,7 +232,7 @@ fn refuse_hopeless_undo(
             .is_some_and(|size| size > header.volume_size)
         || cuts_file(header, target);
     let reason = if shrinks {
-        "what is applied makes the file shorter, and an undo would not hold what is cut off"
+        CUTS_OFF
     } else if keeper.was_incomplete() && !matches!(admission, Admission::Resume { .. }) {
         "it is incomplete now, and an undo would lead back to that"
     } else {

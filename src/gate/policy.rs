@@ -41,6 +41,8 @@ pub struct Permits {
     pub create: bool,
     /// To read what an allowed volume holds.
     pub read: bool,
+    /// To have a snapshot made of it for that.
+    pub snapshot: bool,
 }
 
 /// The limits of one server.
@@ -84,6 +86,23 @@ impl Policy {
         !self.globs.is_empty()
     }
 
+    fn has_limits(&self) -> bool {
+        self.read_only || self.is_restricted()
+    }
+
+    /// Whether a snapshot may be made of what is allowed, and called `name`, to be read in its place.
+    pub fn check_snapshot(&self, name: &str) -> Result<()> {
+        if !self.has_limits() || self.permits.snapshot {
+            return Ok(());
+        }
+        Err(Error::refused(
+            name,
+            "it is a live volume, and this server does not permit a snapshot of it to be made to be read",
+            "Have `--permit snapshot` added to the `lvmsync serve` there; or read it as it is while it is written, \
+             which may be a blur of moments: --no-snapshot",
+        ))
+    }
+
     /// Whether this canonical name is allowed: `/dev/vg/lv` for a logical volume, else the real path.
     pub fn allows(&self, canonical: &str) -> bool {
         !self.is_restricted()
@@ -103,8 +122,7 @@ impl Policy {
                 "A dry run (-n) is possible.",
             ));
         }
-        let has_limits = self.read_only || self.is_restricted();
-        if open.operation == OPERATION_PULL && has_limits && !self.permits.read {
+        if open.operation == OPERATION_PULL && self.has_limits() && !self.permits.read {
             return Err(not_permitted("to be read from here"));
         }
         if !self.is_restricted() {

@@ -144,7 +144,7 @@ impl Guard {
             self.cancel.check()?;
             match answer.map_err(gone)? {
                 Answer::Note { text } => monitor.remark(&text),
-                Answer::Failed { code, text } => return Err(error_of(code, &text)),
+                Answer::Failed { code, text, held } => return Err(error_of(code, &text, held)),
                 answer => return Ok(answer),
             }
         }

@@ -77,6 +77,9 @@ pub enum Answer {
         code: u8,
         /// Its whole text.
         text: String,
+        /// What is in the way may be gone in a moment.
+        #[serde(default)]
+        held: bool,
     },
 }
 
@@ -86,17 +89,19 @@ impl Answer {
         Self::Failed {
             code: error.exit_code() as u8,
             text: error.chain(),
+            held: error.is_held(),
         }
     }
 }
 
 /// The error that a [`Answer::Failed`] was: the same code, the same words.
-pub fn error_of(code: u8, text: &str) -> Error {
+pub fn error_of(code: u8, text: &str, held: bool) -> Error {
     match ExitCode::from_number(code) {
         Some(ExitCode::Interrupted) => Error::Interrupted,
         // Nothing that failed ends in success, whatever the guard says.
         code => Error::Guard {
             text: text.to_owned(),
+            held,
             code: code
                 .filter(|code| *code != ExitCode::Done)
                 .unwrap_or(ExitCode::Failed),
@@ -152,17 +157,18 @@ mod tests {
         let mut codes = BTreeSet::new();
         for error in errors {
             let line = serde_json::to_string(&Answer::failed(&error)).unwrap();
-            let Answer::Failed { code, text } = serde_json::from_str(&line).unwrap() else {
+            let Answer::Failed { code, text, held } = serde_json::from_str(&line).unwrap() else {
                 panic!("not failed");
             };
-            let again = error_of(code, &text);
+            let again = error_of(code, &text, held);
+            assert_eq!(again.is_held(), error.is_held());
             assert_eq!(again.exit_code(), error.exit_code());
             assert_eq!(again.chain(), error.chain());
             codes.insert(code);
         }
         assert_eq!(codes.into_iter().collect::<Vec<_>>(), [1, 2, 4, 5, 130]);
         for odd in [0, 99] {
-            assert_eq!(error_of(odd, "what?").exit_code(), ExitCode::Failed);
+            assert_eq!(error_of(odd, "what?", false).exit_code(), ExitCode::Failed);
         }
     }
 }

@@ -17,7 +17,9 @@ use super::reservation::Wait;
 use crate::dm::device::DeviceMapper;
 use crate::dm::lvm::{LvRow, volumes_of};
 use crate::dm::name::LvName;
-use crate::dm::temporary::{self, Wanted, chosen_name, room_of, store_extents, temporary_name};
+use crate::dm::temporary::{
+    self, TEMPORARY_TAG, Wanted, chosen_name, room_of, store_extents, temporary_name,
+};
 use crate::dm::wire::Selector;
 use crate::error::{Error, Result};
 use crate::record::store::StateDir;
@@ -77,7 +79,14 @@ impl Temporary {
             Some(name) => chosen_name(&origin, name)?,
             None => temporary_name(&origin, &id).ok_or_else(|| no_name(&origin))?,
         };
-        if rows.iter().any(|row| row.name() == name.lv()) {
+        if let Some(row) = rows.iter().find(|row| row.name() == name.lv()) {
+            if row.lv_tags.split(',').any(|tag| tag == TEMPORARY_TAG) {
+                return Err(Error::held(
+                    name.to_string(),
+                    "there is a temporary snapshot of that name, of a run that has not ended yet or was killed",
+                    "Wait for it, or choose another name; lvmsync doctor shows what was left behind.",
+                ));
+            }
             let way_out = "Choose another name, or remove it if it is not needed any more.";
             return Err(Error::refused(
                 name.to_string(),

@@ -179,6 +179,16 @@ impl<R: Read + Send + 'static, W: Write + Send + 'static> Client<R, W> {
     }
 }
 
+/// After Done: what an end that sends may still owe.
+pub struct LastWord<W>(MessageWriter<W>);
+
+impl<W: Write> LastWord<W> {
+    /// Says how it went: 0 for all well.
+    pub fn say(mut self, code: u8, reason: &str) -> Result<(), SessionError> {
+        self.0.send(&Message::bye_with(code, reason, ""))
+    }
+}
+
 /// The stream: what is written here arrives at the far end's reader.
 pub struct Outgoing<W> {
     pub(super) writer: MessageWriter<W>,
@@ -226,7 +236,12 @@ impl<W: Write> Outgoing<W> {
     }
 
     /// Ends the stream and waits until the far end says that all is durable.
-    pub fn finish(mut self) -> Result<Done, SessionError> {
+    pub fn finish(self) -> Result<Done, SessionError> {
+        self.finish_and_tell().map(|(done, _)| done)
+    }
+
+    /// The same, where the far end waits for a last word after its own.
+    pub fn finish_and_tell(mut self) -> Result<(Done, LastWord<W>), SessionError> {
         // Where writing fails, the outcome says why.
         if self.send_buffer().is_ok() {
             self.answers.lock().end_sent = true;
@@ -234,15 +249,21 @@ impl<W: Write> Outgoing<W> {
                 self.answers.wait_for_last_words(error);
             }
         }
-        self.answers.wait()
+        let done = self.answers.wait()?;
+        Ok((done, LastWord(self.writer)))
     }
 
     /// Stops early, because of `reason`. If it was the session that failed, which a writer sees as an
     /// I/O error, this returns its error, the true reason, with the far end's words where it had any.
     /// Else it tells the far end, and returns `None`.
-    pub fn abort(mut self, reason: &str) -> Option<SessionError> {
+    pub fn abort(self, reason: &str) -> Option<SessionError> {
+        self.abort_with(&Message::bye(reason))
+    }
+
+    /// The same, with a farewell that says more.
+    pub fn abort_with(mut self, farewell: &Message) -> Option<SessionError> {
         if !self.answers.failed() {
-            match self.writer.send(&Message::bye(reason)) {
+            match self.writer.send(farewell) {
                 Ok(()) => return None,
                 Err(error) => self.answers.wait_for_last_words(error),
             }

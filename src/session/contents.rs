@@ -94,6 +94,16 @@ pub struct PullOptions {
     pub compress: String,
     /// At most so many bytes a second.
     pub bwlimit: Option<u64>,
+    /// Read a live logical volume from a snapshot that is made for it. Without, as it is.
+    pub snapshot: bool,
+    /// Of a thick one: its size.
+    pub snapshot_size: Option<u64>,
+    /// Keep it under this name when all is done.
+    pub keep_snapshot: Option<String>,
+    /// What was read will be compared once more, so it must not be a snapshot that is gone by then.
+    pub verify: bool,
+    /// Check everything, make no snapshot, and send no content.
+    pub dry_run: bool,
 }
 
 /// How a delta is to be applied. A receiver ignores fields that it does not know, so whoever adds one
@@ -152,6 +162,8 @@ pub struct Ready {
     pub already: bool,
     /// The destination holds nothing yet: there is nothing to be compared with.
     pub empty: bool,
+    /// In a pull: the snapshot that was made to be read from; empty if there is none.
+    pub snapshot: String,
 }
 
 /// How far the server is. Sent from time to time, only with values that have grown.
@@ -202,12 +214,22 @@ pub struct Failure {
     /// connection was just lost may ask again; every other refusal is final.
     #[serde(default)]
     pub held: bool,
+    /// In a pull, where the list of changes is lost: what to name as SRC of the sync that needs none.
+    #[serde(default)]
+    pub recover: String,
 }
 
-/// The client stops before the end of its stream.
+/// The client stops before the end of its stream; or, in a pull with a snapshot that is to be kept, says after Done how
+/// that went.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bye {
     /// Why.
     #[serde(default)]
     pub reason: String,
+    /// The exit code of what stopped it; 0 where there is none.
+    #[serde(default)]
+    pub code: u8,
+    /// As in [`Failure::recover`].
+    #[serde(default)]
+    pub recover: String,
 }

@@ -37,6 +37,12 @@ pub const FEATURE_SYNC: &str = "sync";
 /// The ends can exchange their parts, so that what the server has comes to the client.
 pub const FEATURE_PULL: &str = "pull";
 
+/// In a pull a live volume is read from a snapshot that is made for it.
+pub const FEATURE_PULL_SNAPSHOT: &str = "pull-snapshot";
+
+/// A pull can be tried without a write.
+pub const FEATURE_PULL_DRY_RUN: &str = "pull-dry-run";
+
 /// A record is kept of the destination's state, and a stream that was cut goes on.
 pub const FEATURE_RECORD: &str = "record";
 
@@ -54,6 +60,8 @@ pub const FEATURES: &[&str] = &[
     FEATURE_COMPARE,
     FEATURE_SYNC,
     FEATURE_PULL,
+    FEATURE_PULL_SNAPSHOT,
+    FEATURE_PULL_DRY_RUN,
     FEATURE_RECORD,
     FEATURE_ATOMIC,
     FEATURE_CREATE_VOLUME,

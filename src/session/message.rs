@@ -353,6 +353,7 @@ impl Message {
             code,
             message: shorten(message, MAX_TEXT_BYTES),
             held,
+            recover: String::new(),
         })
     }
 
@@ -365,8 +366,15 @@ impl Message {
 
     /// A farewell whose text fits.
     pub fn bye(reason: &str) -> Self {
+        Self::bye_with(0, reason, "")
+    }
+
+    /// The same, with the exit code of what went wrong and [`Bye::recover`].
+    pub fn bye_with(code: u8, reason: &str, recover: &str) -> Self {
         Message::Bye(Bye {
             reason: shorten(reason, MAX_TEXT_BYTES),
+            code,
+            recover: shorten(recover, MAX_TEXT_BYTES),
         })
     }
 

@@ -109,6 +109,10 @@ pub enum SessionError {
     Stopped {
         /// Its words, made fit to be shown.
         reason: String,
+        /// The exit code of what stopped it; 0 where it says none.
+        code: u8,
+        /// In a pull, with the code of a lost list of changes: what to name as SRC of the sync that needs none.
+        recover: String,
     },
     /// The peer reported an error: its message is all there is to say.
     #[error("{}", .0.message)]
@@ -125,10 +129,21 @@ impl SessionError {
         )
     }
 
+    /// What the peer says to name as SRC of the sync that helps where its list of changes is lost.
+    pub fn recover(&self) -> Option<&str> {
+        let recover = match self {
+            SessionError::Reported(failure) => &failure.recover,
+            SessionError::Stopped { recover, .. } => recover,
+            _ => return None,
+        };
+        Some(recover.as_str()).filter(|recover| !recover.is_empty())
+    }
+
     /// The run's error: a reported refusal or damage keeps its code, the rest is [`ExitCode::Remote`].
     pub fn into_error(self, host: &str) -> Error {
         match self {
             SessionError::Reported(failure) => reported(host, &failure),
+            SessionError::Stopped { reason, code, .. } if code != 0 => stopped(host, reason, code),
             other if other.is_lost() => Error::Lost {
                 host: sanitise(host),
                 reason: self_and_sources(&other),
@@ -189,6 +204,19 @@ fn reported(host: &str, failure: &Failure) -> Error {
     Error::RemoteFailed {
         host: sanitise(host),
         message: sanitise(&failure.message),
+        code,
+    }
+}
+
+/// A sender's own failure has the code that it has there: what it read, it read for this end. But nothing that was
+/// stopped is success, and its signal is not ours.
+fn stopped(host: &str, message: String, code: u8) -> Error {
+    let code = ExitCode::from_number(code)
+        .filter(|code| !matches!(code, ExitCode::Done | ExitCode::Interrupted))
+        .unwrap_or(ExitCode::Remote);
+    Error::RemoteFailed {
+        host: sanitise(host),
+        message,
         code,
     }
 }

@@ -155,7 +155,9 @@ impl RemoteEnd {
     pub fn explain(&mut self, error: SessionError) -> Error {
         if matches!(
             error,
-            SessionError::Reported(_) | SessionError::Incompatible(_)
+            SessionError::Reported(_)
+                | SessionError::Incompatible(_)
+                | SessionError::Stopped { code: 1.., .. }
         ) {
             self.end();
             return error.into_error(&self.host);

@@ -6,17 +6,18 @@
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::SessionError;
 use super::asker::MAX_UNANSWERED;
-use super::client::{Client, SessionEvents, wrong_order};
+use super::client::{Client, LAST_WORDS, SessionEvents, wrong_order};
 use super::handshake::{Agreed, agree};
 use super::line::ping_interval;
 use super::message::{
-    Ack, Done, Hello, Message, OPERATION_APPLY, OPERATION_COMPARE, OPERATION_PULL, OPERATION_SYNC,
-    Open, Ready,
+    Ack, Done, Hello, MAX_TEXT_BYTES, Message, OPERATION_APPLY, OPERATION_COMPARE, OPERATION_PULL,
+    OPERATION_SYNC, Open, Ready,
 };
+use super::text::shorten;
 use super::transport::{MessageReader, MessageWriter};
 use crate::blocks::Digest;
 use crate::error::{Error, ExitCode};
@@ -128,6 +129,26 @@ impl<R: Read, W: Write> Server<R, W> {
     /// The same, for keeps.
     pub fn into_failure(self) -> Option<SessionError> {
         self.failure
+    }
+
+    /// As [`Self::into_failure`], where nothing could be said any more (`is_lost`): a peer that has stopped has said why
+    /// before it closed its end, and that was not read yet.
+    pub fn into_last_words(mut self, is_lost: bool) -> Option<SessionError> {
+        let start = Instant::now();
+        while self.failure.is_none() && is_lost && start.elapsed() < LAST_WORDS {
+            self.failure = self.reader.expect("its last words").err();
+        }
+        self.failure
+    }
+
+    /// In a pull with a snapshot that is to be kept, after Done: how the sender fared with it. The code, 0 for all
+    /// well, and its words.
+    pub fn last_word(&mut self) -> Result<(u8, String), SessionError> {
+        match self.reader.expect("Bye") {
+            Err(SessionError::Stopped { code, reason, .. }) => Ok((code, reason)),
+            Err(error) => Err(error),
+            Ok(other) => Err(wrong_order("Bye", &other)),
+        }
     }
 
     /// In the operation `compare`: the next request for digests; `None` at the client's End.
@@ -284,9 +305,26 @@ impl<W: Write> Replies<W> {
 
     /// It failed: the whole chain and the exit code go to the client. The last word.
     pub fn fail(&self, error: &Error) -> Result<(), SessionError> {
-        let held = matches!(error, Error::Held { .. });
+        let held = error.is_held();
         let code = error.exit_code() as u8;
         self.send(&Message::failure(code, &error.chain(), held))
+    }
+
+    /// The same, with [`super::message::Failure::recover`].
+    pub fn fail_to_recover(&self, error: &Error, recover: &str) -> Result<(), SessionError> {
+        let held = error.is_held();
+        let code = error.exit_code() as u8;
+        let mut message = Message::failure(code, &error.chain(), held);
+        if let Message::Error(failure) = &mut message {
+            failure.recover = shorten(recover, MAX_TEXT_BYTES);
+        }
+        self.send(&message)
+    }
+
+    /// In a pull, where this end has become the one that sends: it stops, of `error`. The last word.
+    pub fn bye(&self, error: &Error) -> Result<(), SessionError> {
+        let code = error.exit_code() as u8;
+        self.send(&Message::bye_with(code, &error.chain(), ""))
     }
 
     fn fail_with(&self, code: ExitCode, message: &str) -> Result<(), SessionError> {
@@ -303,7 +341,10 @@ impl<W: Write> Replies<W> {
         if inner.closed {
             return Ok(());
         }
-        inner.closed = matches!(message, Message::Done(_) | Message::Error(_));
+        inner.closed = matches!(
+            message,
+            Message::Done(_) | Message::Error(_) | Message::Bye(_)
+        );
         inner.writer.send(message)
     }
 }

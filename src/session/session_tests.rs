@@ -231,13 +231,47 @@ fn a_client_that_stops_says_why_and_one_that_vanishes_is_noticed() {
             Arc::new(()),
         );
         match failure {
-            SessionError::Stopped { reason } => {
+            SessionError::Stopped {
+                reason, code: 0, ..
+            } => {
                 assert!(farewell);
                 assert_eq!(reason, "the source\u{fffd} broke");
             }
             SessionError::Closed { .. } => assert!(!farewell),
             other => panic!("{other}"),
         }
+    }
+}
+
+#[test]
+fn what_a_sender_failed_of_has_its_code_and_is_never_success_nor_our_signal() {
+    for (code, expected) in [
+        (1, ExitCode::Failed),
+        (4, ExitCode::TrackingLost),
+        (130, ExitCode::Remote),
+        (0, ExitCode::Remote),
+        (99, ExitCode::Remote),
+    ] {
+        let (failure, ()) = session(
+            |mut server| {
+                std::io::copy(&mut server, &mut std::io::sink()).unwrap_err();
+                server.into_failure().unwrap()
+            },
+            move |out| {
+                let farewell = Message::bye_with(code, "the source broke", "vg/data");
+                assert!(out.abort_with(&farewell).is_none());
+            },
+            Arc::new(()),
+        );
+        assert!(!failure.is_lost());
+        assert_eq!(failure.recover(), Some("vg/data"));
+        let error = failure.into_error("host");
+        assert_eq!(error.exit_code(), expected, "{code}");
+        let text = error.chain();
+        assert!(
+            text.starts_with("host: ") && text.contains("the source broke"),
+            "{text}"
+        );
     }
 }
 
@@ -436,6 +470,7 @@ fn an_error_is_never_success_whatever_its_code() {
             held: false,
             code,
             message: "m".into(),
+            recover: String::new(),
         })
     };
     assert_eq!(failure(0).into_error("h").exit_code(), ExitCode::Remote);

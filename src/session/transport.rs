@@ -124,6 +124,8 @@ impl<R: Read> MessageReader<R> {
             Some(Message::Error(failure)) => Err(SessionError::Reported(failure)),
             Some(Message::Bye(bye)) => Err(SessionError::Stopped {
                 reason: super::text::sanitise(&bye.reason),
+                code: bye.code,
+                recover: bye.recover,
             }),
             Some(message) => Ok(message),
         }

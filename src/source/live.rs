@@ -16,6 +16,7 @@ use crate::dm::openers::{Openers, writers_open};
 use crate::dm::resolve::{Resolved, active_volume};
 use crate::dm::snapshot::{LogicalVolume, Role};
 use crate::dm::table::SnapshotStatus;
+use crate::dm::temporary::chosen_name;
 use crate::dm::thin::{ThinVolume, thin_volume};
 use crate::error::{Error, Result};
 use crate::hold::client::{Guard, Snapshot};
@@ -24,13 +25,20 @@ use crate::record::half_written;
 use crate::units::Bytes;
 use crate::volume::VolumeIdentity;
 
+/// Asked before a snapshot is made: of which volume, and under which name if it is to be kept.
+pub type Admit<'a> = &'a dyn Fn(&LvName, Option<&LvName>) -> Result<()>;
+
 /// How a live volume is to be read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct SnapshotWish<'a> {
     /// Of a thick one: its size. `None`: as large as is likely to be enough.
     pub size_bytes: Option<u64>,
     /// Keep it under this name when all is done.
     pub keep: Option<&'a str>,
+    /// Whoever may say no.
+    pub admit: Option<Admit<'a>>,
+    /// Find out whether one would be made, and make none.
+    pub only_look: bool,
 }
 
 /// The snapshot that a source is read from, which was made for it.
@@ -38,6 +46,8 @@ pub struct SnapshotWish<'a> {
 pub(super) struct Made {
     /// The live volume.
     origin: LvName,
+    /// LVM's UUID of it.
+    origin_uuid: String,
     /// Its device.
     identity: Option<VolumeIdentity>,
     snapshot: Snapshot,
@@ -65,11 +75,20 @@ pub(super) fn full_copy(
             None => whole(request, new, found, None),
         };
     };
+    let kept = wish.keep.map(|text| chosen_name(&live.name, text));
+    let kept = kept.transpose()?;
+    if let Some(admit) = wish.admit {
+        admit(&live.name, kept.as_ref())?;
+    }
+    if wish.only_look {
+        return whole(request, new, found, None);
+    }
     let mut guard = Guard::start(&request.state, request.cancel)?;
     let chosen = (wish.keep, wish.size_bytes);
     let snapshot = guard.snapshot(&live.name, &live.uuid, chosen, request.monitor)?;
     let made = Made {
         origin: live.name,
+        origin_uuid: live.uuid,
         identity: live.identity,
         snapshot,
         kept: wish.keep.is_some(),
@@ -213,10 +232,35 @@ impl Made {
                 .to_owned(),
         })?;
         let resolved = Ok(Resolved::LogicalVolume(Box::new(volume)));
-        Ok(match thin_volume(&name.to_string(), &resolved)? {
+        let found = match thin_volume(&name.to_string(), &resolved)? {
             Some(volume) => Found::Thin(volume),
             None => Found::Other(resolved?),
+        };
+        // LVM was given a name, and names can change hands.
+        let is_of_it = match &found {
+            Found::Thin(volume) => volume.origin.as_ref() == Some(&self.origin),
+            Found::Other(Resolved::LogicalVolume(volume)) => volume
+                .thick_snapshot()
+                .is_ok_and(|snapshot| snapshot.origin.uuid == self.origin_uuid),
+            Found::Other(_) => false,
+        };
+        if is_of_it {
+            return Ok(found);
+        }
+        Err(Error::Lvm {
+            what: self.origin.to_string(),
+            reason: format!("{name} was made, and is no snapshot of it; run this again"),
         })
+    }
+
+    /// What it is called.
+    pub(super) fn name(&self) -> &LvName {
+        &self.snapshot.name
+    }
+
+    /// What it is a snapshot of.
+    pub(super) fn origin(&self) -> &LvName {
+        &self.origin
     }
 
     fn told(&self) -> String {

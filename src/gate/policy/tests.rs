@@ -168,6 +168,7 @@ fn wishes_beside_the_destination_are_bounded() {
             overwrite: true,
             create: true,
             read: true,
+            snapshot: true,
         },
     );
     let both = both.unwrap();
@@ -283,4 +284,34 @@ fn content_is_given_away_only_where_that_is_permitted() {
     assert!(with(false, &[], false).is_ok(), "no limits");
     assert!(with(false, &[], true).is_err(), "digests only");
     assert!(with(true, &[], true).is_ok());
+}
+
+#[test]
+fn a_snapshot_is_made_for_a_client_only_where_there_are_no_limits_or_it_is_permitted() {
+    let with = |globs: &[&str], read_only, snapshot| {
+        let globs: Vec<String> = globs.iter().map(|glob| (*glob).to_owned()).collect();
+        let permits = Permits {
+            read: true,
+            snapshot,
+            ..Permits::default()
+        };
+        Policy::new(&globs, read_only, None, permits).unwrap()
+    };
+    for (globs, read_only, snapshot, allowed) in [
+        (&[][..], false, false, true),
+        (&[][..], true, false, false),
+        (&[][..], true, true, true),
+        (&["vg/*"][..], false, false, false),
+        (&["vg/*"][..], false, true, true),
+        (&["vg/*"][..], true, true, true),
+    ] {
+        let result = with(globs, read_only, snapshot).check_snapshot("vg/data");
+        assert_eq!(result.is_ok(), allowed, "{globs:?} {read_only} {snapshot}");
+        if let Err(error) = result {
+            assert_eq!(error.exit_code(), ExitCode::Refused);
+            for way_out in ["--permit snapshot", "--no-snapshot"] {
+                assert!(error.chain().contains(way_out), "{}", error.chain());
+            }
+        }
+    }
 }
