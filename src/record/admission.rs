@@ -242,8 +242,8 @@ fn to_incomplete(
     let same_live_run = header.source == Source::Cow
         && !header.is_combined()
         && cut.source == Source::Cow.word()
-        && header.target.is_none()
-        && cut.target.is_none()
+        // Both lead to what is live, or to one snapshot, whose content stays as it is while its table grows.
+        && header.target.as_ref().map(|target| &target.id) == cut.target.as_ref().map(|target| &target.id)
         && header.base.is_some()
         && header.base.as_ref().map(|base| &base.id) == cut.base.as_ref().map(|base| &base.id)
         // A stored one may be older.
@@ -252,7 +252,7 @@ fn to_incomplete(
     if same_live_run {
         return Ok(Admission::Fresh {
             remark: Some(
-                "a run from the same snapshot was cut; its source may have changed since, so this one begins anew"
+                "a run from the same snapshot was cut; its source or its list may have changed since, so this one begins anew"
                     .to_owned(),
             ),
         });

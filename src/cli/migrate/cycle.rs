@@ -437,6 +437,7 @@ impl<'a> Cycle<'a> {
             dry_run,
             verify: false,
             comparing: from.is_none(),
+            recover_at_peer: None,
             effort: Effort::new(self.args.compress),
             cancel: self.cancel,
             monitor: self.terminal,

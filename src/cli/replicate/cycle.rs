@@ -219,6 +219,7 @@ impl<'a> Cycle<'a> {
             dry_run: false,
             verify: target.verify,
             comparing: old.is_none(),
+            recover_at_peer: None,
             effort: Effort::new(self.job.compress),
             cancel: self.cancel,
             monitor: self.terminal,

@@ -190,6 +190,13 @@ fn a_live_source_begins_anew_only_from_the_same_snapshot() {
     ));
     // What was made of several may be older than what was cut.
     let features = vec![crate::delta::header::FEATURE_COMBINED.to_owned()];
+    // The same two snapshots, whose tables have grown since the origin was written to.
+    let mut grown = cut("s1", "s3", None);
+    grown.incomplete.as_mut().unwrap().stream = Some(StreamId::from("b3:other".to_owned()));
+    assert!(matches!(
+        decide(Some(&grown), &delta("s1", "s3")),
+        Ok(Admission::Fresh { remark: Some(_) })
+    ));
     // A stored one may be older than the one that was cut, and lack what that one has written.
     let mut newer = record.clone();
     newer.incomplete.as_mut().unwrap().created = live.0.created + 1;
