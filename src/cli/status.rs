@@ -16,10 +16,20 @@ use crate::error::{ExitCode, Result};
 use crate::record::keeper::{now, shown_time};
 use crate::units::Bytes;
 
+const AFTER_HELP: &str = "\
+Examples:
+  lvmsync status                 a line for each target of each job
+  lvmsync status data            of one job
+  lvmsync status --watch         again and again
+  lvmsync status --json          for a script
+  lvmsync status --prometheus > /var/lib/node_exporter/lvmsync.prom
+
+Ends with code 1 if a target is later than its limit (max_lag of the job, or three intervals), or a job's
+file is wrong.";
+
 /// Show how far each replication job is
-///
-/// Ends with code 1 if a target is later than its limit (max_lag of the job, or three intervals), or a job's file is wrong.
 #[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
 pub(super) struct StatusArgs {
     /// Which jobs; all if left out
     #[arg(value_name = "JOB")]
