@@ -179,7 +179,7 @@ fn wrong_usage_is_2_and_says_what_is_meant() {
         ("send new.img -- -host:x", "must not begin with"),
         ("send new.img :x", "host is empty"),
         ("diff new.img", "--from"),
-        ("apply x", "2 values required"),
+        ("apply x", "and then the volume: lvmsync apply FILE... DEST"),
         ("apply a b copy.img --undo u", "one by one"),
         ("--stdout -b back snap", "--snapback"),
         ("-q -v snap dest", "contradict"),
@@ -232,7 +232,8 @@ fn send_apply_and_undo_on_files() {
             "send --from cow:store.img new.img -o d --overwrite -z {codec}"
         ));
         dir.reset_copy();
-        dir.ok("apply d copy.img");
+        // Options may stand anywhere.
+        dir.ok("apply d --verify copy.img -q");
         assert_eq!(dir.read("copy.img"), dir.read("new.img"), "{codec}");
     }
 }

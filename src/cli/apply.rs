@@ -40,10 +40,11 @@ Examples:
 
 /// Apply deltas to a volume
 #[derive(Args, Debug)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, override_usage = "lvmsync apply [OPTIONS] FILE... DEST")]
 pub(super) struct ApplyArgs {
     /// Deltas in the order in which they are to be applied, `-` for standard input; then the volume
-    #[arg(required = true, num_args = 2.., value_names = ["FILE", "DEST"])]
+    // Not at least two: each group between two options would need as many.
+    #[arg(required = true, num_args = 1.., value_name = "FILE|DEST")]
     deltas_and_destination: Vec<String>,
 
     #[command(flatten)]
@@ -174,8 +175,13 @@ impl WriteArgs {
 }
 
 pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
-    let Some((destination, deltas)) = args.deltas_and_destination.split_last() else {
-        return Err(Error::Usage("name the deltas and the volume".to_owned()));
+    let (destination, deltas) = match args.deltas_and_destination.split_last() {
+        Some((destination, deltas)) if !deltas.is_empty() => (destination, deltas),
+        _ => {
+            return Err(Error::Usage(
+                "name the deltas, and then the volume: lvmsync apply FILE... DEST".to_owned(),
+            ));
+        }
     };
     if args.write.undo.is_some() && deltas.len() > 1 {
         return Err(Error::Usage(
