@@ -14,8 +14,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lab_kit::{Random, Tool, assert_same, content, long, setup, wrong_blocks};
+use lab_kit::live::{self, Bench, Kind, MIB, kill, wait_until};
+use lab_kit::{Random, Run, Tool, assert_same, content, long, setup, write, wrong_blocks};
 use lvmsync::sys::aligned::AlignedBuffer;
+use rustix::process::Signal;
 
 /// The volume's size. A store of twice the size can never overflow.
 const SIZE_MIB: u64 = 12;
@@ -41,7 +43,7 @@ fn increments_under_four_writers() {
         let copy = guest.volume("backup", "copy", &size);
         let far_copy = guest.volume("backup", "far", &size);
         guest.host("far");
-        lab_kit::write(&data, &Random::new(1).bytes((SIZE_MIB << 20) as usize), 0);
+        write(&data, &Random::new(1).bytes((SIZE_MIB << 20) as usize), 0);
 
         let pause = AtomicU64::new(SLOW);
         let writes = AtomicU64::new(0);
@@ -99,6 +101,67 @@ fn increments_under_four_writers() {
             wrong_by_old_rule > 0,
             "the control saw nothing, so this test could not have seen anything either"
         );
+    });
+}
+
+/// Every write to the origin makes both tables longer, so the list of the run that goes on is not the one of the run that
+/// was cut.
+#[test]
+fn an_increment_that_was_cut_goes_on_while_its_origin_is_written_to() {
+    let name = "an_increment_that_was_cut_goes_on_while_its_origin_is_written_to";
+    lab::test(name, live::setup(), |guest| {
+        live::make(guest, Kind::Thick);
+        guest.host("far");
+        let tool = Bench::new(guest).tool;
+        let mut random = Random::new(3);
+        let old = random.bytes(24 * MIB);
+        write("/dev/vg/data", &old, 0);
+        guest.sh("lvcreate -qq -s -c 4k -L 30M -n s1 vg/data 2>&1");
+        for offset in (MIB..22 * MIB).step_by(2 * MIB) {
+            write("/dev/vg/data", &random.bytes(MIB), offset as u64);
+        }
+        guest.sh("lvcreate -qq -s -c 4k -L 30M -n s2 vg/data 2>&1");
+        let new = content("/dev/vg/s2");
+        // Of what is saved first, a moment in which some is overwritten and some is not.
+        guest.sh(
+            "modprobe dm-delay
+             printf '0 8192 linear /dev/there/copy 0\\n8192 40960 delay /dev/there/copy 8192 0 /dev/there/copy 8192 200\\n' > table
+             dmsetup create slow < table",
+        );
+        for (signal, rest) in [
+            (Signal::INT, "/dev/mapper/slow"),
+            (Signal::INT, "/dev/mapper/slow --undo undo"),
+            (Signal::KILL, "/dev/mapper/slow --undo undo --overwrite"),
+            (Signal::KILL, "far:/dev/mapper/slow"),
+        ] {
+            tool.reset("/dev/mapper/slow", &old);
+            tool.run("state forget --force /dev/mapper/slow --state-dir /var/lib/lvmsync")
+                .ok();
+            let run = format!("send --from vg/s1 vg/s2 {rest} -v");
+            let child = tool.start(&format!("{run} --bwlimit 8M"));
+            wait_until("it is in the middle", || {
+                content("/dev/mapper/slow")[MIB] == new[MIB]
+            });
+            kill(&child, signal);
+            let code = Run::of(child).code;
+            assert_eq!(code, (signal == Signal::INT).then_some(130), "{rest}");
+            // Where it has been and where it has not, and beside what both have in their tables.
+            for _ in 0..40 {
+                let offset = random.below(6 * 1024 - 2) * BLOCK;
+                write("/dev/vg/data", &random.bytes(2 * BLOCK as usize), offset);
+            }
+            // The far end.
+            live::settle();
+            let said = tool.run(&run).ok().stderr;
+            let goes_on = said.contains("goes on at byte");
+            assert!(goes_on || signal == Signal::KILL, "{rest}: {said}");
+            assert_same("/dev/mapper/slow", &new, rest);
+            if rest.contains("undo") {
+                tool.run("apply undo /dev/mapper/slow").ok();
+                assert_same("/dev/mapper/slow", &old, rest);
+            }
+        }
+        assert_same("/dev/vg/s2", &new, "the source");
     });
 }
 

@@ -217,6 +217,19 @@ fn to_incomplete(
         return Ok(Admission::Fresh { remark: None });
     };
     if cut.stream.as_ref() == Some(stream) {
+        // On another state than its base a longer list overwrites, behind what the undo has saved already, what is not the
+        // same before and after.
+        if let Some(undo) = cut.undo.as_deref().filter(|_| record.forced)
+            && cut.list != header.list
+        {
+            return Err(Refusal {
+                reason: format!(
+                    "{}. That write was forced, and its list is longer now: its undo would not lead back",
+                    incomplete_reason(record)
+                ),
+                way_out: format!("Take it back first: {}", called.take_back(undo)),
+            });
+        }
         let offset = cut.durable_offset;
         return Ok(Admission::Resume { offset });
     }
@@ -242,8 +255,8 @@ fn to_incomplete(
     let same_live_run = header.source == Source::Cow
         && !header.is_combined()
         && cut.source == Source::Cow.word()
-        // Both lead to what is live, or to one snapshot, whose content stays as it is while its table grows.
-        && header.target.as_ref().map(|target| &target.id) == cut.target.as_ref().map(|target| &target.id)
+        && header.target.is_none()
+        && cut.target.is_none()
         && header.base.is_some()
         && header.base.as_ref().map(|base| &base.id) == cut.base.as_ref().map(|base| &base.id)
         // A stored one may be older.
@@ -252,7 +265,7 @@ fn to_incomplete(
     if same_live_run {
         return Ok(Admission::Fresh {
             remark: Some(
-                "a run from the same snapshot was cut; its source or its list may have changed since, so this one begins anew"
+                "a run from the same snapshot was cut; its source may have changed since, so this one begins anew"
                     .to_owned(),
             ),
         });

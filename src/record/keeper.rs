@@ -310,6 +310,7 @@ impl Keeper {
             target: header.target.clone(),
             source: header.source.word().to_owned(),
             created: header.created,
+            list: header.list.clone(),
             from: self.from.clone(),
             undo: kept.undo,
             durable_offset: kept.offset,

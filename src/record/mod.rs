@@ -102,6 +102,9 @@ pub struct Incomplete {
     /// When it was made, as in the header: of two lists of one live snapshot the later one holds all of the other.
     #[serde(default)]
     pub created: i64,
+    /// Digest of its list, as in the header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<String>,
     /// Where it comes from. For people.
     #[serde(default)]
     pub from: String,

@@ -190,13 +190,6 @@ fn a_live_source_begins_anew_only_from_the_same_snapshot() {
     ));
     // What was made of several may be older than what was cut.
     let features = vec![crate::delta::header::FEATURE_COMBINED.to_owned()];
-    // The same two snapshots, whose tables have grown since the origin was written to.
-    let mut grown = cut("s1", "s3", None);
-    grown.incomplete.as_mut().unwrap().stream = Some(StreamId::from("b3:other".to_owned()));
-    assert!(matches!(
-        decide(Some(&grown), &delta("s1", "s3")),
-        Ok(Admission::Fresh { remark: Some(_) })
-    ));
     // A stored one may be older than the one that was cut, and lack what that one has written.
     let mut newer = record.clone();
     newer.incomplete.as_mut().unwrap().created = live.0.created + 1;
@@ -208,4 +201,22 @@ fn a_live_source_begins_anew_only_from_the_same_snapshot() {
     other.0.target = None;
     assert!(decide(Some(&record), &other).is_err());
     assert!(decide(Some(&record), &delta("s1", "s3")).is_err());
+}
+
+#[test]
+fn a_longer_list_goes_on_unless_the_undo_of_a_forced_run_would_not_lead_back() {
+    let mut delta = delta("s1", "s2");
+    delta.0.list = Some("b3:longer".to_owned());
+    let mut record = cut("s1", "s2", Some("/u/undo"));
+    let resumed = Ok(Admission::Resume { offset: 4096 });
+    assert_eq!(decide(Some(&record), &delta), resumed);
+    record.forced = true;
+    let refused = decide(Some(&record), &delta).unwrap_err();
+    assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
+    // The same list, and no undo that could be wrong.
+    record.incomplete.as_mut().unwrap().list = delta.0.list.clone();
+    assert_eq!(decide(Some(&record), &delta), resumed);
+    record.incomplete.as_mut().unwrap().list = None;
+    record.incomplete.as_mut().unwrap().undo = None;
+    assert_eq!(decide(Some(&record), &delta), resumed);
 }
