@@ -4,7 +4,7 @@
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -110,6 +110,8 @@ fn far(remote: &RemoteArgs, host: &str, cancel: &Cancel) -> Result<Far> {
         let client = end.connect(&line, &[], Arc::new(()))?;
         let agreed = client.agreed().clone();
         let took = begun.elapsed();
+        // Its words come by another way than its greeting, and may be behind it.
+        std::thread::sleep(WORDS_GRACE);
         // What it says of our leaving is not worth telling.
         let said = take(&words);
         client.leave("it was only looked whether it is there");
@@ -139,6 +141,7 @@ fn far(remote: &RemoteArgs, host: &str, cancel: &Cancel) -> Result<Far> {
 
 /// Lines of the far end's stderr that are kept.
 const MOST_WORDS: usize = 100;
+const WORDS_GRACE: Duration = Duration::from_millis(100);
 
 fn failure(error: Error) -> FarFailure {
     let reason = match error {
