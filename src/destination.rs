@@ -7,6 +7,7 @@
 
 mod new_volume;
 mod pooled;
+mod refusals;
 mod spooled;
 
 use std::io::Read;
@@ -19,7 +20,6 @@ use crate::delta::codec::Compression;
 use crate::dm::making;
 use crate::dm::pool::Pool;
 use crate::dm::resolve::{Resolved, resolve};
-use crate::dm::snapshot::Role;
 use crate::engine::receive::{OnDurable, Received, Receiving, rehearse};
 use crate::engine::target::{ReceiveOptions, Target};
 use crate::error::{Error, Result};
@@ -36,11 +36,11 @@ use crate::undo_file::UndoFiles;
 use crate::volume::ReadAt;
 use crate::volume::WriteAt;
 use crate::volume::host::VolumeIdentity;
-use crate::volume::in_use::{holders_of, overlap};
 use crate::volume::open::{Volume, WriteOptions};
 pub use new_volume::Make;
 use new_volume::NewVolume;
 use pooled::Pooled;
+use refusals::{refuse_held, refuse_overlap, refuse_unwritable};
 
 /// How a destination is to be treated.
 #[derive(Clone, Debug, Default)]
@@ -513,66 +513,4 @@ fn is_free_file_name(path: &Path) -> bool {
     let parent = path.parent().filter(|parent| *parent != Path::new(""));
     let parent = parent.unwrap_or(Path::new("."));
     parent.is_dir() && !path.starts_with("/dev") && path.symlink_metadata().is_err()
-}
-
-fn refuse_unwritable(resolved: &Resolved, name: &str) -> Result<()> {
-    let Resolved::LogicalVolume(volume) = resolved else {
-        return Ok(());
-    };
-    if volume.read_only {
-        let way_out = format!("Make it writable: lvchange -prw {}", volume.name);
-        return Err(Error::refused(
-            name,
-            "the logical volume is read-only",
-            way_out,
-        ));
-    }
-    if matches!(volume.role, Role::ThinPool) {
-        return Err(Error::refused(
-            name,
-            "this is a whole thin pool, not a volume",
-            "",
-        ));
-    }
-    if let Role::ThickOrigin { merging: true, .. } = volume.role {
-        let way_out = "Wait until the merge is done.";
-        return Err(Error::refused(
-            name,
-            "a snapshot is being merged into it",
-            way_out,
-        ));
-    }
-    Ok(())
-}
-
-fn refuse_overlap(
-    sources: &[VolumeIdentity],
-    destination: VolumeIdentity,
-    name: &str,
-) -> Result<()> {
-    match sources
-        .iter()
-        .find_map(|source| overlap(*source, destination))
-    {
-        Some(found) => Err(Error::refused(
-            name,
-            format!("cannot be the destination: {found}"),
-            "",
-        )),
-        None => Ok(()),
-    }
-}
-
-fn refuse_held(identity: VolumeIdentity, name: &str, options: &DestinationOptions) -> Result<()> {
-    let holders = holders_of(identity);
-    if holders.is_empty() || options.allow_in_use {
-        return Ok(());
-    }
-    let list: Vec<String> = holders.iter().map(ToString::to_string).collect();
-    Err(Error::refused(
-        name,
-        format!("the destination is in use: {}", list.join("; ")),
-        "Unmount or deactivate what uses it. --allow-in-use writes to it all the same, and a mounted \
-         filesystem will very likely be destroyed.",
-    ))
 }
