@@ -13,49 +13,20 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lab::{Guest, Setup};
-use lab_kit::thin::{self, lvm};
+use lab_kit::live::{self, Kind, LVS, MIB, wait_until};
 use lab_kit::{Random, Run, Tool, assert_same, content, long, lvmsync_processes, seed, write};
 use rustix::process::{Pid, Signal, kill_process};
 
-const MIB: usize = 1 << 20;
-const LVS: &str = "lvs --noheadings -o lv_name vg";
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
-    Thick,
-    Thin,
-}
-
 fn setup() -> Setup {
-    lab_kit::setup()
-        .disk("160M")
-        .disk("64M")
-        .time_limit(Duration::from_secs(if long() { 3000 } else { 180 }))
+    live::setup().time_limit(Duration::from_secs(if long() { 3000 } else { 180 }))
 }
 
 /// `vg/data` of 24 MiB with a filesystem at `m`, mostly cold; `there` for the host `far`.
 fn make(guest: &Guest, kind: Kind) {
-    match kind {
-        Kind::Thick => {
-            guest.sh(&format!(
-                "vgcreate -qq --yes -s 1M vg {}",
-                guest.disk(0).display()
-            ));
-            guest.volume("vg", "data", "24M");
-        }
-        Kind::Thin => {
-            thin::group(guest, "vg", 0);
-            thin::pool(guest, "vg/pool", 96, 64, "");
-            lvm(guest, "lvcreate -qq -y -T -V 24M -n data vg/pool");
-        }
-    }
-    guest.sh(&format!(
-        "vgcreate -qq --yes -s 1M there {}",
-        guest.disk(1).display()
-    ));
+    live::groups(guest, kind, "24M");
     guest.host("far");
     guest.sh("mkfs.ext4 -q /dev/vg/data 2>&1; mkdir m; mount /dev/vg/data m");
     let mount = guest.scratch().join("m");
@@ -110,14 +81,6 @@ struct Stops<'a>(&'a Service);
 impl Drop for Stops<'_> {
     fn drop(&mut self) {
         let _ = fs::write(self.0.directory.join("stop"), "");
-    }
-}
-
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !done() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

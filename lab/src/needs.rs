@@ -56,6 +56,10 @@ const NEEDS: &[Need] = &[
         program: "mount",
         package: "mount",
     },
+    Need {
+        program: "sqlite3",
+        package: "sqlite3",
+    },
 ];
 
 /// What is not installed; empty when the lab can run.

@@ -29,25 +29,33 @@ pub(crate) fn setup() -> Setup {
 
 /// `vg/data` of 24 MiB, and `there/copy`.
 pub(crate) fn make(guest: &Guest, kind: Kind) {
+    groups(guest, kind, "24M");
+    guest.volume("there", "copy", "24M");
+}
+
+/// `vg/data` of this size; `there`, for copies.
+pub(crate) fn groups(guest: &Guest, kind: Kind, size: &str) {
     match kind {
         Kind::Thick => {
             guest.sh(&format!(
                 "vgcreate -qq --yes -s 1M vg {}",
                 guest.disk(0).display()
             ));
-            guest.volume("vg", "data", "24M");
+            guest.volume("vg", "data", size);
         }
         Kind::Thin => {
             thin::group(guest, "vg", 0);
             thin::pool(guest, "vg/pool", 96, 64, "");
-            lvm(guest, "lvcreate -qq -y -T -V 24M -n data vg/pool");
+            lvm(
+                guest,
+                &format!("lvcreate -qq -y -T -V {size} -n data vg/pool"),
+            );
         }
     }
     guest.sh(&format!(
         "vgcreate -qq --yes -s 1M there {}",
         guest.disk(1).display()
     ));
-    guest.volume("there", "copy", "24M");
 }
 
 pub(crate) struct Bench<'a> {
