@@ -171,7 +171,7 @@ fn migrate(guest: &Guest, tool: &Tool, database: &Database) -> f64 {
 fn a_database_is_moved_while_it_commits() {
     let sizes = match long() {
         true => Sizes {
-            volume_mib: 2048,
+            volume_mib: 1024,
             cold_mib: 64,
             row_bytes: 8000,
         },
@@ -225,8 +225,11 @@ fn a_database_is_moved_while_it_commits() {
             original / ours,
             plain / ours
         );
-        assert!(original >= 5.0 * ours, "{original} {ours}");
-        assert!(plain >= 50.0 * ours, "{plain} {ours}");
+        // A program that was not optimised is not what anybody is compared with.
+        if !cfg!(debug_assertions) {
+            assert!(original >= 5.0 * ours, "{original} {ours}");
+            assert!(plain >= 50.0 * ours, "{plain} {ours}");
+        }
     });
 }
 
