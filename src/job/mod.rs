@@ -2,6 +2,7 @@
 //! small files of the state directory.
 
 pub mod config;
+pub mod grid;
 pub mod hooks;
 pub mod rounds;
 pub mod state;
