@@ -167,7 +167,12 @@ mod tests {
     #[test]
     fn neighbours_are_folded_and_the_oldest_dropped() {
         let paths = Paths::of(line(), "5");
-        let names: Vec<&str> = paths.way_to("2").unwrap().iter().map(|edge| &*edge.file).collect();
+        let names: Vec<&str> = paths
+            .way_to("2")
+            .unwrap()
+            .iter()
+            .map(|edge| &*edge.file)
+            .collect();
         assert_eq!(names, ["4", "3", "2"]);
         assert_eq!(paths.way_to("9"), None);
         let plan = paths.plan(&|edge| edge.file == "2");
@@ -185,7 +190,10 @@ mod tests {
         edges[1] = edge("2", "5", "2");
         let paths = Paths::of(edges, "5");
         let plan = paths.plan(&|edge| edge.file == "2" || edge.file == "1");
-        assert_eq!(plan, [Step::Drop("3".to_owned()), Step::Drop("4".to_owned())]);
+        assert_eq!(
+            plan,
+            [Step::Drop("3".to_owned()), Step::Drop("4".to_owned())]
+        );
     }
 
     #[test]
@@ -195,7 +203,12 @@ mod tests {
         edges.push(edge("5", "2", "5"));
         let paths = Paths::of(edges, "2");
         let names = |file: &str| -> Vec<String> {
-            paths.way_to(file).unwrap().iter().map(|edge| edge.file.clone()).collect()
+            paths
+                .way_to(file)
+                .unwrap()
+                .iter()
+                .map(|edge| edge.file.clone())
+                .collect()
         };
         assert_eq!(names("3"), ["5", "4", "3"]);
         assert_eq!(names("1"), ["1"]);
@@ -211,7 +224,8 @@ mod tests {
                 Step::Drop(file) => now.retain(|edge| edge.file != *file),
                 Step::Fold(parts) => {
                     let (last, others) = parts.split_last().unwrap();
-                    let find = |file: &String| now.iter().find(|edge| edge.file == *file).unwrap().clone();
+                    let find =
+                        |file: &String| now.iter().find(|edge| edge.file == *file).unwrap().clone();
                     for pair in parts.windows(2) {
                         assert_eq!(find(&pair[0]).to, find(&pair[1]).from, "a chain");
                     }

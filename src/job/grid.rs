@@ -101,7 +101,9 @@ impl FromStr for Grid {
             })?);
         }
         if rules.is_empty() {
-            return Err(format!("a grid without a period keeps nothing: write {DEFAULT}, say"));
+            return Err(format!(
+                "a grid without a period keeps nothing: write {DEFAULT}, say"
+            ));
         }
         Ok(Self(rules))
     }
@@ -113,15 +115,10 @@ fn rule(word: &str) -> Option<Rule> {
         .parse()
         .ok()
         .filter(|periods| (1..=MOST_PERIODS).contains(periods))?;
-    let period_seconds = match period.strip_suffix('w') {
-        Some(weeks) => weeks.parse::<i64>().ok()?.checked_mul(WEEK_SECONDS)?,
-        None => {
-            let seconds = std::time::Duration::try_from_secs_f64(parse_seconds(period).ok()?).ok()?;
-            i64::try_from(seconds.as_secs())
-                .ok()
-                .filter(|_| seconds.subsec_nanos() == 0)?
-        }
-    };
+    let length = std::time::Duration::try_from_secs_f64(parse_seconds(period).ok()?).ok()?;
+    let period_seconds = i64::try_from(length.as_secs())
+        .ok()
+        .filter(|_| length.subsec_nanos() == 0)?;
     (60..=5000 * DAY_SECONDS)
         .contains(&period_seconds)
         .then_some(Rule {
@@ -133,7 +130,12 @@ fn rule(word: &str) -> Option<Rule> {
 impl fmt::Display for Grid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, rule) in self.0.iter().enumerate() {
-            let units = [(WEEK_SECONDS, "w"), (DAY_SECONDS, "d"), (3600, "h"), (60, "m")];
+            let units = [
+                (WEEK_SECONDS, "w"),
+                (DAY_SECONDS, "d"),
+                (3600, "h"),
+                (60, "m"),
+            ];
             let fits = |(seconds, _): &&(i64, &str)| rule.period_seconds % seconds == 0;
             let (seconds, unit) = units.iter().find(fits).copied().unwrap_or((1, "s"));
             let blank = if number == 0 { "" } else { " " };
@@ -154,7 +156,9 @@ mod tests {
     fn kept(grid: &str, points: &[i64]) -> Vec<i64> {
         let keeps = grid.parse::<Grid>().unwrap().keeps(points);
         let both = points.iter().zip(keeps);
-        both.filter(|(_, keep)| *keep).map(|(point, _)| *point).collect()
+        both.filter(|(_, keep)| *keep)
+            .map(|(point, _)| *point)
+            .collect()
     }
 
     #[test]
@@ -163,8 +167,22 @@ mod tests {
         for text in [DEFAULT, "4x15m", "3x36h 2x2w"] {
             assert_eq!(text.parse::<Grid>().unwrap().to_string(), text);
         }
-        assert_eq!("24x1h,7x1d".parse::<Grid>().unwrap().to_string(), "24x1h 7x1d");
-        for text in ["", "24", "0x1h", "1x1s", "x1h", "24x", "1x1.0001h", "-1x1h", "1x1y", "2x0w"] {
+        assert_eq!(
+            "24x1h,7x1d".parse::<Grid>().unwrap().to_string(),
+            "24x1h 7x1d"
+        );
+        for text in [
+            "",
+            "24",
+            "0x1h",
+            "1x1s",
+            "x1h",
+            "24x",
+            "1x1.0001h",
+            "-1x1h",
+            "1x1y",
+            "2x0w",
+        ] {
             assert!(text.parse::<Grid>().is_err(), "{text}");
         }
     }
@@ -182,12 +200,18 @@ mod tests {
     }
 
     fn grid() -> impl Strategy<Value = Grid> {
-        let rule = (1..6usize, prop::sample::select(vec![60, 300, 3600, 7200, 18_000, DAY_SECONDS, WEEK_SECONDS]));
+        let rule = (
+            1..6usize,
+            prop::sample::select(vec![60, 300, 3600, 7200, 18_000, DAY_SECONDS, WEEK_SECONDS]),
+        );
         prop::collection::vec(rule, 1..4).prop_map(|rules| {
             Grid(
                 rules
                     .into_iter()
-                    .map(|(periods, period_seconds)| Rule { periods, period_seconds })
+                    .map(|(periods, period_seconds)| Rule {
+                        periods,
+                        period_seconds,
+                    })
                     .collect(),
             )
         })

@@ -4,12 +4,14 @@
 //! one is durable there, so a run that is cut anywhere leaves a base; only snapshots of the job are ever removed. A target
 //! that fails does not keep the others from going on, and is caught up with later.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::cancel::Cancel;
 use crate::cli::apply::{StateArgs, WriteArgs};
+use crate::cli::points::there::{There, remote_args, unexpected};
 use crate::cli::progress::Terminal;
-use crate::cli::send::{Job, RETRIES, RemoteArgs, ToArgs};
+use crate::cli::send::{Job, ToArgs};
 use crate::cli::watched::{Growth, fill_of, while_watched};
 use crate::dm::base::{self, Base, Beside, Store};
 use crate::dm::lvm::{LvRow, volumes_of};
@@ -18,14 +20,15 @@ use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
 use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
-use crate::job::config::{JobConfig, Target};
+use crate::job::config::{History, JobConfig, Target};
 use crate::job::hooks;
-use crate::job::state::JobState;
+use crate::job::points::{DELTA_SUFFIX, Prepared, Reply, UNDO_SUFFIX, Wish, file_name};
+use crate::job::state::{JobState, RolledBack};
 use crate::job::store::Held;
 use crate::monitor::Monitor;
-use crate::record::keeper::now;
+use crate::record::keeper::{now, shown_time};
 use crate::source::SourceRequest;
-use crate::units::Bytes;
+use crate::units::{Bytes, count};
 
 /// One job, for one run.
 pub(super) struct Cycle<'a> {
@@ -48,11 +51,17 @@ pub(super) struct Cycle<'a> {
 pub(super) fn run(
     name: &str,
     job: &JobConfig,
+    resume: bool,
     state_args: &StateArgs,
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<()> {
-    let done = Cycle::open(name, job, state_args, terminal, cancel).and_then(Cycle::run);
+    let done = Cycle::open(name, job, state_args, terminal, cancel).and_then(|mut cycle| {
+        if resume {
+            cycle.resume()?;
+        }
+        cycle.run()
+    });
     if let (Err(error), Some(command)) = (&done, &job.hooks.on_failure) {
         let text = error.chain();
         let environment = [("LVMSYNC_JOB", name), ("LVMSYNC_ERROR", &text)];
@@ -104,8 +113,26 @@ impl<'a> Cycle<'a> {
         })
     }
 
+    /// Targets that were put back are sent to again.
+    fn resume(&mut self) -> Result<()> {
+        for target in self.state.targets.values_mut() {
+            target.resume();
+        }
+        self.held.save(&self.state)
+    }
+
     fn run(mut self) -> Result<()> {
         self.sort_out()?;
+        // No snapshot for nobody.
+        let is_put_back = |target: &&Target| self.put_back(target).is_some();
+        if self.job.targets.iter().all(|target| is_put_back(&target)) {
+            let first = self
+                .job
+                .targets
+                .iter()
+                .find_map(|target| self.put_back(target));
+            return first.map_or(Ok(()), Err);
+        }
         self.state.started = now();
         let taken = now();
         let new = self.snapshot()?;
@@ -116,7 +143,9 @@ impl<'a> Cycle<'a> {
             if let Err(error) = self.follow(target, &new, taken) {
                 self.terminal
                     .warn(&format!("{}: {}: {}", self.name, target.to, error.chain()));
-                self.target(target).error = Some(error.chain());
+                let known = self.target(target);
+                known.error = Some(error.chain());
+                known.is_prepared = false;
                 self.held.save(&self.state)?;
                 first_error.get_or_insert(error);
             }
@@ -126,18 +155,42 @@ impl<'a> Cycle<'a> {
         first_error.map_or(Ok(()), Err)
     }
 
+    /// Why nothing is sent to a target that was put back.
+    fn put_back(&self, target: &Target) -> Option<Error> {
+        let known = self.state.targets.get(&target.to)?;
+        let rolled_back = known.rolled_back.as_ref()?;
+        Some(refused_as_put_back(self.name, target, rolled_back))
+    }
+
     /// Makes what `target` holds the snapshot `new`, by way of what was being sent when a run was cut.
     fn follow(&mut self, target: &Target, new: &Base, taken: i64) -> Result<()> {
+        if let Some(error) = self.put_back(target) {
+            return Err(error);
+        }
         if let Some(pending) = self.target(target).pending.clone() {
             self.send(target, &pending)?;
         }
-        self.target(target).begin(new.clone(), taken);
+        let file = self.file_for(target, taken);
+        self.target(target).begin(new.clone(), taken, file);
         self.held.save(&self.state)?;
         self.send(target, new)
     }
 
+    /// The file in which a run keeps what leads to a point in time, if it does. A first copy has nothing to go back to.
+    fn file_for(&mut self, target: &Target, taken: i64) -> Option<String> {
+        let tag = self.state.number.to_string();
+        if target.collects() {
+            return Some(file_name(taken, &tag, DELTA_SUFFIX));
+        }
+        let holds_since = self.target(target).holds_since;
+        let keeps = self.job.history != History::Off && holds_since > 0;
+        keeps.then(|| file_name(holds_since, &tag, UNDO_SUFFIX))
+    }
+
     fn send(&mut self, target: &Target, new: &Base) -> Result<()> {
-        let old = self.target(target).base.clone();
+        let known = self.target(target);
+        let (old, file) = (known.base.clone(), known.pending_file.clone());
+        let is_prepared = known.is_prepared;
         let begun = Instant::now();
         let bases: Vec<&Base> = old.iter().chain([new]).collect();
         let growth = Growth {
@@ -146,21 +199,30 @@ impl<'a> Cycle<'a> {
         };
         let this = &*self;
         let bytes = while_watched(&bases, growth, this.terminal, || {
-            match this.transfer(target, old.as_ref(), new) {
+            let file = file.as_deref();
+            let beside = this.beside(target, file, old.is_none(), is_prepared)?;
+            match this.transfer(target, old.as_ref(), new, beside) {
                 Err(error) if old.is_some() && error.exit_code() == ExitCode::TrackingLost => {
+                    let instead = if target.collects() {
+                        "everything is written instead"
+                    } else {
+                        "comparing instead"
+                    };
                     this.terminal.warn(&format!(
-                        "{}: {}: {}; comparing instead",
+                        "{}: {}: {}; {instead}",
                         this.name,
                         target.to,
                         error.chain()
                     ));
-                    this.transfer(target, None, new)
+                    let beside = this.beside(target, file, true, false)?;
+                    this.transfer(target, None, new, beside)
                 }
                 result => result,
             }
         })?;
         let seconds = begun.elapsed().as_secs_f64();
         let known = self.target(target);
+        known.is_prepared |= file.is_some();
         known.arrived(now());
         (known.bytes, known.seconds) = (bytes, seconds);
         self.held.save(&self.state)?;
@@ -171,33 +233,129 @@ impl<'a> Cycle<'a> {
             new.name,
             Bytes(bytes)
         ));
-        self.remove_strays()
+        self.remove_strays()?;
+        self.give_up(target, new)
+    }
+
+    fn there<'t>(&'t self, target: &'t Target) -> Result<Option<There<'t>>> {
+        let job = (self.name, self.job);
+        There::of(job, target, self.state_args, self.terminal, self.cancel)
+    }
+
+    /// The path of the file that is kept beside this transfer, if one is. Before a comparison, and after a run that failed,
+    /// the target is looked at first: it may be half-written.
+    fn beside(
+        &self,
+        target: &Target,
+        file: Option<&str>,
+        compares: bool,
+        is_prepared: bool,
+    ) -> Result<Option<PathBuf>> {
+        let (Some(file), Some(there)) = (file, self.there(target)?) else {
+            return Ok(None);
+        };
+        // What compares writes another delta than what does not, so its undo is another one.
+        let name = match file.strip_suffix(UNDO_SUFFIX) {
+            Some(stem) if compares => format!("{stem}c{UNDO_SUFFIX}"),
+            _ => file.to_owned(),
+        };
+        let path = there.directory().join(&name);
+        if is_prepared && !compares {
+            return Ok(Some(path));
+        }
+        let undo = (!target.collects()).then_some(name);
+        match there.ask(Wish::Prepare { undo })? {
+            Reply::Prepared(Prepared::Ready) => Ok(Some(path)),
+            // The run was done, and what it has overwritten is in there.
+            Reply::Prepared(Prepared::Whole) => Ok(Some(path).filter(|_| !compares)),
+            Reply::Prepared(Prepared::Impossible { reason }) => {
+                self.terminal.warn(&format!(
+                    "{}: {}: {reason}, so this run keeps no way back, and earlier points in time cannot be reached any more",
+                    self.name, target.to
+                ));
+                Ok(None)
+            }
+            _ => Err(unexpected(target)),
+        }
+    }
+
+    /// Points in time that are not to be kept.
+    fn give_up(&mut self, target: &Target, new: &Base) -> Result<()> {
+        let Some(there) = self.there(target)? else {
+            return Ok(());
+        };
+        let newest = target.collects().then(|| format!("lvm:{}", new.uuid));
+        let wish = Wish::Keep {
+            grid: self.job.grid().to_string(),
+            also: newest.into_iter().collect(),
+        };
+        // Where nothing was kept yet there is nothing to give up.
+        if self
+            .state
+            .targets
+            .get(&target.to)
+            .is_none_or(|known| !known.is_prepared)
+        {
+            return Ok(());
+        }
+        let Reply::Kept(kept) = there.ask(wish)? else {
+            return Err(unexpected(target));
+        };
+        for remark in &kept.remarks {
+            self.terminal
+                .warn(&format!("{}: {}: {remark}", self.name, target.to));
+        }
+        if kept.given_up > 0 {
+            self.terminal.note(&format!(
+                "{}: {}: gave up {}",
+                self.name,
+                target.to,
+                count(kept.given_up, "point in time").replace("times", "time")
+            ));
+        }
+        if !kept.missing.is_empty() {
+            self.terminal.warn(&format!(
+                "{}: {}: files are missing, so that nothing leads to the newest state: the next run writes everything",
+                self.name, target.to
+            ));
+            self.target(target).base = None;
+            self.held.save(&self.state)?;
+        }
+        Ok(())
     }
 
     /// Bytes of the volume that were sent.
-    fn transfer(&self, target: &Target, old: Option<&Base>, new: &Base) -> Result<u64> {
+    fn transfer(
+        &self,
+        target: &Target,
+        old: Option<&Base>,
+        new: &Base,
+        beside: Option<PathBuf>,
+    ) -> Result<u64> {
         let making = target.create.as_deref().map(str::parse).transpose();
         let making = making
             .map_err(|reason| Error::Usage(format!("job {}: create: {reason}", self.name)))?;
+        let (output, undo) = match target.collects() {
+            true => (beside, None),
+            false => (None, beside),
+        };
         let write = WriteArgs {
             create: making.filter(|_| old.is_none()),
             // An increment goes only onto what is on record as its base.
             require_record: old.is_some(),
+            undo,
+            // What a run has left that was killed before it could say that it was done.
+            overwrite: target.collects(),
             state: self.state_args.clone(),
             ..WriteArgs::default()
         };
         let to = ToArgs {
+            output,
             compress: self.job.compress,
             bwlimit: self.job.bwlimit,
             ..ToArgs::default()
         };
-        let remote = RemoteArgs {
-            rsh: target.rsh.clone(),
-            sudo: target.sudo,
-            remote_path: target.remote_path.clone(),
-            retries: RETRIES,
-            ..RemoteArgs::default()
-        };
+        let remote = remote_args(target);
         let job = Job {
             request: SourceRequest {
                 from: old.map(|old| old.name.as_str()),
@@ -212,13 +370,13 @@ impl<'a> Cycle<'a> {
                 cancel: self.cancel,
                 monitor: self.terminal,
             },
-            destination: Some(&target.to),
+            destination: (!target.collects()).then_some(target.to.as_str()),
             to: &to,
             write: &write,
             remote: &remote,
             dry_run: false,
             verify: target.verify,
-            comparing: old.is_none(),
+            comparing: old.is_none() && !target.collects(),
             recover_at_peer: None,
             effort: Effort::new(self.job.compress),
             cancel: self.cancel,
@@ -312,4 +470,26 @@ impl<'a> Cycle<'a> {
     fn target(&mut self, target: &Target) -> &mut crate::job::state::TargetState {
         self.state.targets.entry(target.to.clone()).or_default()
     }
+}
+
+/// Whoever put a target back wants it to be so: the source may be what went wrong.
+pub(in crate::cli) fn refused_as_put_back(
+    job: &str,
+    target: &Target,
+    rolled_back: &RolledBack,
+) -> Error {
+    Error::refused(
+        target.to.clone(),
+        format!(
+            "was put back to {} at {}, and nothing is sent to it until you say so",
+            shown_time(rolled_back.to),
+            shown_time(rolled_back.at)
+        ),
+        format!(
+            "To make it as the source is now: lvmsync replicate {job} --resume\n\
+             To make it what it was before: lvmsync rollback {job} --target {} --to {}",
+            crate::commands::word(&target.to),
+            shown_time(rolled_back.from_since)
+        ),
+    )
 }
