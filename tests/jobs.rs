@@ -119,7 +119,8 @@ fn a_job_without_a_history_says_how_to_keep_one_and_one_with_it_shows_that_it_is
     );
     dir.ends("rollback with --to 0", 2, &["counted from 1"]);
     dir.ends("rollback with", 2, &["--to"]);
-    dir.ends("replicate --all --resume", 2, &["JOB"]);
+    dir.ends("replicate --resume", 2, &["name their JOB"]);
+    dir.ends("replicate --all --resume", 2, &["cannot be used with"]);
     dir.ends("history --help", 0, &["Examples", "lvmsync rollback"]);
     dir.ends("rollback --help", 0, &["Examples", "--resume"]);
     let two = format!("{with}[[target]]\nto = \"vg/other\"\n");

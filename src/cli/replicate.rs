@@ -63,7 +63,7 @@ pub(super) struct ReplicateArgs {
     check: bool,
 
     /// Send again to targets that were put back with `lvmsync rollback`: they are compared and made as the source is
-    #[arg(long, requires = "jobs", conflicts_with_all = ["watch", "check"])]
+    #[arg(long, conflicts_with_all = ["all", "watch", "check"])]
     resume: bool,
 
     #[command(flatten)]
@@ -171,6 +171,11 @@ pub(super) fn run(args: &ReplicateArgs, cancel: &Cancel) -> Result<ExitCode> {
     }
     if args.watch {
         return watch(args, &terminal, cancel);
+    }
+    if args.resume && args.jobs.is_empty() {
+        return Err(Error::Usage(
+            "--resume is about targets that somebody put back: name their JOB".to_owned(),
+        ));
     }
     if args.jobs.is_empty() && !args.all {
         return Err(Error::Usage(

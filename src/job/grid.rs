@@ -95,8 +95,8 @@ impl FromStr for Grid {
         for word in text.split([' ', ',']).filter(|word| !word.is_empty()) {
             rules.push(rule(word).ok_or_else(|| {
                 format!(
-                    "`{word}` is no part of a grid: write NUMBERxPERIOD, such as {DEFAULT}; periods are whole minutes, \
-                     hours, days or weeks (1m, 1h, 1d, 1w)"
+                    "`{word}` is no part of a grid: write NUMBERxPERIOD, such as {DEFAULT}; periods are whole seconds, \
+                     as in 15m, 1h, 1d, 1w"
                 )
             })?);
         }
@@ -119,7 +119,7 @@ fn rule(word: &str) -> Option<Rule> {
     let period_seconds = i64::try_from(length.as_secs())
         .ok()
         .filter(|_| length.subsec_nanos() == 0)?;
-    (60..=5000 * DAY_SECONDS)
+    (1..=5000 * DAY_SECONDS)
         .contains(&period_seconds)
         .then_some(Rule {
             periods,
@@ -175,7 +175,7 @@ mod tests {
             "",
             "24",
             "0x1h",
-            "1x1s",
+            "1x0s",
             "x1h",
             "24x",
             "1x1.0001h",
