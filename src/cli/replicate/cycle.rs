@@ -4,12 +4,14 @@
 //! one is durable there, so a run that is cut anywhere leaves a base; only snapshots of the job are ever removed. A target
 //! that fails does not keep the others from going on, and is caught up with later.
 
+mod keeping;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::cancel::Cancel;
 use crate::cli::apply::{StateArgs, WriteArgs};
-use crate::cli::points::there::{There, remote_args, unexpected};
+use crate::cli::points::there::remote_args;
 use crate::cli::progress::Terminal;
 use crate::cli::send::{Job, ToArgs};
 use crate::cli::watched::{Growth, fill_of, while_watched};
@@ -20,15 +22,15 @@ use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
 use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
-use crate::job::config::{History, JobConfig, Target};
+use crate::job::config::{JobConfig, Target};
 use crate::job::hooks;
-use crate::job::points::{DELTA_SUFFIX, Prepared, Reply, UNDO_SUFFIX, Wish, file_name};
-use crate::job::state::{JobState, RolledBack};
+use crate::job::state::JobState;
 use crate::job::store::Held;
 use crate::monitor::Monitor;
-use crate::record::keeper::{now, shown_time};
+use crate::record::keeper::now;
 use crate::source::SourceRequest;
-use crate::units::{Bytes, count};
+use crate::units::Bytes;
+pub(in crate::cli) use keeping::refused_as_put_back;
 
 /// One job, for one run.
 pub(super) struct Cycle<'a> {
@@ -155,13 +157,6 @@ impl<'a> Cycle<'a> {
         first_error.map_or(Ok(()), Err)
     }
 
-    /// Why nothing is sent to a target that was put back.
-    fn put_back(&self, target: &Target) -> Option<Error> {
-        let known = self.state.targets.get(&target.to)?;
-        let rolled_back = known.rolled_back.as_ref()?;
-        Some(refused_as_put_back(self.name, target, rolled_back))
-    }
-
     /// Makes what `target` holds the snapshot `new`, by way of what was being sent when a run was cut.
     fn follow(&mut self, target: &Target, new: &Base, taken: i64) -> Result<()> {
         if let Some(error) = self.put_back(target) {
@@ -174,17 +169,6 @@ impl<'a> Cycle<'a> {
         self.target(target).begin(new.clone(), taken, file);
         self.held.save(&self.state)?;
         self.send(target, new)
-    }
-
-    /// The file in which a run keeps what leads to a point in time, if it does. A first copy has nothing to go back to.
-    fn file_for(&mut self, target: &Target, taken: i64) -> Option<String> {
-        let tag = self.state.number.to_string();
-        if target.collects() {
-            return Some(file_name(taken, &tag, DELTA_SUFFIX));
-        }
-        let holds_since = self.target(target).holds_since;
-        let keeps = self.job.history != History::Off && holds_since > 0;
-        keeps.then(|| file_name(holds_since, &tag, UNDO_SUFFIX))
     }
 
     fn send(&mut self, target: &Target, new: &Base) -> Result<()> {
@@ -235,93 +219,6 @@ impl<'a> Cycle<'a> {
         ));
         self.remove_strays()?;
         self.give_up(target, new)
-    }
-
-    fn there<'t>(&'t self, target: &'t Target) -> Result<Option<There<'t>>> {
-        let job = (self.name, self.job);
-        There::of(job, target, self.state_args, self.terminal, self.cancel)
-    }
-
-    /// The path of the file that is kept beside this transfer, if one is. Before a comparison, and after a run that failed,
-    /// the target is looked at first: it may be half-written.
-    fn beside(
-        &self,
-        target: &Target,
-        file: Option<&str>,
-        compares: bool,
-        is_prepared: bool,
-    ) -> Result<Option<PathBuf>> {
-        let (Some(file), Some(there)) = (file, self.there(target)?) else {
-            return Ok(None);
-        };
-        // What compares writes another delta than what does not, so its undo is another one.
-        let name = match file.strip_suffix(UNDO_SUFFIX) {
-            Some(stem) if compares => format!("{stem}c{UNDO_SUFFIX}"),
-            _ => file.to_owned(),
-        };
-        let path = there.directory().join(&name);
-        if is_prepared && !compares {
-            return Ok(Some(path));
-        }
-        let undo = (!target.collects()).then_some(name);
-        match there.ask(Wish::Prepare { undo })? {
-            Reply::Prepared(Prepared::Ready) => Ok(Some(path)),
-            // The run was done, and what it has overwritten is in there.
-            Reply::Prepared(Prepared::Whole) => Ok(Some(path).filter(|_| !compares)),
-            Reply::Prepared(Prepared::Impossible { reason }) => {
-                self.terminal.warn(&format!(
-                    "{}: {}: {reason}, so this run keeps no way back, and earlier points in time cannot be reached any more",
-                    self.name, target.to
-                ));
-                Ok(None)
-            }
-            _ => Err(unexpected(target)),
-        }
-    }
-
-    /// Points in time that are not to be kept.
-    fn give_up(&mut self, target: &Target, new: &Base) -> Result<()> {
-        let Some(there) = self.there(target)? else {
-            return Ok(());
-        };
-        let newest = target.collects().then(|| format!("lvm:{}", new.uuid));
-        let wish = Wish::Keep {
-            grid: self.job.grid().to_string(),
-            also: newest.into_iter().collect(),
-        };
-        // Where nothing was kept yet there is nothing to give up.
-        if self
-            .state
-            .targets
-            .get(&target.to)
-            .is_none_or(|known| !known.is_prepared)
-        {
-            return Ok(());
-        }
-        let Reply::Kept(kept) = there.ask(wish)? else {
-            return Err(unexpected(target));
-        };
-        for remark in &kept.remarks {
-            self.terminal
-                .warn(&format!("{}: {}: {remark}", self.name, target.to));
-        }
-        if kept.given_up > 0 {
-            self.terminal.note(&format!(
-                "{}: {}: gave up {}",
-                self.name,
-                target.to,
-                count(kept.given_up, "point in time").replace("times", "time")
-            ));
-        }
-        if !kept.missing.is_empty() {
-            self.terminal.warn(&format!(
-                "{}: {}: files are missing, so that nothing leads to the newest state: the next run writes everything",
-                self.name, target.to
-            ));
-            self.target(target).base = None;
-            self.held.save(&self.state)?;
-        }
-        Ok(())
     }
 
     /// Bytes of the volume that were sent.
@@ -470,26 +367,4 @@ impl<'a> Cycle<'a> {
     fn target(&mut self, target: &Target) -> &mut crate::job::state::TargetState {
         self.state.targets.entry(target.to.clone()).or_default()
     }
-}
-
-/// Whoever put a target back wants it to be so: the source may be what went wrong.
-pub(in crate::cli) fn refused_as_put_back(
-    job: &str,
-    target: &Target,
-    rolled_back: &RolledBack,
-) -> Error {
-    Error::refused(
-        target.to.clone(),
-        format!(
-            "was put back to {} at {}, and nothing is sent to it until you say so",
-            shown_time(rolled_back.to),
-            shown_time(rolled_back.at)
-        ),
-        format!(
-            "To make it as the source is now: lvmsync replicate {job} --resume\n\
-             To make it what it was before: lvmsync rollback {job} --target {} --to {}",
-            crate::commands::word(&target.to),
-            shown_time(rolled_back.from_since)
-        ),
-    )
 }
