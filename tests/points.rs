@@ -300,3 +300,24 @@ fn what_is_asked_from_outside_names_no_other_file_and_what_cannot_be_reached_is_
     );
     assert_eq!(fs::read(line.copy()).unwrap(), copy);
 }
+
+#[test]
+fn a_full_copy_and_what_follows_it_make_a_new_file_in_one_go() {
+    let line = Line::new(&quarters()[..3]);
+    let full = line.path("full.delta").display().to_string();
+    let source = line.path("s2").display().to_string();
+    succeeded(&line.run(&["send", &source, "-o", &full]));
+    let points = line.points();
+    let path = |number: usize| {
+        line.path("points")
+            .join(&points[number].1)
+            .display()
+            .to_string()
+    };
+    let new = line.path("new.img").display().to_string();
+    succeeded(&line.run(&["apply", &full, &path(0), &path(1), &new]));
+    assert!(
+        fs::read(&new).unwrap() == line.states[0],
+        "all three were applied"
+    );
+}
