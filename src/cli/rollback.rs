@@ -102,6 +102,13 @@ pub(super) fn run(args: &RollbackArgs, cancel: &Cancel) -> Result<ExitCode> {
     let held = Held::take(&directory, &args.job, &format!("job {}", args.job))?;
     let mut state: JobState = held.load()?.unwrap_or_default();
     let listing = list(&there, target)?;
+    // One of which nobody here was told how it ended.
+    if let Some(known) = state.targets.get_mut(&target.to)
+        && !listing.incomplete
+    {
+        known.was_put_back(listing.held.as_deref());
+        held.save(&state)?;
+    }
     let point = find(&listing, wanted, args, target)?;
     if target.collects() {
         return Err(to_be_applied(&there, point, target));
@@ -116,7 +123,7 @@ pub(super) fn run(args: &RollbackArgs, cancel: &Cancel) -> Result<ExitCode> {
     };
     let before = known.clone();
     if !args.dry_run {
-        known.put_back(point.at, now(), holds);
+        known.put_back((point.at, &point.id), now(), holds);
         known.error = known
             .rolled_back
             .as_ref()

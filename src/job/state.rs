@@ -58,6 +58,8 @@ pub struct TargetState {
 pub struct RolledBack {
     /// When the state was taken that it was put back to: seconds since 1970 UTC.
     pub to: i64,
+    /// Id of that state.
+    pub to_id: String,
     /// When that was done.
     pub at: i64,
     /// When the state was taken that it held before, as runs of the job had left it.
@@ -116,7 +118,7 @@ impl TargetState {
 
     /// It is about to be put back to what was taken at `to`; it holds `held` now. What a first rollback found is what a
     /// later one may come back to.
-    pub fn put_back(&mut self, to: i64, now: i64, held: &str) {
+    pub fn put_back(&mut self, (to, to_id): (i64, &str), now: i64, held: &str) {
         let from_since = self.taken(held);
         let before = self.rolled_back.take();
         let (from_since, from_id) = before.map_or((from_since, held.to_owned()), |before| {
@@ -124,18 +126,22 @@ impl TargetState {
         });
         self.rolled_back = Some(RolledBack {
             to,
+            to_id: to_id.to_owned(),
             at: now,
             from_since,
             from_id,
         });
     }
 
-    /// That is done, and it holds `held`: where that is what the runs of the job have left, they go on from it.
+    /// It holds `held` after a way back that was done, or of which nobody here was told how it ended. Where that is what the
+    /// runs of the job have left, they go on from it.
     pub fn was_put_back(&mut self, held: Option<&str>) {
         let Some(rolled_back) = &self.rolled_back else {
             return;
         };
-        self.holds_since = rolled_back.to;
+        if held == Some(&rolled_back.to_id) {
+            self.holds_since = rolled_back.to;
+        }
         if held == Some(&rolled_back.from_id) {
             self.holds_since = rolled_back.from_since;
             (self.rolled_back, self.error) = (None, None);
@@ -201,15 +207,18 @@ mod tests {
             ..TargetState::default()
         };
         let before = target.clone();
-        target.put_back(100, 1000, "lvm:4");
+        target.put_back((100, "lvm:1"), 1000, "lvm:4");
         target.was_put_back(Some("lvm:1"));
         assert_eq!((target.holds_since, &target.base), (100, &before.base));
         let there = target.clone();
-        target.put_back(400, 1001, "lvm:1");
+        target.put_back((400, "lvm:4"), 1001, "lvm:1");
         target.was_put_back(Some("lvm:4"));
         assert_eq!(target, before);
         target = there;
-        target.put_back(50, 1002, "lvm:1");
+        target.put_back((50, "lvm:0"), 1002, "lvm:1");
+        // Killed before it wrote.
+        target.was_put_back(Some("lvm:1"));
+        assert_eq!(target.holds_since, 100);
         target.was_put_back(Some("lvm:0"));
         assert_eq!(target.rolled_back.as_ref().unwrap().from_id, "lvm:4");
         target.resume();

@@ -115,14 +115,6 @@ impl<'a> Cycle<'a> {
         })
     }
 
-    /// Targets that were put back are sent to again.
-    fn resume(&mut self) -> Result<()> {
-        for target in self.state.targets.values_mut() {
-            target.resume();
-        }
-        self.held.save(&self.state)
-    }
-
     fn run(mut self) -> Result<()> {
         self.sort_out()?;
         // No snapshot for nobody.

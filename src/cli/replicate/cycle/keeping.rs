@@ -17,6 +17,28 @@ use crate::record::keeper::shown_time;
 use crate::units::count;
 
 impl Cycle<'_> {
+    /// Targets that were put back are sent to again. What they hold is asked: of a way back that was cut nobody here was told
+    /// how it ended.
+    pub(super) fn resume(&mut self) -> Result<()> {
+        for target in &self.job.targets {
+            if self.put_back(target).is_none() {
+                continue;
+            }
+            let asked = self.there(target)?.map(|there| there.ask(Wish::List));
+            let known = self.target(target);
+            match asked.transpose()? {
+                Some(Reply::Listing(found)) if !found.incomplete => {
+                    known.was_put_back(found.held.as_deref());
+                }
+                // That is taken back before anything is sent.
+                Some(Reply::Listing(_)) | None => {}
+                Some(_) => return Err(unexpected(target)),
+            }
+            known.resume();
+        }
+        self.held.save(&self.state)
+    }
+
     /// Why nothing is sent to a target that was put back.
     pub(super) fn put_back(&self, target: &Target) -> Option<Error> {
         let known = self.state.targets.get(&target.to)?;
