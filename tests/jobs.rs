@@ -92,3 +92,55 @@ fn the_status_of_a_job_that_never_ran_is_no_failure_and_of_one_that_is_wrong_it_
     fs::write(dir.0.path().join("jobs/bad.toml"), "x = 1").unwrap();
     dir.ends("status", 1, &["bad.toml", "unknown field `x`"]);
 }
+
+#[test]
+fn a_job_without_a_history_says_how_to_keep_one_and_one_with_it_shows_that_it_is_empty() {
+    let with = GOOD.replace(
+        "interval",
+        "history = true\nkeep = \"24x1h 7x1d\"\ninterval",
+    );
+    let dir = Dir::new(&[("good.toml", GOOD), ("with.toml", &with)]);
+    dir.ends("history good", 5, &["keeps no history", "history = true"]);
+    dir.ends("rollback good --to 1", 5, &["keeps no history"]);
+    dir.ends("history with", 0, &["backup:vg/data holds nothing yet"]);
+    let said = dir.ends("history with --json", 0, &[]);
+    let rows: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(rows[0]["points"], serde_json::json!([]));
+    dir.ends(
+        "history with --target x",
+        2,
+        &["no target `x`", "backup:vg/data"],
+    );
+    dir.ends("history nothing", 1, &["nothing.toml"]);
+    dir.ends(
+        "rollback with --to yesterday",
+        2,
+        &["no point in time", "UTC"],
+    );
+    dir.ends("rollback with --to 0", 2, &["counted from 1"]);
+    dir.ends("rollback with", 2, &["--to"]);
+    dir.ends("replicate --resume", 2, &["name their JOB"]);
+    dir.ends("replicate --all --resume", 2, &["cannot be used with"]);
+    dir.ends("history --help", 0, &["Examples", "lvmsync rollback"]);
+    dir.ends("rollback --help", 0, &["Examples", "--resume"]);
+    let two = format!("{with}[[target]]\nto = \"vg/other\"\n");
+    fs::write(dir.0.path().join("jobs/two.toml"), two).unwrap();
+    dir.ends(
+        "rollback two --to 1",
+        2,
+        &["--target", "backup:vg/data, vg/other"],
+    );
+}
+
+#[test]
+fn a_key_that_cannot_be_meant_is_named() {
+    let keep = GOOD.replace("interval", "keep = \"24x1h\"\ninterval");
+    let collects = GOOD.replace("backup:vg/data", "backup:/srv/deltas/");
+    let dir = Dir::new(&[("keep.toml", &keep), ("far.toml", &collects)]);
+    dir.ends("replicate --check keep", 2, &["add history = true"]);
+    dir.ends(
+        "replicate --check far",
+        2,
+        &["absolute path of this machine"],
+    );
+}

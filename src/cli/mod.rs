@@ -13,6 +13,7 @@ mod compare_far;
 mod diff;
 mod diff_json;
 mod doctor;
+mod history;
 mod hold;
 mod inspect;
 mod inspect_chain;
@@ -20,11 +21,13 @@ mod inspect_map;
 mod invert;
 mod migrate;
 mod output;
+mod points;
 mod progress;
 mod pull;
 mod pull_far;
 mod remote;
 mod replicate;
+mod rollback;
 mod send;
 mod send_here;
 mod serve;
@@ -47,7 +50,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 15] = [
+const VERBS: [&str; 18] = [
     "diff",
     "send",
     "apply",
@@ -56,6 +59,8 @@ const VERBS: [&str; 15] = [
     "migrate",
     "replicate",
     "status",
+    "history",
+    "rollback",
     "combine",
     "invert",
     "inspect",
@@ -63,6 +68,7 @@ const VERBS: [&str; 15] = [
     "doctor",
     "serve",
     "help",
+    points::VERB,
 ];
 
 const AFTER_HELP: &str = "\
@@ -121,6 +127,8 @@ enum Verb {
     Migrate(Box<migrate::MigrateArgs>),
     Replicate(replicate::ReplicateArgs),
     Status(status::StatusArgs),
+    History(history::HistoryArgs),
+    Rollback(rollback::RollbackArgs),
     Combine(combine::CombineArgs),
     Invert(invert::InvertArgs),
     Inspect(inspect::InspectArgs),
@@ -129,6 +137,8 @@ enum Verb {
     Serve(serve::ServeArgs),
     #[command(hide = true, name = crate::hold::VERB)]
     Hold(hold::HoldArgs),
+    #[command(hide = true, name = points::VERB)]
+    Points(points::PointsArgs),
 }
 
 /// Options that every verb has.
@@ -250,6 +260,8 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Migrate(args) => migrate::run(&args, cancel),
         Verb::Replicate(args) => replicate::run(&args, cancel),
         Verb::Status(args) => status::run(&args, cancel),
+        Verb::History(args) => history::run(&args, cancel),
+        Verb::Rollback(args) => rollback::run(&args, cancel),
         Verb::Combine(args) => combine::run(&args, cancel),
         Verb::Invert(args) => invert::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
@@ -257,6 +269,7 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Doctor(args) => doctor::run(&args, cancel),
         Verb::Serve(args) => serve::run(&args, cancel),
         Verb::Hold(args) => hold::run(&args),
+        Verb::Points(args) => points::run(&args, cancel),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Guarantees: one run of a job is one snapshot and one increment for each target; jobs that fail do not keep others from
 //! running; a run is told to stop between two steps and leaves everything as the next run wants it.
 
-mod cycle;
+pub(super) mod cycle;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,6 +28,7 @@ A job is a file: /etc/lvmsync/jobs.d/NAME.toml
   [[target]]
   to = \"backup:vg/data\"           # one or more
   create = \"auto\"                 # for the first copy: make the volume there
+With `history = true` each target keeps the way back to earlier points in time: lvmsync history, lvmsync rollback.
 All keys are in docs/replicate.md.
 
 Examples:
@@ -35,6 +36,7 @@ Examples:
   lvmsync replicate --all                 of all that are due, as from a timer
   lvmsync replicate --watch               stay, and run each on time, as a service
   lvmsync replicate --check               are all files in order?
+  lvmsync replicate data --resume         after a rollback of a target: send to it again
   lvmsync status                          how far is everything?
 
 Each run makes a snapshot, sends what changed since the one that the target holds, and removes that one when the far
@@ -60,6 +62,10 @@ pub(super) struct ReplicateArgs {
     #[arg(long)]
     check: bool,
 
+    /// Send again to targets that were put back with `lvmsync rollback`: they are compared and made as the source is
+    #[arg(long, conflicts_with_all = ["all", "watch", "check"])]
+    resume: bool,
+
     #[command(flatten)]
     place: JobsArgs,
 
@@ -84,7 +90,7 @@ impl JobsArgs {
         if !names.is_empty() {
             return Ok(names
                 .iter()
-                .map(|name| (name.clone(), self.load_one(name)))
+                .map(|name| (name.clone(), self.load_only(name)))
                 .collect());
         }
         let shown = self.jobs_dir.display();
@@ -109,13 +115,14 @@ impl JobsArgs {
         Ok(found
             .into_iter()
             .map(|name| {
-                let job = self.load_one(&name);
+                let job = self.load_only(&name);
                 (name, job)
             })
             .collect())
     }
 
-    fn load_one(&self, name: &str) -> Result<JobConfig> {
+    /// The job of this name.
+    pub(super) fn load_only(&self, name: &str) -> Result<JobConfig> {
         if !is_job_name(name) {
             return Err(Error::Usage(format!(
                 "`{name}` cannot be the name of a job: letters, digits and _ . - only, 60 at most"
@@ -165,6 +172,11 @@ pub(super) fn run(args: &ReplicateArgs, cancel: &Cancel) -> Result<ExitCode> {
     if args.watch {
         return watch(args, &terminal, cancel);
     }
+    if args.resume && args.jobs.is_empty() {
+        return Err(Error::Usage(
+            "--resume is about targets that somebody put back: name their JOB".to_owned(),
+        ));
+    }
     if args.jobs.is_empty() && !args.all {
         return Err(Error::Usage(
             "name a job, or --all for those that are due, or --watch to stay".to_owned(),
@@ -177,7 +189,7 @@ pub(super) fn run(args: &ReplicateArgs, cancel: &Cancel) -> Result<ExitCode> {
             if args.all && due_in(&job, &state_of(&args.state, &name)?, now()) > 0.0 {
                 return Ok(());
             }
-            cycle::run(&name, &job, &args.state, &terminal, cancel)
+            cycle::run(&name, &job, args.resume, &args.state, &terminal, cancel)
         });
         terminal.finish();
         if let Err(error) = done {
@@ -242,7 +254,7 @@ fn watch(args: &ReplicateArgs, terminal: &Terminal, cancel: &Cancel) -> Result<E
                     wait = wait.min(left);
                     return Ok(false);
                 }
-                cycle::run(&name, &job, &args.state, terminal, cancel).map(|()| true)
+                cycle::run(&name, &job, false, &args.state, terminal, cancel).map(|()| true)
             });
             terminal.finish();
             match done {

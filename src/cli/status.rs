@@ -207,7 +207,7 @@ fn whole(seconds: f64) -> i64 {
 }
 
 /// 45 s, 12 min, 3.5 h, 2.1 d.
-fn shown_lag(seconds: i64) -> String {
+pub(super) fn shown_lag(seconds: i64) -> String {
     match seconds {
         ..=119 => format!("{seconds} s"),
         120..=7199 => format!("{} min", seconds / 60),

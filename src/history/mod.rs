@@ -9,6 +9,7 @@
 //! - [`heading`]: header and samples of what several deltas make together (pure)
 //! - [`combine`]: reads a chain and writes one delta
 //! - [`invert`]: the undo of a delta that was not applied yet
+//! - [`paths`]: where one can go from a state, and how points on the way are given up (pure)
 //! - [`map`]: where on the volume each delta changes something (pure)
 
 pub mod chain;
@@ -17,4 +18,5 @@ pub mod heading;
 pub mod invert;
 pub mod map;
 pub mod overlay;
+pub mod paths;
 pub mod sizes;

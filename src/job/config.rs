@@ -2,9 +2,12 @@
 //!
 //! Pure. Guarantees: a key that is not known is an error, and so is a value that cannot be meant; errors name file and line.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use super::grid::Grid;
 use crate::delta::codec::Compression;
 use crate::dm::base::Store;
 use crate::error::{Error, Result};
@@ -34,6 +37,12 @@ pub struct JobConfig {
     /// Bytes a second.
     #[serde(default, deserialize_with = "maybe_size")]
     pub bwlimit: Option<u64>,
+    /// Whether each target keeps what leads back, and where.
+    #[serde(default, deserialize_with = "history")]
+    pub history: History,
+    /// Which points of it; `None`: what is kept if nothing is said.
+    #[serde(default, deserialize_with = "grid")]
+    pub keep: Option<Grid>,
     /// Commands that are run at certain moments.
     #[serde(default)]
     pub hooks: Hooks,
@@ -52,6 +61,18 @@ pub struct Hooks {
     pub after_snapshot: Option<String>,
     /// When a run has failed; `LVMSYNC_ERROR` says why.
     pub on_failure: Option<String>,
+}
+
+/// Whether undos of all runs are kept, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum History {
+    /// No.
+    #[default]
+    Off,
+    /// Beside the records at the machine of the target.
+    On,
+    /// Below this directory there.
+    Below(PathBuf),
 }
 
 /// One destination.
@@ -85,7 +106,35 @@ fn lvmsync() -> String {
     "lvmsync".to_owned()
 }
 
+impl Target {
+    /// It is a directory, which collects deltas; nothing is applied there.
+    pub fn collects(&self) -> bool {
+        self.to.ends_with('/')
+    }
+
+    fn check_collecting(&self) -> std::result::Result<(), String> {
+        let to = &self.to;
+        if !to.starts_with('/') {
+            return Err(format!(
+                "target `{to}` ends with `/`, so it is a directory that collects deltas, and that is an absolute path \
+                 of this machine"
+            ));
+        }
+        if self.create.is_some() || self.verify {
+            return Err(format!(
+                "target `{to}` is a directory that collects deltas: create and verify are for volumes"
+            ));
+        }
+        Ok(())
+    }
+}
+
 impl JobConfig {
+    /// Which points are kept.
+    pub fn grid(&self) -> Grid {
+        self.keep.clone().unwrap_or_default()
+    }
+
     /// Reads the text of `path`.
     pub fn parse(text: &str, path: &str) -> Result<Self> {
         let config: Self = toml::from_str(text).map_err(|error| {
@@ -110,6 +159,21 @@ impl JobConfig {
         }
         if self.interval < 1.0 {
             return Err("interval is less than a second".to_owned());
+        }
+        for target in self.targets.iter().filter(|target| target.collects()) {
+            target.check_collecting()?;
+        }
+        let collects = self.targets.iter().any(Target::collects);
+        if self.keep.is_some() && self.history == History::Off && !collects {
+            return Err(
+                "keep says which points of a history are kept, and none is: add history = true"
+                    .to_owned(),
+            );
+        }
+        if let History::Below(directory) = &self.history
+            && !directory.is_absolute()
+        {
+            return Err("history has to be true, false, or an absolute path".to_owned());
         }
         for (number, target) in self.targets.iter().enumerate() {
             if self.targets[..number]
@@ -153,6 +217,27 @@ fn store<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Store, D::Er
         "max" => Ok(Store::Most),
         text => parse_size(text).map(Store::Bytes).map_err(D::Error::custom),
     }
+}
+
+fn history<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<History, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "history is true, false, or a directory")]
+    enum Written {
+        Switch(bool),
+        Directory(PathBuf),
+    }
+    Ok(match Written::deserialize(from)? {
+        Written::Switch(true) => History::On,
+        Written::Switch(false) => History::Off,
+        Written::Directory(directory) => History::Below(directory),
+    })
+}
+
+fn grid<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<Grid>, D::Error> {
+    String::deserialize(from)?
+        .parse()
+        .map(Some)
+        .map_err(D::Error::custom)
 }
 
 fn compression<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Compression, D::Error> {
@@ -214,6 +299,36 @@ verify = true
             ("\"15m\"", "\"soon\"", ["line 3", "`soon` is not a time"]),
             ("\"20M\"", "\"fast\"", ["line 7", "`fast` is not a size"]),
             ("zstd:3", "zip", ["line 6", "`zip` is not a compression"]),
+            (
+                "\"20M\"",
+                "\"20M\"\nkeep = \"all\"",
+                ["line 8", "`all` is no part of a grid"],
+            ),
+            (
+                "\"20M\"",
+                "\"20M\"\nkeep = \"9x1h\"",
+                ["x.toml", "add history = true"],
+            ),
+            (
+                "\"20M\"",
+                "\"20M\"\nhistory = 3",
+                ["line 8", "true, false, or a directory"],
+            ),
+            (
+                "\"20M\"",
+                "\"20M\"\nhistory = \"x\"",
+                ["x.toml", "absolute path"],
+            ),
+            (
+                "vg2/data",
+                "backup:/deltas/",
+                ["x.toml", "absolute path of this machine"],
+            ),
+            (
+                "vg2/data",
+                "/deltas/",
+                ["x.toml", "create and verify are for volumes"],
+            ),
             ("vg2/data", "backup:vg/data", ["x.toml", "two targets"]),
             ("sudo = true", "sudo = 3", ["line 16", "boolean"]),
             (

@@ -2,7 +2,9 @@
 //! small files of the state directory.
 
 pub mod config;
+pub mod grid;
 pub mod hooks;
+pub mod points;
 pub mod rounds;
 pub mod state;
 pub mod store;

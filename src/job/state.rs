@@ -31,6 +31,9 @@ pub struct TargetState {
     pub pending: Option<Base>,
     /// When that was taken: seconds since 1970 UTC.
     pub pending_since: i64,
+    /// The file that is written for that: the undo at the target, or the delta in a directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending_file: Option<String>,
     /// When the state was taken that it holds: seconds since 1970 UTC.
     pub holds_since: i64,
     /// When the last run was done that succeeded.
@@ -41,6 +44,28 @@ pub struct TargetState {
     pub seconds: f64,
     /// Why the last run failed.
     pub error: Option<String>,
+    /// The directory of its points in time was there when the last run was done.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_prepared: bool,
+    /// It was put back to an earlier point in time, and nothing is sent to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<RolledBack>,
+}
+
+/// A target that was put back on purpose.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RolledBack {
+    /// When the state was taken that it was put back to: seconds since 1970 UTC.
+    pub to: i64,
+    /// Id of that state.
+    pub to_id: String,
+    /// When that was done.
+    pub at: i64,
+    /// When the state was taken that it held before, as runs of the job had left it.
+    pub from_since: i64,
+    /// Id of that state.
+    pub from_id: String,
 }
 
 impl JobState {
@@ -69,15 +94,65 @@ impl JobState {
 }
 
 impl TargetState {
-    /// `new`, which was taken at `taken`, is about to be sent.
-    pub fn begin(&mut self, new: Base, taken: i64) {
+    /// `new`, which was taken at `taken`, is about to be sent; `file` is written beside.
+    pub fn begin(&mut self, new: Base, taken: i64, file: Option<String>) {
         (self.pending, self.pending_since) = (Some(new), taken);
+        self.pending_file = file;
     }
 
     /// What was pending is there, durably, and all was done at `now`.
     pub fn arrived(&mut self, now: i64) {
         (self.holds_since, self.succeeded) = (self.pending_since, now);
         (self.base, self.error) = (self.pending.take(), None);
+        self.pending_file = None;
+    }
+
+    /// When the state `held` was taken, which the target says that it holds.
+    pub fn taken(&self, held: &str) -> i64 {
+        let is_pending = |pending: &Base| held.strip_prefix("lvm:") == Some(&pending.uuid);
+        match &self.pending {
+            Some(pending) if is_pending(pending) => self.pending_since,
+            _ => self.holds_since,
+        }
+    }
+
+    /// It is about to be put back to what was taken at `to`; it holds `held` now. What a first rollback found is what a
+    /// later one may come back to.
+    pub fn put_back(&mut self, (to, to_id): (i64, &str), now: i64, held: &str) {
+        let from_since = self.taken(held);
+        let before = self.rolled_back.take();
+        let (from_since, from_id) = before.map_or((from_since, held.to_owned()), |before| {
+            (before.from_since, before.from_id)
+        });
+        self.rolled_back = Some(RolledBack {
+            to,
+            to_id: to_id.to_owned(),
+            at: now,
+            from_since,
+            from_id,
+        });
+    }
+
+    /// It holds `held` after a way back that was done, or of which nobody here was told how it ended. Where that is what the
+    /// runs of the job have left, they go on from it.
+    pub fn was_put_back(&mut self, held: Option<&str>) {
+        let Some(rolled_back) = &self.rolled_back else {
+            return;
+        };
+        if held == Some(&rolled_back.to_id) {
+            self.holds_since = rolled_back.to;
+        }
+        if held == Some(&rolled_back.from_id) {
+            self.holds_since = rolled_back.from_since;
+            (self.rolled_back, self.error) = (None, None);
+        }
+    }
+
+    /// Runs send to it again: nothing is known here of what it holds, so it is compared.
+    pub fn resume(&mut self) {
+        if self.rolled_back.take().is_some() {
+            (self.base, self.pending, self.pending_file) = (None, None, None);
+        }
     }
 
     /// Seconds for which it has not followed, at `now`; `None` if it never did.
@@ -101,9 +176,9 @@ mod tests {
     fn what_a_target_needs_is_kept_until_the_next_one_arrived() {
         let mut state = JobState::default();
         let near = state.targets.entry("near".to_owned()).or_default();
-        near.begin(base("1"), 100);
+        near.begin(base("1"), 100, None);
         near.arrived(110);
-        near.begin(base("2"), 200);
+        near.begin(base("2"), 200, None);
         let away = state.targets.entry("away".to_owned()).or_default();
         away.base = Some(base("0"));
         assert_eq!(state.needed(), ["0", "1", "2"]);
@@ -122,5 +197,34 @@ mod tests {
         (away.base, away.pending) = (Some(base("0")), Some(base("1")));
         state.retain(&["0"], &["away"]);
         assert_eq!(state.targets["away"], TargetState::default());
+    }
+
+    #[test]
+    fn a_target_that_came_back_goes_on_and_one_that_did_not_is_compared() {
+        let mut target = TargetState {
+            base: Some(base("4")),
+            holds_since: 400,
+            ..TargetState::default()
+        };
+        let before = target.clone();
+        target.put_back((100, "lvm:1"), 1000, "lvm:4");
+        target.was_put_back(Some("lvm:1"));
+        assert_eq!((target.holds_since, &target.base), (100, &before.base));
+        let there = target.clone();
+        target.put_back((400, "lvm:4"), 1001, "lvm:1");
+        target.was_put_back(Some("lvm:4"));
+        assert_eq!(target, before);
+        target = there;
+        target.put_back((50, "lvm:0"), 1002, "lvm:1");
+        // Killed before it wrote.
+        target.was_put_back(Some("lvm:1"));
+        assert_eq!(target.holds_since, 100);
+        target.was_put_back(Some("lvm:0"));
+        assert_eq!(target.rolled_back.as_ref().unwrap().from_id, "lvm:4");
+        target.resume();
+        assert_eq!(
+            (target.base, target.rolled_back, target.holds_since),
+            (None, None, 50)
+        );
     }
 }

@@ -476,6 +476,8 @@ impl Keeper {
 
     /// The destination has got its name, and perhaps another identity: its record goes along.
     pub fn moved_to(&mut self, file: RecordFile) -> Result<()> {
+        // What is applied next to it is applied to what it holds.
+        self.is_new_file = false;
         // The new name itself is no write by others.
         let now = self.watch.as_ref().and_then(Watch::now);
         if let Some(record) = self.now.clone()

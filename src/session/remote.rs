@@ -197,6 +197,13 @@ impl RemoteEnd {
         stdin.ok_or_else(|| self.remote_error("its input is already in use".to_owned()))
     }
 
+    /// For a far end that answers in one go and is told nothing: closes its input, and takes its output.
+    pub fn take_stdout(&mut self) -> Result<ChildStdout> {
+        self.child.stdin.take();
+        let stdout = self.stdout.take();
+        stdout.ok_or_else(|| self.remote_error("its output is already in use".to_owned()))
+    }
+
     /// Waits, once the stdin from [`Self::take_stdin`] is dropped, for a child without a session.
     /// Success is exit code 0. Call it after a failed write as well: it knows the reason.
     pub fn wait(mut self, is_cancelled: &dyn Fn() -> bool) -> Result<()> {

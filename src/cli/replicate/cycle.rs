@@ -4,12 +4,16 @@
 //! one is durable there, so a run that is cut anywhere leaves a base; only snapshots of the job are ever removed. A target
 //! that fails does not keep the others from going on, and is caught up with later.
 
+mod keeping;
+
+use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::cancel::Cancel;
 use crate::cli::apply::{StateArgs, WriteArgs};
+use crate::cli::points::there::remote_args;
 use crate::cli::progress::Terminal;
-use crate::cli::send::{Job, RETRIES, RemoteArgs, ToArgs};
+use crate::cli::send::{Job, ToArgs};
 use crate::cli::watched::{Growth, fill_of, while_watched};
 use crate::dm::base::{self, Base, Beside, Store};
 use crate::dm::lvm::{LvRow, volumes_of};
@@ -26,6 +30,7 @@ use crate::monitor::Monitor;
 use crate::record::keeper::now;
 use crate::source::SourceRequest;
 use crate::units::Bytes;
+pub(in crate::cli) use keeping::refused_as_put_back;
 
 /// One job, for one run.
 pub(super) struct Cycle<'a> {
@@ -48,11 +53,17 @@ pub(super) struct Cycle<'a> {
 pub(super) fn run(
     name: &str,
     job: &JobConfig,
+    resume: bool,
     state_args: &StateArgs,
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<()> {
-    let done = Cycle::open(name, job, state_args, terminal, cancel).and_then(Cycle::run);
+    let done = Cycle::open(name, job, state_args, terminal, cancel).and_then(|mut cycle| {
+        if resume {
+            cycle.resume()?;
+        }
+        cycle.run()
+    });
     if let (Err(error), Some(command)) = (&done, &job.hooks.on_failure) {
         let text = error.chain();
         let environment = [("LVMSYNC_JOB", name), ("LVMSYNC_ERROR", &text)];
@@ -106,6 +117,16 @@ impl<'a> Cycle<'a> {
 
     fn run(mut self) -> Result<()> {
         self.sort_out()?;
+        // No snapshot for nobody.
+        let is_put_back = |target: &&Target| self.put_back(target).is_some();
+        if self.job.targets.iter().all(|target| is_put_back(&target)) {
+            let first = self
+                .job
+                .targets
+                .iter()
+                .find_map(|target| self.put_back(target));
+            return first.map_or(Ok(()), Err);
+        }
         self.state.started = now();
         let taken = now();
         let new = self.snapshot()?;
@@ -116,7 +137,9 @@ impl<'a> Cycle<'a> {
             if let Err(error) = self.follow(target, &new, taken) {
                 self.terminal
                     .warn(&format!("{}: {}: {}", self.name, target.to, error.chain()));
-                self.target(target).error = Some(error.chain());
+                let known = self.target(target);
+                known.error = Some(error.chain());
+                known.is_prepared = false;
                 self.held.save(&self.state)?;
                 first_error.get_or_insert(error);
             }
@@ -128,16 +151,22 @@ impl<'a> Cycle<'a> {
 
     /// Makes what `target` holds the snapshot `new`, by way of what was being sent when a run was cut.
     fn follow(&mut self, target: &Target, new: &Base, taken: i64) -> Result<()> {
+        if let Some(error) = self.put_back(target) {
+            return Err(error);
+        }
         if let Some(pending) = self.target(target).pending.clone() {
             self.send(target, &pending)?;
         }
-        self.target(target).begin(new.clone(), taken);
+        let file = self.file_for(target, taken);
+        self.target(target).begin(new.clone(), taken, file);
         self.held.save(&self.state)?;
         self.send(target, new)
     }
 
     fn send(&mut self, target: &Target, new: &Base) -> Result<()> {
-        let old = self.target(target).base.clone();
+        let known = self.target(target);
+        let (old, file) = (known.base.clone(), known.pending_file.clone());
+        let is_prepared = known.is_prepared;
         let begun = Instant::now();
         let bases: Vec<&Base> = old.iter().chain([new]).collect();
         let growth = Growth {
@@ -146,21 +175,30 @@ impl<'a> Cycle<'a> {
         };
         let this = &*self;
         let bytes = while_watched(&bases, growth, this.terminal, || {
-            match this.transfer(target, old.as_ref(), new) {
+            let file = file.as_deref();
+            let beside = this.beside(target, file, old.is_none(), is_prepared)?;
+            match this.transfer(target, old.as_ref(), new, beside) {
                 Err(error) if old.is_some() && error.exit_code() == ExitCode::TrackingLost => {
+                    let instead = if target.collects() {
+                        "everything is written instead"
+                    } else {
+                        "comparing instead"
+                    };
                     this.terminal.warn(&format!(
-                        "{}: {}: {}; comparing instead",
+                        "{}: {}: {}; {instead}",
                         this.name,
                         target.to,
                         error.chain()
                     ));
-                    this.transfer(target, None, new)
+                    let beside = this.beside(target, file, true, false)?;
+                    this.transfer(target, None, new, beside)
                 }
                 result => result,
             }
         })?;
         let seconds = begun.elapsed().as_secs_f64();
         let known = self.target(target);
+        known.is_prepared |= file.is_some();
         known.arrived(now());
         (known.bytes, known.seconds) = (bytes, seconds);
         self.held.save(&self.state)?;
@@ -171,33 +209,42 @@ impl<'a> Cycle<'a> {
             new.name,
             Bytes(bytes)
         ));
-        self.remove_strays()
+        self.remove_strays()?;
+        self.give_up(target, new)
     }
 
     /// Bytes of the volume that were sent.
-    fn transfer(&self, target: &Target, old: Option<&Base>, new: &Base) -> Result<u64> {
+    fn transfer(
+        &self,
+        target: &Target,
+        old: Option<&Base>,
+        new: &Base,
+        beside: Option<PathBuf>,
+    ) -> Result<u64> {
         let making = target.create.as_deref().map(str::parse).transpose();
         let making = making
             .map_err(|reason| Error::Usage(format!("job {}: create: {reason}", self.name)))?;
+        let (output, undo) = match target.collects() {
+            true => (beside, None),
+            false => (None, beside),
+        };
         let write = WriteArgs {
             create: making.filter(|_| old.is_none()),
             // An increment goes only onto what is on record as its base.
             require_record: old.is_some(),
+            undo,
+            // What a run has left that was killed before it could say that it was done.
+            overwrite: target.collects(),
             state: self.state_args.clone(),
             ..WriteArgs::default()
         };
         let to = ToArgs {
+            output,
             compress: self.job.compress,
             bwlimit: self.job.bwlimit,
             ..ToArgs::default()
         };
-        let remote = RemoteArgs {
-            rsh: target.rsh.clone(),
-            sudo: target.sudo,
-            remote_path: target.remote_path.clone(),
-            retries: RETRIES,
-            ..RemoteArgs::default()
-        };
+        let remote = remote_args(target);
         let job = Job {
             request: SourceRequest {
                 from: old.map(|old| old.name.as_str()),
@@ -212,13 +259,13 @@ impl<'a> Cycle<'a> {
                 cancel: self.cancel,
                 monitor: self.terminal,
             },
-            destination: Some(&target.to),
+            destination: (!target.collects()).then_some(target.to.as_str()),
             to: &to,
             write: &write,
             remote: &remote,
             dry_run: false,
             verify: target.verify,
-            comparing: old.is_none(),
+            comparing: old.is_none() && !target.collects(),
             recover_at_peer: None,
             effort: Effort::new(self.job.compress),
             cancel: self.cancel,

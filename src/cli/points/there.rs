@@ -1,0 +1,160 @@
+//! Asks the machine of a target about its points in time: this one, or another one by the job's own ssh.
+//!
+//! Guarantees: what comes back is the answer to what was asked, of bounded length, or an error; no second way to another
+//! machine: it is started as every far end is.
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use super::{VERB, answer};
+use crate::cancel::Cancel;
+use crate::cli::apply::StateArgs;
+use crate::cli::progress::Terminal;
+use crate::cli::remote;
+use crate::cli::send::RemoteArgs;
+use crate::error::{Error, ExitCode, Result};
+use crate::job::config::{History, JobConfig, Target};
+use crate::job::points::{Reply, Request, Wish, directory_name};
+use crate::monitor::Words;
+use crate::record::store::StateDir;
+use crate::session::endpoint::{Endpoint, parse_endpoint};
+use crate::session::line::Line;
+use crate::session::text::sanitise;
+
+/// More points than a grid keeps.
+const MOST_ANSWER_BYTES: u64 = 16 << 20;
+/// Where histories are at a far end if the job does not say.
+const FAR_ROOT: &str = "/var/lib/lvmsync/history";
+
+/// The points of one target of a job.
+pub(in crate::cli) struct There<'a> {
+    target: &'a Target,
+    endpoint: Endpoint,
+    state: &'a StateArgs,
+    terminal: &'a Terminal,
+    cancel: &'a Cancel,
+    directory: PathBuf,
+}
+
+impl<'a> There<'a> {
+    /// `None` if the target keeps none.
+    pub(in crate::cli) fn of(
+        (name, job): (&str, &JobConfig),
+        target: &'a Target,
+        state: &'a StateArgs,
+        terminal: &'a Terminal,
+        cancel: &'a Cancel,
+    ) -> Result<Option<Self>> {
+        let endpoint = parse_endpoint(&target.to)?;
+        let root = match (&job.history, &endpoint) {
+            _ if target.collects() => None,
+            (History::Off, _) => return Ok(None),
+            (History::Below(root), _) => Some(root.clone()),
+            (History::On, Endpoint::Remote { .. }) => Some(PathBuf::from(FAR_ROOT)),
+            (History::On, Endpoint::Local(_)) => Some(
+                StateDir::choose(state.state_dir.as_deref())
+                    .path()
+                    .join("history"),
+            ),
+        };
+        let path = match &endpoint {
+            Endpoint::Remote { path, .. } => path.clone(),
+            Endpoint::Local(path) => path.to_string_lossy().into_owned(),
+        };
+        let directory = match root {
+            Some(root) => root.join(name).join(directory_name(&path)),
+            None => PathBuf::from(&path),
+        };
+        // Undo files are named in the records of that machine: as the path that they really have.
+        let directory = std::path::absolute(&directory).unwrap_or(directory);
+        Ok(Some(Self {
+            target,
+            endpoint,
+            state,
+            terminal,
+            cancel,
+            directory,
+        }))
+    }
+
+    /// Where the files are, at the machine of the target.
+    pub(in crate::cli) fn directory(&self) -> &PathBuf {
+        &self.directory
+    }
+
+    pub(in crate::cli) fn ask(&self, wish: Wish) -> Result<Reply> {
+        let destination = match &self.endpoint {
+            _ if self.target.collects() => None,
+            Endpoint::Remote { path, .. } => Some(path.clone()),
+            Endpoint::Local(path) => Some(path.to_string_lossy().into_owned()),
+        };
+        let request = Request {
+            directory: self.directory.clone(),
+            destination,
+            wish,
+        };
+        match &self.endpoint {
+            Endpoint::Local(_) => answer(&request, self.state, self.cancel, &Words(self.terminal)),
+            Endpoint::Remote { host, .. } => self.ask_far(host, &request),
+        }
+    }
+
+    fn ask_far(&self, host: &str, request: &Request) -> Result<Reply> {
+        let text = serde_json::to_string(request)
+            .map_err(|error| Error::io("cannot write a request", error.into()))?;
+        let remote = remote_args(self.target);
+        let mut end = remote::start(&remote, &self.terminal.speaker(), host, &[VERB, &text])?;
+        let stdout = end.take_stdout()?;
+        let line = Line::new(self.cancel.clone(), None);
+        let mut answer = Vec::new();
+        let read = line
+            .reader(stdout)
+            .take(MOST_ANSWER_BYTES)
+            .read_to_end(&mut answer);
+        self.cancel.check()?;
+        let ended = end.wait(&|| self.cancel.is_cancelled());
+        read.map_err(|error| Error::io(format!("cannot read what {host} answers"), error))?;
+        let host = sanitise(host);
+        match serde_json::from_slice(&answer) {
+            Ok(Reply::Failed { code, message }) => Err(Error::RemoteFailed {
+                host,
+                message: sanitise_lines(&message),
+                code: ExitCode::from_number(code).unwrap_or(ExitCode::Failed),
+            }),
+            Ok(reply) => Ok(reply),
+            Err(_) => {
+                ended?;
+                Err(Error::Remote {
+                    host,
+                    reason: "it gave no answer about the history that it keeps. That takes the same lvmsync there, and a \
+                             login that may run it: a forced command with `serve` keeps no history"
+                        .to_owned(),
+                })
+            }
+        }
+    }
+}
+
+/// How the far end of a target is reached.
+pub(in crate::cli) fn remote_args(target: &Target) -> RemoteArgs {
+    RemoteArgs {
+        rsh: target.rsh.clone(),
+        sudo: target.sudo,
+        remote_path: target.remote_path.clone(),
+        retries: crate::cli::send::RETRIES,
+        ..RemoteArgs::default()
+    }
+}
+
+fn sanitise_lines(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(sanitise).collect();
+    lines.join("\n")
+}
+
+/// An answer to something else than was asked.
+pub(in crate::cli) fn unexpected(target: &Target) -> Error {
+    Error::Remote {
+        host: target.to.clone(),
+        reason: "it answered something else than it was asked".to_owned(),
+    }
+}
