@@ -37,6 +37,7 @@ mod sync_far;
 mod thin;
 mod timeout;
 mod verify;
+mod view;
 mod watched;
 
 use std::ffi::OsString;
@@ -47,7 +48,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 15] = [
+const VERBS: [&str; 16] = [
     "diff",
     "send",
     "apply",
@@ -58,6 +59,7 @@ const VERBS: [&str; 15] = [
     "status",
     "combine",
     "invert",
+    "view",
     "inspect",
     "state",
     "doctor",
@@ -81,6 +83,9 @@ Examples:
 
   The deltas of a week become one:
     lvmsync combine mon.delta tue.delta wed.delta -o week.delta
+
+  A state of last week, without restoring it:
+    lvmsync view mon.undo --base vg/copy --nbd unix:/run/monday.sock
 
   Is the copy what it should be?
     lvmsync compare vg/s2 backup:/dev/vg/data
@@ -123,6 +128,7 @@ enum Verb {
     Status(status::StatusArgs),
     Combine(combine::CombineArgs),
     Invert(invert::InvertArgs),
+    View(Box<view::ViewArgs>),
     Inspect(inspect::InspectArgs),
     State(state::StateVerb),
     Doctor(doctor::DoctorArgs),
@@ -252,6 +258,7 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Status(args) => status::run(&args, cancel),
         Verb::Combine(args) => combine::run(&args, cancel),
         Verb::Invert(args) => invert::run(&args, cancel),
+        Verb::View(args) => view::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
         Verb::State(args) => state::run(&args),
         Verb::Doctor(args) => doctor::run(&args, cancel),
