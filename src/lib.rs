@@ -64,6 +64,7 @@ pub mod spool_file;
 pub mod sys;
 pub mod undo_file;
 pub mod units;
+pub mod view;
 pub mod volume;
 
 /// Name and version, as written into deltas and said in handshakes.

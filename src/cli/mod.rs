@@ -40,6 +40,7 @@ mod sync_far;
 mod thin;
 mod timeout;
 mod verify;
+mod view;
 mod watched;
 
 use std::ffi::OsString;
@@ -50,7 +51,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 18] = [
+const VERBS: [&str; 19] = [
     "diff",
     "send",
     "apply",
@@ -63,6 +64,7 @@ const VERBS: [&str; 18] = [
     "rollback",
     "combine",
     "invert",
+    "view",
     "inspect",
     "state",
     "doctor",
@@ -87,6 +89,9 @@ Examples:
 
   The deltas of a week become one:
     lvmsync combine mon.delta tue.delta wed.delta -o week.delta
+
+  A state of last week, without restoring it:
+    lvmsync view mon.undo --base vg/copy --nbd unix:/run/monday.sock
 
   Is the copy what it should be?
     lvmsync compare vg/s2 backup:/dev/vg/data
@@ -131,6 +136,7 @@ enum Verb {
     Rollback(rollback::RollbackArgs),
     Combine(combine::CombineArgs),
     Invert(invert::InvertArgs),
+    View(Box<view::ViewArgs>),
     Inspect(inspect::InspectArgs),
     State(state::StateVerb),
     Doctor(doctor::DoctorArgs),
@@ -264,6 +270,7 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Rollback(args) => rollback::run(&args, cancel),
         Verb::Combine(args) => combine::run(&args, cancel),
         Verb::Invert(args) => invert::run(&args, cancel),
+        Verb::View(args) => view::run(&args, cancel),
         Verb::Inspect(args) => inspect::run(&args, cancel),
         Verb::State(args) => state::run(&args),
         Verb::Doctor(args) => doctor::run(&args, cancel),

@@ -7,6 +7,7 @@
 pub mod codec;
 pub mod header;
 pub mod index;
+pub mod lookup;
 pub mod proto3;
 pub mod reader;
 pub mod record;

@@ -17,6 +17,8 @@ use crate::extent::{Extent, Kind};
 
 /// Small records are read in pieces of this many bytes.
 const READ_BYTES: usize = 256 << 10;
+/// Header and samples, as a rule.
+const BEGINNING_BYTES: usize = 4 << 10;
 
 /// Reads one delta of version 4, from after its first line.
 pub struct DeltaReader<R: Read> {
@@ -64,7 +66,16 @@ pub struct FrameHeader {
 impl<R: Read> DeltaReader<R> {
     /// Reads the first line, the header and the samples.
     pub fn new(input: R) -> Result<Self, FormatError> {
-        let mut input = BufReader::with_capacity(READ_BYTES, input);
+        Self::with_buffer(READ_BYTES, input)
+    }
+
+    /// The same for who wants no more than these: little is read that is not asked for.
+    pub(super) fn beginning(input: R) -> Result<Self, FormatError> {
+        Self::with_buffer(BEGINNING_BYTES, input)
+    }
+
+    fn with_buffer(bytes: usize, input: R) -> Result<Self, FormatError> {
+        let mut input = BufReader::with_capacity(bytes, input);
         match super::proto3::read_first_line(&mut input)? {
             super::proto3::FirstLine::Version4 => Self::after_first_line(input),
             super::proto3::FirstLine::Version3 => Err(FormatError::UnsupportedVersion {

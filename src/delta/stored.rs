@@ -9,6 +9,7 @@ use std::io::{self, Read};
 
 use super::FormatError;
 use super::header::Header;
+use super::index::Entry;
 use super::reader::DeltaReader;
 use super::record::{RECORD_HEADER_BYTES, RecordHeader, RecordType, check_payload};
 use super::samples::Samples;
@@ -32,17 +33,17 @@ pub struct StoredFrame {
 
 /// A delta in a file.
 pub struct StoredDelta<V> {
-    file: V,
+    pub(super) file: V,
     header: Header,
     samples: Samples,
-    counts: Counts,
-    frames_begin: u64,
+    pub(super) counts: Counts,
+    pub(super) frames_begin: u64,
 }
 
 impl<V: ReadAt> StoredDelta<V> {
     /// Reads its beginning and its end.
     pub fn open(file: V) -> Result<Self, FormatError> {
-        let reader = DeltaReader::new(Sequential::of(&file))?;
+        let reader = DeltaReader::beginning(Sequential::of(&file))?;
         let (header, samples) = (reader.header().clone(), reader.samples().clone());
         let frames_begin = reader.frames_begin();
         drop(reader);
@@ -54,6 +55,11 @@ impl<V: ReadAt> StoredDelta<V> {
             counts,
             frames_begin,
         })
+    }
+
+    /// The file that it is in.
+    pub fn file(&self) -> &V {
+        &self.file
     }
 
     /// What the delta is about.
@@ -83,18 +89,35 @@ impl<V: ReadAt> StoredDelta<V> {
 
     /// Its frames by their record headers, whose checksums are compared; payloads are not read.
     pub fn frames(&self) -> Frames<'_, V> {
-        let end = match self.counts.index_at {
-            0 => self.counts.trailer_at,
-            at => at,
-        };
         Frames {
             file: &self.file,
             at: self.frames_begin,
-            end,
+            end: self.frames_stop(),
             volume_size: self.header.volume_size,
             frames_end: 0,
             found: Counts::default(),
-            expected: self.counts,
+            expected: Some(self.counts),
+        }
+    }
+
+    /// Its frames from an entry of its index on.
+    pub fn frames_from(&self, entry: Entry) -> Frames<'_, V> {
+        Frames {
+            file: &self.file,
+            at: entry.delta_offset,
+            end: self.frames_stop(),
+            volume_size: self.header.volume_size,
+            frames_end: entry.volume_offset,
+            found: Counts::default(),
+            expected: None,
+        }
+    }
+
+    /// Delta offset behind the last frame.
+    pub(super) fn frames_stop(&self) -> u64 {
+        match self.counts.index_at {
+            0 => self.counts.trailer_at,
+            at => at,
         }
     }
 
@@ -185,7 +208,8 @@ pub struct Frames<'a, V> {
     volume_size: u64,
     frames_end: u64,
     found: Counts,
-    expected: Counts,
+    /// All of them; `None` where only some are looked at.
+    expected: Option<Counts>,
 }
 
 impl<V: ReadAt> Frames<'_, V> {
@@ -228,11 +252,13 @@ impl<V: ReadAt> Frames<'_, V> {
 
     fn check_counts(&self) -> Result<(), FormatError> {
         let pair = |counts: &Counts| (counts.data_frames, counts.zero_frames);
-        if pair(&self.found) == pair(&self.expected) && self.at == self.end {
+        // Where only some are looked at, the last of them still ends where the index begins.
+        let expected = self.expected.unwrap_or(self.found);
+        if pair(&self.found) == pair(&expected) && self.at == self.end {
             return Ok(());
         }
         let (data, zero) = pair(&self.found);
-        let (expected_data, expected_zero) = pair(&self.expected);
+        let (expected_data, expected_zero) = pair(&expected);
         Err(FormatError::Field {
             at: self.at,
             field: "number of frames",
@@ -250,19 +276,19 @@ impl<V: ReadAt> Iterator for Frames<'_, V> {
         if !matches!(next, Ok(Some(_))) {
             // What follows an error or the end is nothing.
             self.at = self.end;
-            self.found = self.expected;
+            self.expected = None;
         }
         next.transpose()
     }
 }
 
-fn record_at(file: &impl ReadAt, at: u64) -> Result<RecordHeader, FormatError> {
+pub(super) fn record_at(file: &impl ReadAt, at: u64) -> Result<RecordHeader, FormatError> {
     let mut bytes = [0; RECORD_HEADER_BYTES];
     read_at(file, &mut bytes, at, "a record header")?;
     RecordHeader::decode(&bytes, at)
 }
 
-fn read_at(
+pub(super) fn read_at(
     file: &impl ReadAt,
     buffer: &mut [u8],
     at: u64,

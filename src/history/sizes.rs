@@ -52,8 +52,21 @@ pub fn refuse_fragment(name: &str, header: &Header) -> Result<()> {
     Ok(())
 }
 
-/// The sizes along the chain `parts`. Fails where one delta ends with another size than the next begins with.
+/// The sizes along the chain `parts`, for one delta that is to do what they do. Fails where one delta ends with another
+/// size than the next begins with, and where one could not do the same.
 pub fn sizes(parts: &[Part<'_>]) -> Result<Sizes> {
+    let (sizes, is_longer) = agreed(parts)?;
+    refuse_uneven(parts, is_longer, &sizes.cut_off)?;
+    Ok(sizes)
+}
+
+/// The sizes along the chain `parts`, for whoever goes from state to state.
+pub fn of_states(parts: &[Part<'_>]) -> Result<Sizes> {
+    agreed(parts).map(|(sizes, _)| sizes)
+}
+
+/// The sizes, and whether an undo of the chain puts back more than its state had.
+fn agreed(parts: &[Part<'_>]) -> Result<(Sizes, bool)> {
     let mut volume_size = parts.last().map_or(0, |part| part.header.volume_size);
     let mut smallest = volume_size;
     let mut is_longer = false;
@@ -89,12 +102,12 @@ pub fn sizes(parts: &[Part<'_>]) -> Result<Sizes> {
         (from < to).then_some((from, to))
     };
     let cut_off: Vec<_> = parts.iter().map(cut_off).collect();
-    refuse_uneven(parts, is_longer, &cut_off)?;
-    Ok(Sizes {
+    let sizes = Sizes {
         volume_size,
         smallest,
         cut_off,
-    })
+    };
+    Ok((sizes, is_longer))
 }
 
 /// An undo makes a file shorter that has just the size that the undo begins with. Of several, one that begins with more

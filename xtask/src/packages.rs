@@ -78,6 +78,30 @@ pub(crate) const FOR_THIN: [Need; 2] = [
     },
 ];
 
+/// `tests/view` reads and writes exports with these clients, and its recipes look into a filesystem.
+pub(crate) const FOR_VIEW: [Need; 5] = [
+    Need {
+        program: "nbdinfo",
+        package: "libnbd-bin",
+    },
+    Need {
+        program: "nbdcopy",
+        package: "libnbd-bin",
+    },
+    Need {
+        program: "qemu-img",
+        package: "qemu-utils",
+    },
+    Need {
+        program: "qemu-io",
+        package: "qemu-utils",
+    },
+    Need {
+        program: "debugfs",
+        package: "e2fsprogs",
+    },
+];
+
 /// Installs what the lab needs, and `more`. Fails with the whole list when it may not.
 pub(crate) fn install(more: &[Need]) -> lab::Result<()> {
     let mut needs = lab::missing();

@@ -104,7 +104,12 @@ fn attempt(step: Step, args: &TestArgs, seed: u64) -> Line {
         }
         Step::Tests => {
             // Without them these tests say that they are skipped, which is no failure.
-            let needs = [&packages::FOR_KILLS[..], &packages::FOR_THIN[..]].concat();
+            let needs = [
+                &packages::FOR_KILLS[..],
+                &packages::FOR_THIN[..],
+                &packages::FOR_VIEW[..],
+            ]
+            .concat();
             if let Err(error) = packages::install_these(&needs) {
                 println!("{error}");
             }

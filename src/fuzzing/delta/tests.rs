@@ -19,7 +19,7 @@ use crate::volume::memory::MemoryVolume;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 9] = [
+const TARGETS: [(&str, Target); 10] = [
     ("cow_store", crate::fuzzing::fuzz_cow),
     ("delta_record", fuzz_record),
     ("delta_stream", fuzz_delta),
@@ -29,6 +29,7 @@ const TARGETS: [(&str, Target); 9] = [
     ("receive", crate::fuzzing::fuzz_receive),
     ("state_record", crate::fuzzing::fuzz_state_record),
     ("thin_metadata", crate::fuzzing::fuzz_thin),
+    ("nbd", crate::fuzzing::fuzz_nbd),
 ];
 
 fn directory(target: &str) -> PathBuf {
@@ -165,6 +166,12 @@ fn write_seeds() {
     for (name, root) in [("live", 0), ("snapshot", 1)] {
         write("thin_metadata", name, &sketch(root, &pool));
     }
+    write("nbd", "modern", &crate::fuzzing::nbd::tests::modern());
+    write(
+        "nbd",
+        "old_and_writing",
+        &crate::fuzzing::nbd::tests::old_and_writing(),
+    );
 }
 
 /// A delta with samples, data, a gap and zeroes.

@@ -1,0 +1,4 @@
+//! What a client of a network block device sends.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| lvmsync::fuzzing::fuzz_nbd(data));

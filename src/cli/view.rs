@@ -1,0 +1,248 @@
+//! `lvmsync view`: the state after some deltas, without applying them.
+//!
+//! Guarantees: the base and the deltas are only read; a snapshot that was made of a live base is removed whatever happens; a
+//! base that is in another state is refused; a file that is written appears when it is whole.
+
+mod base;
+mod export;
+mod file;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{ArgGroup, Args};
+
+use super::apply::StateArgs;
+use super::chain::Files;
+use super::{TalkArgs, output};
+use crate::cancel::Cancel;
+use crate::error::{Error, ExitCode, Result};
+use crate::history::combine::Input;
+use crate::monitor::Monitor;
+use crate::record::shown;
+use crate::units::{Bytes, count, parse_size};
+use crate::view::nbd::address::Address;
+use crate::view::state::{Below, View, check};
+use crate::volume::{ReadAt, Volume};
+use base::{Base, Wish};
+
+const AFTER_HELP: &str = "\
+Examples:
+  lvmsync view mon.delta tue.delta --base vg/copy --cat 1M:4k | hexdump -C     a few bytes as they were on Tuesday
+  lvmsync view mon.delta tue.delta --base vg/copy --to tuesday.img             the whole state, as a sparse file
+  lvmsync view tue.undo --base vg/copy --nbd unix:/run/monday.sock             for other programs, until Ctrl-C
+  lvmsync view mon.delta --base vg/copy --nbd unix:/run/try.sock --overlay /var/tmp/try    with writes, which are lost
+  lvmsync view full.delta mon.delta --nbd tcp:localhost:10809                  a full copy needs no base
+
+The deltas are a chain, in any order: what follows what is in them. VOLUME is in the state that the first of them begins
+from; one that is live is read from a temporary snapshot. Nothing is applied, unpacked or written to it. One that is in
+another state is refused (exit code 5), a damaged delta is exit code 6; an export answers the reads that touch the damage
+with an error, and all others as ever. With --nbd the programs of others can look: nbdcopy, qemu-img, nbd-client, guestfish.";
+
+/// Look into the state that deltas lead to, without applying them
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
+#[command(group = ArgGroup::new("what").required(true).args(["cat", "to", "nbd"]))]
+pub(super) struct ViewArgs {
+    /// Deltas or undos that follow each other, in any order
+    #[arg(required = true, value_name = "DELTA")]
+    deltas: Vec<String>,
+
+    /// A volume in the state that the first delta begins from; a full copy begins from nothing
+    #[arg(long, value_name = "VOLUME")]
+    base: Option<String>,
+
+    /// Write these bytes of the state to stdout: 4k:512, 1M:64k; without LENGTH up to the end
+    #[arg(long, value_name = "OFFSET:LENGTH", value_parser = parse_range)]
+    cat: Option<Range>,
+
+    /// Write the whole state to this file, which is sparse
+    #[arg(long, value_name = "FILE")]
+    to: Option<PathBuf>,
+
+    /// Replace the file if it exists
+    #[arg(long, requires = "to")]
+    overwrite: bool,
+
+    /// Serve the state as a network block device until Ctrl-C: unix:PATH or tcp:HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    nbd: Option<Address>,
+
+    /// Let clients write: into this file, which is new and gone when the export ends. Base and deltas stay as they are
+    #[arg(long, value_name = "FILE", requires = "nbd")]
+    overlay: Option<PathBuf>,
+
+    /// Serve on an address that other machines reach, unencrypted and to everybody who can connect
+    #[arg(long, requires = "nbd")]
+    allow_network: bool,
+
+    /// Serve at most so many clients at the same time
+    #[arg(long, value_name = "NUMBER", default_value_t = 16, requires = "nbd",
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    clients: u16,
+
+    /// Look all the same when VOLUME is in another state, or may be written meanwhile
+    #[arg(long)]
+    force: bool,
+
+    /// Room for what is written to a thick live VOLUME meanwhile [default: a tenth of it, at least 1G, or what is free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    snapshot_size: Option<u64>,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+/// Some bytes of a state.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    offset: u64,
+    /// `None`: up to the end.
+    length: Option<u64>,
+}
+
+fn parse_range(text: &str) -> std::result::Result<Range, String> {
+    let (offset, length) = text.split_once(':').ok_or_else(|| {
+        format!("`{text}` is no range: write where it begins and how long it is, such as 1M:4k")
+    })?;
+    let length = match length {
+        "" => None,
+        length => Some(parse_size(length)?),
+    };
+    let offset = parse_size(offset)?;
+    Ok(Range { offset, length })
+}
+
+pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
+    let terminal = args.talk.terminal();
+    let start = Instant::now();
+    if args.nbd.is_none() {
+        let given = [
+            ("--overlay", args.overlay.is_some()),
+            ("--allow-network", args.allow_network),
+        ];
+        if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
+            return Err(Error::Usage(format!(
+                "{option} is for an export: it needs --nbd"
+            )));
+        }
+    }
+    // Before anything is opened or made.
+    let listen = args
+        .nbd
+        .as_ref()
+        .map(|address| address.resolve(args.allow_network))
+        .transpose()?;
+    if let Some(path) = &args.to {
+        file::refuse_device(path)?;
+    }
+    allow_many_files();
+    let files = Files::open(&args.deltas)?;
+    let chain = files.chain()?;
+    check(&chain)?;
+    if let Some(path) = &args.to {
+        files.refuse_as_output(path)?;
+    }
+    let base = open_base(args, &chain, cancel, &terminal)?;
+    let explain = |error| match &base {
+        Some(base) => base.explain(error),
+        None => error,
+    };
+    let below = base.as_ref().map(Base::below);
+    let view = View::open(&chain, below).map_err(explain)?;
+    terminal.note(&format!(
+        "{} open after {:.3} s: {}, the state is {}",
+        count(chain.len() as u64, "delta"),
+        start.elapsed().as_secs_f64(),
+        Bytes(view.size_bytes()),
+        shown(
+            chain
+                .last()
+                .and_then(|last| last.delta.header().target.as_ref())
+        )
+    ));
+    let unchanged = || {
+        files.check_unchanged(&args.deltas)?;
+        base.as_ref().map_or(Ok(()), Base::check_unchanged)
+    };
+    if let Some(range) = args.cat {
+        file::cat(&view, range, cancel).map_err(explain)?;
+        unchanged()?;
+    }
+    if let Some(path) = &args.to {
+        if let Some(base) = &base {
+            base.refuse_as_output(path)?;
+        }
+        let written = file::write(&view, path, args.overwrite, &unchanged, cancel, &terminal)
+            .map_err(explain)?;
+        terminal.finish();
+        terminal.summary(&written.sentence(path, start.elapsed()));
+    }
+    if let (Some(address), Some(listen)) = (&args.nbd, listen) {
+        let wish = export::Wish {
+            address,
+            listen,
+            overlay: args.overlay.as_deref(),
+            clients: args.clients.into(),
+        };
+        export::serve(&view, &wish, cancel, &terminal).map_err(explain)?;
+        unchanged()?;
+    }
+    Ok(ExitCode::Done)
+}
+
+/// The base, held against what the chain begins from.
+fn open_base(
+    args: &ViewArgs,
+    chain: &[&Input<Volume>],
+    cancel: &Cancel,
+    monitor: &dyn Monitor,
+) -> Result<Option<Base>> {
+    let Some(first) = chain.first() else {
+        return Err(Error::Usage("name the deltas".to_owned()));
+    };
+    let header = first.delta.header();
+    match &args.base {
+        Some(name) if header.is_full_copy() => {
+            monitor.remark(&format!(
+                "{}: a full copy begins from nothing; {name} is not read",
+                first.name
+            ));
+            Ok(None)
+        }
+        None if header.is_full_copy() => Ok(None),
+        None => Err(Error::Usage(format!(
+            "{} begins from {}: name a volume in that state with --base",
+            first.name,
+            shown(header.base.as_ref())
+        ))),
+        Some(name) => Base::open(&Wish {
+            name,
+            first,
+            force: args.force,
+            snapshot_bytes: args.snapshot_size,
+            state: args.state.directory(),
+            caller: args.state.caller(),
+            cancel,
+            monitor,
+        })
+        .map(Some),
+    }
+}
+
+/// Each delta is an open file, and there may be more of them than a process has by default.
+fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where that is not allowed, opening the file that is one too many says so.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    );
+}

@@ -1,0 +1,109 @@
+//! A state for other programs, as a network block device.
+//!
+//! Guarantees: whoever runs it is told how to connect, once it listens; Ctrl-C, SIGTERM and SIGHUP are the way to end it, and no
+//! error; the socket and what was written over the state are gone then.
+
+use std::path::Path;
+
+use crate::cancel::Cancel;
+use crate::commands::word;
+use crate::error::Result;
+use crate::monitor::Monitor;
+use crate::units::{Bytes, count};
+use crate::view::nbd::Export;
+use crate::view::nbd::address::{Address, Listen};
+use crate::view::nbd::server::{Options, serve as serve_clients};
+use crate::view::nbd::socket::Listener;
+use crate::view::scratch::Scratch;
+use crate::view::state::View;
+use crate::volume::ReadAt;
+
+/// What is asked for.
+pub(super) struct Wish<'a> {
+    pub(super) address: &'a Address,
+    pub(super) listen: Listen,
+    pub(super) overlay: Option<&'a Path>,
+    pub(super) clients: usize,
+}
+
+/// Serves `view` until the run is told to stop.
+pub(super) fn serve<V: ReadAt>(
+    view: &View<'_, V>,
+    wish: &Wish<'_>,
+    cancel: &Cancel,
+    terminal: &super::super::Terminal,
+) -> Result<()> {
+    let listener = Listener::bind(&wish.listen)?;
+    let scratch = wish
+        .overlay
+        .map(|path| Scratch::create(view, path))
+        .transpose()?;
+    let export: &dyn Export = match &scratch {
+        Some(scratch) => scratch,
+        None => view,
+    };
+    tell(terminal, wish, &listener, export);
+    let options = Options {
+        clients: wish.clients,
+        cancel,
+        monitor: terminal,
+    };
+    let served = serve_clients(&listener, export, &options)?;
+    drop(listener);
+    terminal.summary(&format!(
+        "the export has ended: {} served",
+        count(served, "client")
+    ));
+    Ok(())
+}
+
+fn tell(
+    terminal: &super::super::Terminal,
+    wish: &Wish<'_>,
+    listener: &Listener,
+    export: &dyn Export,
+) {
+    let uri = word(&uri(wish.address, listener));
+    let how = match export.is_writable() {
+        true => "for reading and writing; what is written is gone when the export ends",
+        false => "for reading",
+    };
+    terminal.remark(&format!(
+        "serving {} as {uri} {how}, until Ctrl-C. To use it:\n  \
+         nbdinfo {uri}\n  \
+         nbdcopy {uri} state.img\n  \
+         qemu-img info {uri}",
+        Bytes(export.size_bytes())
+    ));
+}
+
+/// As clients want it.
+fn uri(address: &Address, listener: &Listener) -> String {
+    match (address, listener.tcp_address()) {
+        (Address::Unix(path), _) => {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            format!("nbd+unix:///?socket={}", escaped(&path))
+        }
+        (_, Some(bound)) => format!("nbd://{bound}"),
+        (address, None) => address.to_string(),
+    }
+}
+
+/// In a URI.
+fn escaped(path: &Path) -> String {
+    use std::fmt::Write;
+    use std::os::unix::ffi::OsStrExt;
+    let mut text = String::new();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'-' | b'~' => {
+                text.push(char::from(*byte));
+            }
+            _ => {
+                // Writing to a string succeeds.
+                let _ = write!(text, "%{byte:02X}");
+            }
+        }
+    }
+    text
+}

@@ -1,0 +1,16 @@
+//! A look into a past or future state: a chain of deltas over their base, as a volume that is only read.
+//!
+//! Guarantees: neither the base nor a delta is written, and nothing is unpacked: frames are read where they stand, when
+//! somebody asks for what is in them. What cannot be read is an error, never old content.
+//!
+//! - [`window`]: which frame holds what, in a part of the volume
+//! - [`frames`]: frames decompressed, a few kept
+//! - [`state`]: the volume
+//! - [`scratch`]: what is written over it, in a file of its own
+//! - [`nbd`]: the same for other programs, as a network block device
+
+pub mod frames;
+pub mod nbd;
+pub mod scratch;
+pub mod state;
+pub mod window;
