@@ -38,7 +38,8 @@ pub(in crate::changes) fn write_tree(
     let mut level = entries.to_vec();
     loop {
         let room = (METADATA_BLOCK_BYTES - HEADER_BYTES) / (8 + value_bytes);
-        let most = most.clamp(2, room);
+        // A multiple of 3, as the kernel has it: then a third is what a node must have at least.
+        let most = most.clamp(3, room) / 3 * 3;
         let mut parents = Vec::new();
         let parts: Vec<_> = match level.is_empty() {
             true => vec![&level[..]],

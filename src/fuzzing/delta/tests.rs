@@ -19,7 +19,7 @@ use crate::volume::memory::MemoryVolume;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 9] = [
+const TARGETS: [(&str, Target); 10] = [
     ("cow_store", crate::fuzzing::fuzz_cow),
     ("delta_record", fuzz_record),
     ("delta_stream", fuzz_delta),
@@ -29,6 +29,7 @@ const TARGETS: [(&str, Target); 9] = [
     ("receive", crate::fuzzing::fuzz_receive),
     ("state_record", crate::fuzzing::fuzz_state_record),
     ("thin_metadata", crate::fuzzing::fuzz_thin),
+    ("era_metadata", crate::fuzzing::fuzz_era),
 ];
 
 fn directory(target: &str) -> PathBuf {
@@ -164,6 +165,10 @@ fn write_seeds() {
     let pool = crate::fuzzing::thin::tests::pool().image();
     for (name, root) in [("live", 0), ("snapshot", 1)] {
         write("thin_metadata", name, &sketch(root, &pool));
+    }
+    let device = crate::fuzzing::era::tests::device().image();
+    for (name, root) in [("live", 0), ("snapshot", 1)] {
+        write("era_metadata", name, &sketch(root, &device));
     }
 }
 
