@@ -7,6 +7,7 @@
 use std::io;
 
 use crate::changes::cow::StoreError;
+use crate::changes::era::EraError;
 use crate::changes::thin::ThinError;
 use crate::delta::FormatError;
 
@@ -98,6 +99,15 @@ pub enum Error {
         what: String,
         /// What is wrong with it.
         source: ThinError,
+    },
+
+    /// Metadata of an era device that cannot be trusted.
+    #[error("{what}: cannot use this metadata of dm-era")]
+    EraMetadata {
+        /// Path or device.
+        what: String,
+        /// What is wrong with it.
+        source: EraError,
     },
 
     /// A safety rule says no. `way_out` names the override or the repair.
@@ -264,6 +274,7 @@ impl Error {
             Error::ToRecover { error, .. } => error.exit_code(),
             Error::Store { source, .. } => source.exit_code(),
             Error::ThinMetadata { source, .. } => source.exit_code(),
+            Error::EraMetadata { source, .. } => source.exit_code(),
             Error::Refused { .. } | Error::Held { .. } => ExitCode::Refused,
             Error::Damaged { source, .. } => source.exit_code(),
             Error::Differ { .. } => ExitCode::Differ,
@@ -289,7 +300,10 @@ impl Error {
         }
         let is_of_changes = matches!(
             self,
-            Error::TrackingLost { .. } | Error::Store { .. } | Error::ThinMetadata { .. }
+            Error::TrackingLost { .. }
+                | Error::Store { .. }
+                | Error::ThinMetadata { .. }
+                | Error::EraMetadata { .. }
         );
         if is_of_changes && self.exit_code() == ExitCode::TrackingLost {
             text.push_str("\nThe list of changes would be incomplete.");

@@ -3,11 +3,13 @@
 //! They live here so that unit tests run them too and the fuzz targets stay one line each.
 
 mod delta;
+mod era;
 mod nbd;
 mod receive;
 mod thin;
 
 pub use delta::{fuzz_delta, fuzz_header, fuzz_proto3, fuzz_record};
+pub use era::fuzz_era;
 pub use nbd::fuzz_nbd;
 pub use receive::{fuzz_receive, fuzz_state_record};
 pub use thin::fuzz_thin;

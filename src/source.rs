@@ -7,6 +7,7 @@
 //! whichever is older and even if they were written to, so it needs no trust in names or clocks.
 //! The status of a snapshot is looked at before its table is read and again after.
 
+mod era;
 mod live;
 mod recovery;
 mod thin;
@@ -47,7 +48,7 @@ pub use recovery::source_of_sync;
 
 /// Where a delta comes from, as the user said it.
 pub struct SourceRequest<'a> {
-    /// OLD: a snapshot, or `cow:STORE`; `None` for a full copy.
+    /// OLD: a snapshot, `cow:STORE`, `thin:ID` or `era:N`; `None` for a full copy.
     pub from: Option<&'a str>,
     /// NEW: a later snapshot, the origin, or a plain volume. `None`: the origin of OLD.
     pub new: Option<&'a str>,
@@ -55,8 +56,8 @@ pub struct SourceRequest<'a> {
     pub data_source: Option<&'a str>,
     /// With `cow:STORE`, which does not tell: the volume's size when the snapshot was made.
     pub base_size: Option<u64>,
-    /// With `thin:ID`: a copy of a pool's metadata.
-    pub thin_metadata: Option<&'a Path>,
+    /// With `thin:ID` or `era:N`: a copy of the metadata that knows what these are.
+    pub thin_metadata: Option<MetadataFile<'a>>,
     /// With it, which does not tell: the volume's size.
     pub volume_size: Option<u64>,
     /// For a full copy: read a live volume from a snapshot that is made for it. `None`: as it is.
@@ -69,6 +70,24 @@ pub struct SourceRequest<'a> {
     pub cancel: &'a Cancel,
     /// Hears of warnings.
     pub monitor: &'a dyn Monitor,
+}
+
+/// A copy of metadata that tells what changed.
+#[derive(Clone, Copy, Debug)]
+pub enum MetadataFile<'a> {
+    /// Of a thin pool.
+    Thin(&'a Path),
+    /// Of an era device.
+    Era(&'a Path),
+}
+
+impl<'a> MetadataFile<'a> {
+    /// Where it is.
+    pub fn path(self) -> &'a Path {
+        match self {
+            Self::Thin(path) | Self::Era(path) => path,
+        }
+    }
 }
 
 /// Everything that a send needs.
@@ -198,8 +217,15 @@ impl SendSource {
 
     /// As [`Self::open`] for whoever wants the list alone: its data may be missing.
     pub fn list(request: &SourceRequest<'_>) -> Result<Self> {
-        if let Some(metadata) = request.thin_metadata {
-            return thin_offline::open(request, metadata);
+        match request.thin_metadata {
+            Some(MetadataFile::Thin(file)) => return thin_offline::open(request, file),
+            Some(MetadataFile::Era(file)) => return era::open(request, file),
+            None => {}
+        }
+        if let Some(old) = request.from
+            && let Some(since) = era::era_of(old)
+        {
+            return Err(since.err().unwrap_or_else(|| era::needs_metadata(old)));
         }
         if let (Some(old), None, Some(path)) = (request.from, request.new, request.data_source)
             && is_snapshot(path)

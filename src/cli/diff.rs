@@ -23,20 +23,23 @@ Examples:
   lvmsync diff --from vg/s1 vg/s2 --json      for scripts: offsets and lengths in bytes
   lvmsync diff --from cow:store.img disk.img  from an exception store in a file
   lvmsync diff --thin-metadata meta.img --from thin:1 thin:2
-                                              from a copy of a thin pool's metadata";
+                                              from a copy of a thin pool's metadata
+  lvmsync diff --era-metadata meta.img --from era:7 disk.img
+                                              what was written since era 7, from a copy of dm-era's metadata";
 
 /// List the extents that changed between two states of a volume
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct DiffArgs {
-    /// The old state: a snapshot; or cow:STORE for an exception store in a file or device; or thin:ID
+    /// The old state: a snapshot; or cow:STORE for an exception store in a file or device; or thin:ID;
+    /// or era:N
     #[arg(long, value_name = "OLD")]
     from: String,
 
     /// The new state: a later snapshot of the same origin, or the origin; or thin:ID
     new: String,
 
-    /// With cow:STORE or thin:ID, size of the volume when the snapshot was made, if it was extended since
+    /// With cow:STORE, thin:ID or era:N, size of the volume at OLD, if it was extended since
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     base_size: Option<u64>,
 
@@ -65,7 +68,7 @@ pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
         new: Some(&args.new),
         data_source: None,
         base_size: args.base_size,
-        thin_metadata: args.thin.thin_metadata.as_deref(),
+        thin_metadata: args.thin.metadata(),
         volume_size: args.thin.volume_size,
         snapshot: None,
         compression: Compression::None,

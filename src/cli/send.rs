@@ -54,7 +54,8 @@ A remote destination needs lvmsync there, too. The far end says done only when e
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct SendArgs {
-    /// The old state: a snapshot of the same origin; or cow:STORE for an exception store in a file; or thin:ID
+    /// The old state: a snapshot of the same origin; or cow:STORE for an exception store in a file; or thin:ID;
+    /// or era:N
     #[arg(long, value_name = "OLD")]
     from: Option<String>,
 
@@ -66,7 +67,7 @@ pub(super) struct SendArgs {
     #[arg(conflicts_with_all = ["output", "stdout"])]
     destination: Option<String>,
 
-    /// With cow:STORE or thin:ID, size of the volume when the snapshot was made, if it was extended since
+    /// With cow:STORE, thin:ID or era:N, size of the volume at OLD, if it was extended since
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "from")]
     base_size: Option<u64>,
 
@@ -209,7 +210,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
             new: Some(&args.new),
             data_source: args.data_source.as_deref(),
             base_size: args.base_size,
-            thin_metadata: args.thin.thin_metadata.as_deref(),
+            thin_metadata: args.thin.metadata(),
             volume_size: args.thin.volume_size,
             snapshot: None,
             compression: args.to.compress,
@@ -374,10 +375,10 @@ impl Job<'_> {
         file.persist()
     }
 
-    /// The file that says what changed: `cow:STORE`, or the copy of a pool's metadata.
+    /// The file that says what changed: `cow:STORE`, or the copy of a pool's or an era device's metadata.
     pub(super) fn store_identity(&self) -> Option<VolumeIdentity> {
         if let Some(metadata) = self.request.thin_metadata {
-            return VolumeIdentity::of_path(metadata).ok();
+            return VolumeIdentity::of_path(metadata.path()).ok();
         }
         let store = self.request.from?.strip_prefix("cow:")?;
         VolumeIdentity::of_path(store).ok()

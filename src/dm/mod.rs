@@ -7,6 +7,7 @@
 
 pub mod base;
 pub mod device;
+pub mod era;
 pub mod examine;
 pub mod lvm;
 pub mod making;

@@ -2,14 +2,15 @@
 //!
 //! Guarantees: names a volume that can be read: not the snapshot whose table is lost, but its origin.
 
-use super::SourceRequest;
+use super::{MetadataFile, SourceRequest};
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::{Role, ThickSnapshot};
 
 /// The SRC of the `lvmsync sync` that takes the place of what was asked for.
 pub fn source_of_sync(request: &SourceRequest<'_>) -> String {
     // An id in a copy of a pool's metadata names nothing here.
-    let new = request.new.filter(|_| request.thin_metadata.is_none());
+    let is_thin = matches!(request.thin_metadata, Some(MetadataFile::Thin(_)));
+    let new = request.new.filter(|_| !is_thin);
     match (request.data_source.or(new), request.from) {
         (Some(new), _) => match snapshot(new) {
             Some(snapshot) if snapshot.status.why_untrusted().is_some() => {

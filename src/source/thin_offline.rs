@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use super::{SendSource, SourceRequest, header};
+use super::{MetadataFile, SendSource, SourceRequest, header};
 use crate::change_list::ChangeList;
 use crate::changes::thin::{Root, ThinError, ThinMetadata, ThinVolume};
 use crate::delta::header::{Header, Source};
@@ -82,7 +82,8 @@ pub(super) fn open(request: &SourceRequest<'_>, file: &Path) -> Result<SendSourc
 
 /// Metadata alone has no data to send.
 pub(super) fn needs_data(request: &SourceRequest<'_>) -> Result<()> {
-    if request.thin_metadata.is_some() && request.data_source.is_none() {
+    let is_thin = matches!(request.thin_metadata, Some(MetadataFile::Thin(_)));
+    if is_thin && request.data_source.is_none() {
         return Err(usage(
             "the metadata of a pool says what changed and has no data: name what holds the content of NEW with \
              --data-source",

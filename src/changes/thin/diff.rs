@@ -12,11 +12,10 @@
 //! Only the data block of a mapping is compared, not its time, as thin_delta does: both trees are of one moment, and at
 //! one moment a block has one content. The kernel never maps one block at two times while two devices hold it.
 
-use super::blocks::Blocks;
+use super::super::btree::{Blocks, Head, Horizon, Walk};
 use super::error::{Result, Tree};
 use super::run::{Joiner, Run};
 use super::superblock::TIME_BITS;
-use super::walk::{Head, Horizon, Walk};
 
 /// A run of thin blocks that are not the same in an old and a new device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +71,8 @@ pub(super) fn diff(
 }
 
 struct Pair<'a, F: FnMut(Difference)> {
-    old: Walk<'a>,
-    new: Walk<'a>,
+    old: Walk<'a, Tree>,
+    new: Walk<'a, Tree>,
     horizon: Horizon,
     found: Found<F>,
 }
@@ -123,14 +122,14 @@ impl<F: FnMut(Difference)> Pair<'_, F> {
         if self.old.will_read_leaves() {
             self.new.horizon(&mut self.horizon);
         }
-        self.old.enter(&self.horizon)
+        Ok(self.old.enter(&self.horizon)?)
     }
 
     fn enter_new(&mut self) -> Result<()> {
         if self.new.will_read_leaves() {
             self.old.horizon(&mut self.horizon);
         }
-        self.new.enter(&self.horizon)
+        Ok(self.new.enter(&self.horizon)?)
     }
 }
 
@@ -152,7 +151,7 @@ fn count_below(keys: &[[u8; 8]], limit: Option<u64>) -> usize {
 
 impl<F: FnMut(Difference)> Found<F> {
     /// Two leaves, up to the end of one of them.
-    fn merge(&mut self, old: &mut Walk<'_>, new: &mut Walk<'_>) {
+    fn merge(&mut self, old: &mut Walk<'_, Tree>, new: &mut Walk<'_, Tree>) {
         let ((old_keys, old_values), (new_keys, new_values)) = (old.entries(), new.entries());
         let (old_values, new_values) = (old_values.as_chunks().0, new_values.as_chunks().0);
         let (mut at_old, mut at_new) = (0, 0);
@@ -189,7 +188,7 @@ impl<F: FnMut(Difference)> Found<F> {
         new.consume(at_new);
     }
 
-    fn only_old(&mut self, old: &mut Walk<'_>, limit: Option<u64>) {
+    fn only_old(&mut self, old: &mut Walk<'_, Tree>, limit: Option<u64>) {
         let (keys, values) = old.entries();
         let count = count_below(keys, limit);
         for (key, value) in keys.iter().zip(values.as_chunks().0).take(count) {
@@ -199,7 +198,7 @@ impl<F: FnMut(Difference)> Found<F> {
         old.consume(count);
     }
 
-    fn only_new(&mut self, new: &mut Walk<'_>, limit: Option<u64>) {
+    fn only_new(&mut self, new: &mut Walk<'_, Tree>, limit: Option<u64>) {
         let (keys, values) = new.entries();
         let count = count_below(keys, limit);
         for (key, value) in keys.iter().zip(values.as_chunks().0).take(count) {

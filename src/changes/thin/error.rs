@@ -5,6 +5,7 @@
 use std::fmt;
 use std::io;
 
+use super::super::btree::{ReadError, TreeError, TreeKind};
 use crate::error::ExitCode;
 
 /// The trees that are read.
@@ -25,6 +26,15 @@ impl fmt::Display for Tree {
             Tree::Mappings => "a tree of mappings",
             Tree::Details => "the tree of device details",
         })
+    }
+}
+
+impl TreeKind for Tree {
+    fn leaf_value_bytes(self) -> u32 {
+        match self {
+            Tree::Devices | Tree::Mappings => 8,
+            Tree::Details => 24,
+        }
     }
 }
 
@@ -154,5 +164,42 @@ impl ThinError {
             ThinError::Read { .. } | ThinError::VolumeSize { .. } => ExitCode::Failed,
             _ => ExitCode::TrackingLost,
         }
+    }
+}
+
+impl From<TreeError<Tree>> for ThinError {
+    fn from(error: TreeError<Tree>) -> Self {
+        match error {
+            TreeError::Node {
+                tree,
+                block,
+                field,
+                found,
+                expected,
+            } => Self::Node {
+                tree,
+                block,
+                field,
+                found,
+                expected,
+            },
+            TreeError::Outside {
+                tree,
+                block,
+                blocks,
+            } => Self::Outside {
+                tree,
+                block,
+                blocks,
+            },
+            TreeError::TooManyNodes { tree, blocks } => Self::TooManyNodes { tree, blocks },
+            TreeError::Read(error) => error.into(),
+        }
+    }
+}
+
+impl From<ReadError> for ThinError {
+    fn from(ReadError { block, source }: ReadError) -> Self {
+        Self::Read { block, source }
     }
 }

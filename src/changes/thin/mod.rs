@@ -18,34 +18,31 @@
 //!   └── held_root → a copy of the superblock with the roots of a metadata snapshot
 //! ```
 
-mod blocks;
 #[doc(hidden)]
 pub mod build;
 mod changes;
 mod diff;
 mod error;
-mod node;
 mod run;
 mod superblock;
-mod walk;
 
 #[cfg(test)]
 mod tests;
 
+pub use super::btree::METADATA_BLOCK_BYTES;
 pub use changes::{ThinChanges, ThinVolume};
 pub use diff::{Difference, Now};
 pub use error::{ThinError, Tree};
 pub use run::Run;
-pub use superblock::{METADATA_BLOCK_BYTES, Superblock};
+pub use superblock::Superblock;
 
 use std::ops::ControlFlow;
 
+use super::btree::{self, Blocks, Head, Horizon, OneBlock, TreeKind, Walk, last_key};
 use crate::volume::ReadAt;
-use blocks::{Blocks, OneBlock};
 use diff::time_of;
 use error::Result;
 use run::Joiner;
-use walk::{Head, Horizon, Walk, last_key, look_up, value};
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,10 +170,9 @@ impl<'a> ThinMetadata<'a> {
                 Head::Subtree(_) => walk.enter(&alone)?,
                 Head::Entries(_) => {
                     let (keys, values) = walk.entries();
-                    for (index, key) in keys.iter().enumerate() {
-                        if let Some(details) = value(Tree::Details, values, index) {
-                            visit(u64::from_le_bytes(*key), DeviceDetails::of(details));
-                        }
+                    let length = Tree::Details.leaf_value_bytes() as usize;
+                    for (key, value) in keys.iter().zip(values.chunks_exact(length)) {
+                        visit(u64::from_le_bytes(*key), DeviceDetails::of(words(value)));
                     }
                     let count = keys.len();
                     walk.consume(count);
@@ -233,7 +229,7 @@ impl<'a> ThinMetadata<'a> {
         // What is written to a snapshot later is mapped at its creation time or later, in nodes that are its
         // own alone, and so were compared; unless it handed them on to a snapshot of itself.
         let may_share = |of: DeviceDetails| old == new || of.snapshotted_time > of.creation_time;
-        let written = |of: DeviceDetails, root, newest: Option<u32>| {
+        let written = |of: DeviceDetails, root, newest: Option<u32>| -> Result<bool> {
             let seen = newest.is_some_and(|time| of.is_later(time));
             Ok(seen || (may_share(of) && self.is_written(of, root)?))
         };
@@ -325,6 +321,20 @@ impl DeviceDetails {
     fn is_later(self, time: u32) -> bool {
         time >= self.creation_time
     }
+}
+
+/// The value of a key as numbers, if it is in the tree.
+fn look_up(blocks: &Blocks<'_>, tree: Tree, root: u64, key: u64) -> Result<Option<[u64; 3]>> {
+    Ok(btree::look_up(blocks, tree, root, key, words)?)
+}
+
+/// A value as numbers; what it does not have is 0.
+fn words(value: &[u8]) -> [u64; 3] {
+    let mut numbers = [0; 3];
+    for (number, bytes) in numbers.iter_mut().zip(value.as_chunks().0) {
+        *number = u64::from_le_bytes(*bytes);
+    }
+    numbers
 }
 
 fn read_superblock(blocks: &Blocks<'_>, block: u64) -> Result<Superblock> {

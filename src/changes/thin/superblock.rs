@@ -3,11 +3,10 @@
 //! Guarantees: what is returned has the right checksum, place, magic and version, and a block size that a
 //! pool can have. Layout: `struct thin_disk_superblock` in drivers/md/dm-thin-metadata.c, little-endian.
 
+use super::super::btree::{METADATA_BLOCK_BYTES, metadata_checksum, u32_at, u64_at};
 use super::error::{Result, ThinError};
 use crate::units::SECTOR_BYTES;
 
-/// Bytes of a metadata block. The kernel knows no other size.
-pub const METADATA_BLOCK_BYTES: usize = 4096;
 /// `THIN_SUPERBLOCK_MAGIC`.
 pub(super) const MAGIC: u64 = 27_022_010;
 /// The only version of the format since 2011.
@@ -110,24 +109,4 @@ impl Superblock {
             block_bytes: u64::from(sectors) * SECTOR_BYTES,
         })
     }
-}
-
-/// The checksum of every kind of metadata block: of all but the first four bytes, where it is kept. The
-/// kernel's crc32c does not invert its result.
-pub(super) fn metadata_checksum(block: &[u8], salt: u32) -> u32 {
-    !crc32c::crc32c(block.get(4..).unwrap_or_default()) ^ salt
-}
-
-/// A field of a block; offsets are constants below the block's size.
-pub(super) fn u32_at(block: &[u8; METADATA_BLOCK_BYTES], at: usize) -> u32 {
-    block[at..]
-        .first_chunk()
-        .map_or(0, |field| u32::from_le_bytes(*field))
-}
-
-/// As [`u32_at`].
-pub(super) fn u64_at(block: &[u8; METADATA_BLOCK_BYTES], at: usize) -> u64 {
-    block[at..]
-        .first_chunk()
-        .map_or(0, |field| u64::from_le_bytes(*field))
 }

@@ -19,7 +19,7 @@ use crate::volume::memory::MemoryVolume;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 10] = [
+const TARGETS: [(&str, Target); 11] = [
     ("cow_store", crate::fuzzing::fuzz_cow),
     ("delta_record", fuzz_record),
     ("delta_stream", fuzz_delta),
@@ -30,6 +30,7 @@ const TARGETS: [(&str, Target); 10] = [
     ("state_record", crate::fuzzing::fuzz_state_record),
     ("thin_metadata", crate::fuzzing::fuzz_thin),
     ("nbd", crate::fuzzing::fuzz_nbd),
+    ("era_metadata", crate::fuzzing::fuzz_era),
 ];
 
 fn directory(target: &str) -> PathBuf {
@@ -172,6 +173,10 @@ fn write_seeds() {
         "old_and_writing",
         &crate::fuzzing::nbd::tests::old_and_writing(),
     );
+    let device = crate::fuzzing::era::tests::device().image();
+    for (name, root) in [("live", 0), ("snapshot", 1)] {
+        write("era_metadata", name, &sketch(root, &device));
+    }
 }
 
 /// A delta with samples, data, a gap and zeroes.

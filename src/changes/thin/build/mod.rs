@@ -8,13 +8,15 @@ mod tree;
 
 use std::collections::BTreeSet;
 
+use super::super::btree::METADATA_BLOCK_BYTES;
+use super::super::btree::build::{put, put64, seal};
+use super::super::btree::node::NODE_SALT;
 use super::diff::time_of;
 use super::error::Tree;
-use super::node::NODE_SALT;
 use super::superblock::{
     BLOCK, BLOCK_SECTORS, DETAILS_ROOT, FLAGS, HELD_ROOT, MAGIC, MAGIC_AT, MAPPING_ROOT,
-    METADATA_BLOCK_BYTES, METADATA_BLOCK_SECTORS, METADATA_BLOCKS, NEEDS_CHECK, SUPERBLOCK_SALT,
-    TIME, TIME_BITS, TRANSACTION, VERSION, VERSION_AT, metadata_checksum,
+    METADATA_BLOCK_SECTORS, METADATA_BLOCKS, NEEDS_CHECK, SUPERBLOCK_SALT, TIME, TIME_BITS,
+    TRANSACTION, VERSION, VERSION_AT,
 };
 use tree::Nodes;
 
@@ -260,19 +262,6 @@ fn superblock(top: Top, block: u64, held_root: u64, blocks: u64) -> [u8; METADAT
     put64(&mut bytes, METADATA_BLOCKS, blocks);
     seal(&mut bytes, SUPERBLOCK_SALT);
     bytes
-}
-
-fn put(block: &mut [u8], at: usize, value: u32) {
-    block[at..at + 4].copy_from_slice(&value.to_le_bytes());
-}
-
-fn put64(block: &mut [u8], at: usize, value: u64) {
-    block[at..at + 8].copy_from_slice(&value.to_le_bytes());
-}
-
-fn seal(block: &mut [u8], salt: u32) {
-    let checksum = metadata_checksum(block, salt);
-    put(block, 0, checksum);
 }
 
 /// Makes the checksum of every block right: of those with a superblock's magic, and of all others as nodes.

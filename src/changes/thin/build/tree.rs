@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::super::error::Tree;
-use super::super::node::{
+use super::super::super::btree::build::{put, put64, seal};
+use super::super::super::btree::node::{
     BLOCK, ENTRIES, FLAGS, HEADER_BYTES, INTERNAL, LEAF, MAX_ENTRIES, NODE_SALT, VALUE_BYTES,
 };
-use super::super::superblock::METADATA_BLOCK_BYTES;
-use super::{put, put64, seal};
+use super::super::super::btree::{METADATA_BLOCK_BYTES, TreeKind};
+use super::super::error::Tree;
 
 #[derive(Clone)]
 struct Node {

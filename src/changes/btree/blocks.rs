@@ -4,28 +4,30 @@
 //! asked for than blocks that were asked for; a block that cannot be read is an error only for whoever
 //! asks for that one, and the error names it.
 
-use super::error::{Result, ThinError};
+use super::METADATA_BLOCK_BYTES;
+use super::error::ReadError;
 use super::node::Block;
-use super::superblock::METADATA_BLOCK_BYTES;
 use crate::sys::aligned::AlignedBuffer;
 use crate::volume::ReadAt;
+
+type Result<T> = std::result::Result<T, ReadError>;
 
 const BLOCK_BYTES: u64 = METADATA_BLOCK_BYTES as u64;
 
 /// Blocks that are asked for at once. With as many that lie between them they are 512 KiB, which stay in a
 /// processor's cache.
-pub(super) const BATCH: usize = 64;
+pub(in crate::changes) const BATCH: usize = 64;
 
 /// A metadata device, or a copy of one.
 #[derive(Clone, Copy)]
-pub(super) struct Blocks<'a> {
+pub(in crate::changes) struct Blocks<'a> {
     source: &'a dyn ReadAt,
     /// Whole blocks only.
-    pub(super) count: u64,
+    pub(in crate::changes) count: u64,
 }
 
 impl<'a> Blocks<'a> {
-    pub(super) fn new(source: &'a dyn ReadAt) -> Self {
+    pub(in crate::changes) fn new(source: &'a dyn ReadAt) -> Self {
         Self {
             source,
             count: source.size_bytes() / BLOCK_BYTES,
@@ -33,11 +35,11 @@ impl<'a> Blocks<'a> {
     }
 
     /// Fills `buffer` with the blocks from `first` on.
-    pub(super) fn read(&self, buffer: &mut [u8], first: u64) -> Result<()> {
+    pub(in crate::changes) fn read(&self, buffer: &mut [u8], first: u64) -> Result<()> {
         let offset = first.saturating_mul(BLOCK_BYTES);
         self.source
             .read_exact_at(buffer, offset)
-            .map_err(|source| ThinError::Read {
+            .map_err(|source| ReadError {
                 block: first,
                 source,
             })
@@ -45,7 +47,7 @@ impl<'a> Blocks<'a> {
 }
 
 /// One block.
-pub(super) struct OneBlock(AlignedBuffer);
+pub(in crate::changes) struct OneBlock(AlignedBuffer);
 
 impl Default for OneBlock {
     fn default() -> Self {
@@ -54,12 +56,12 @@ impl Default for OneBlock {
 }
 
 impl OneBlock {
-    pub(super) fn read(&mut self, blocks: &Blocks<'_>, block: u64) -> Result<&Block> {
+    pub(in crate::changes) fn read(&mut self, blocks: &Blocks<'_>, block: u64) -> Result<&Block> {
         blocks.read(&mut self.0, block)?;
         Ok(self.bytes())
     }
 
-    pub(super) fn bytes(&self) -> &Block {
+    pub(in crate::changes) fn bytes(&self) -> &Block {
         slot_of(&self.0, 0)
     }
 }
@@ -72,7 +74,7 @@ fn slot_of(buffer: &[u8], slot: usize) -> &Block {
 
 /// Blocks that were read together.
 #[derive(Default)]
-pub(super) struct Batch {
+pub(in crate::changes) struct Batch {
     buffer: Option<AlignedBuffer>,
     /// Block and its place in the buffer, ascending.
     held: Vec<(u64, usize)>,
@@ -80,19 +82,19 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Where `block` is, if it is in the batch.
-    pub(super) fn slot(&self, block: u64) -> Option<usize> {
+    pub(in crate::changes) fn slot(&self, block: u64) -> Option<usize> {
         let index = self.held.binary_search_by_key(&block, |held| held.0);
         index.ok().map(|index| self.held[index].1)
     }
 
     /// The block in a slot.
-    pub(super) fn bytes(&self, slot: usize) -> &Block {
+    pub(in crate::changes) fn bytes(&self, slot: usize) -> &Block {
         slot_of(self.buffer.as_deref().unwrap_or_default(), slot)
     }
 
     /// Reads `wanted`, at most [`BATCH`] of them, in place of what the batch held. Those that cannot be
     /// read are left out.
-    pub(super) fn fill(&mut self, blocks: &Blocks<'_>, wanted: &mut Vec<u64>) {
+    pub(in crate::changes) fn fill(&mut self, blocks: &Blocks<'_>, wanted: &mut Vec<u64>) {
         self.held.clear();
         wanted.sort_unstable();
         wanted.dedup();

@@ -5,38 +5,38 @@
 //! `struct node_header` in drivers/md/persistent-data/dm-btree-internal.h, little-endian: a header of 32
 //! bytes, `max_entries` keys of 8 bytes, `max_entries` values.
 
-use super::error::{Result, ThinError, Tree};
-use super::superblock::{METADATA_BLOCK_BYTES, metadata_checksum, u32_at, u64_at};
+use super::error::{Result, TreeError};
+use super::{METADATA_BLOCK_BYTES, TreeKind, metadata_checksum, u32_at, u64_at};
 
 /// Mixed into the checksum of a node.
-pub(super) const NODE_SALT: u32 = 121_107;
-pub(super) const HEADER_BYTES: usize = 32;
+pub(in crate::changes) const NODE_SALT: u32 = 121_107;
+pub(in crate::changes) const HEADER_BYTES: usize = 32;
 /// What is left for entries.
 #[allow(clippy::cast_possible_truncation, reason = "4064")]
 const ROOM: u32 = (METADATA_BLOCK_BYTES - HEADER_BYTES) as u32;
-pub(super) const INTERNAL: u32 = 1;
-pub(super) const LEAF: u32 = 2;
+pub(in crate::changes) const INTERNAL: u32 = 1;
+pub(in crate::changes) const LEAF: u32 = 2;
 
-pub(super) const FLAGS: usize = 4;
-pub(super) const BLOCK: usize = 8;
-pub(super) const ENTRIES: usize = 16;
-pub(super) const MAX_ENTRIES: usize = 20;
-pub(super) const VALUE_BYTES: usize = 24;
+pub(in crate::changes) const FLAGS: usize = 4;
+pub(in crate::changes) const BLOCK: usize = 8;
+pub(in crate::changes) const ENTRIES: usize = 16;
+pub(in crate::changes) const MAX_ENTRIES: usize = 20;
+pub(in crate::changes) const VALUE_BYTES: usize = 24;
 
 /// A whole metadata block.
-pub(super) type Block = [u8; METADATA_BLOCK_BYTES];
+pub(in crate::changes) type Block = [u8; METADATA_BLOCK_BYTES];
 
 /// What a parent says of its child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Child {
+pub(in crate::changes) struct Child {
     /// Where it is.
-    pub(super) block: u64,
+    pub(in crate::changes) block: u64,
     /// No key below this.
-    pub(super) low: u64,
+    pub(in crate::changes) low: u64,
     /// No key above this.
-    pub(super) last: u64,
+    pub(in crate::changes) last: u64,
     /// Levels below it: 0 for a leaf.
-    pub(super) height: u32,
+    pub(in crate::changes) height: u32,
 }
 
 /// Where the entries of a node are.
@@ -48,24 +48,14 @@ pub(super) struct Shape {
     value_bytes: usize,
 }
 
-impl Tree {
-    /// Bytes of a value in a leaf.
-    pub(super) fn leaf_value_bytes(self) -> u32 {
-        match self {
-            Tree::Devices | Tree::Mappings => 8,
-            Tree::Details => 24,
-        }
-    }
-}
-
 /// Checks the node in `bytes` as the child that was promised; `is_leaf` if it is known what it must be.
-pub(super) fn check(
-    tree: Tree,
+pub(super) fn check<T: TreeKind>(
+    tree: T,
     bytes: &Block,
     child: Child,
     is_leaf: Option<bool>,
-) -> Result<Shape> {
-    let wrong = |field, found: u64, expected: String| ThinError::Node {
+) -> Result<Shape, T> {
+    let wrong = |field, found: u64, expected: String| TreeError::Node {
         tree,
         block: child.block,
         field,

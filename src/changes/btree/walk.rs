@@ -3,8 +3,9 @@
 //! Guarantees: every node that is entered was checked; memory is one path of nodes and one batch of leaves;
 //! a walk ends, whatever the bytes are, after at most as many nodes as there are blocks.
 
+use super::TreeKind;
 use super::blocks::{BATCH, Batch, Blocks, OneBlock};
-use super::error::{Result, ThinError, Tree};
+use super::error::{ReadError, Result, TreeError};
 use super::node::{Block, Child, Shape, check};
 
 /// A tree of four levels has room for 2^31 entries, more than fit the largest metadata device (16 GiB).
@@ -12,7 +13,7 @@ pub(super) const MAX_LEVELS: u32 = 16;
 
 /// What comes next in a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Head {
+pub(in crate::changes) enum Head {
     /// A subtree that was not entered yet.
     Subtree(Child),
     /// At least one entry of a leaf; this is its key.
@@ -44,9 +45,9 @@ struct Leaf {
 }
 
 /// See the top of this file.
-pub(super) struct Walk<'a> {
+pub(in crate::changes) struct Walk<'a, T: TreeKind> {
     blocks: &'a Blocks<'a>,
-    tree: Tree,
+    tree: T,
     /// Before the root was entered or skipped.
     root: Option<Child>,
     path: Vec<Level>,
@@ -61,7 +62,7 @@ pub(super) struct Walk<'a> {
 
 /// What is known of the leaves that another walk, side by side with this one, will come to: those need not
 /// be read by either, so they are not read ahead.
-pub(super) struct Horizon {
+pub(in crate::changes) struct Horizon {
     /// Ascending.
     shared: Vec<u64>,
     /// Nothing is known of leaves with keys above this.
@@ -78,9 +79,9 @@ impl Default for Horizon {
     }
 }
 
-impl<'a> Walk<'a> {
+impl<'a, T: TreeKind> Walk<'a, T> {
     /// A walk that is about to enter `root`. Finds the height of the tree on its leftmost path.
-    pub(super) fn new(blocks: &'a Blocks<'a>, tree: Tree, root: u64) -> Result<Self> {
+    pub(in crate::changes) fn new(blocks: &'a Blocks<'a>, tree: T, root: u64) -> Result<Self, T> {
         let root = Child {
             height: height(blocks, tree, root)?,
             ..root_of_unknown_height(root)
@@ -99,18 +100,18 @@ impl<'a> Walk<'a> {
         })
     }
 
-    pub(super) fn head(&self) -> Head {
+    pub(in crate::changes) fn head(&self) -> Head {
         self.head
     }
 
     /// Leaves out the subtree that comes next.
-    pub(super) fn skip(&mut self) {
+    pub(in crate::changes) fn skip(&mut self) {
         self.take_subtree();
         self.settle();
     }
 
     /// Goes into the subtree that comes next.
-    pub(super) fn enter(&mut self, horizon: &Horizon) -> Result<()> {
+    pub(in crate::changes) fn enter(&mut self, horizon: &Horizon) -> Result<(), T> {
         let Head::Subtree(child) = self.head else {
             return Ok(());
         };
@@ -118,7 +119,7 @@ impl<'a> Walk<'a> {
         // Each node of a tree has keys of its own, so it is met once.
         self.nodes += 1;
         if self.nodes > self.blocks.count {
-            return Err(ThinError::TooManyNodes {
+            return Err(TreeError::TooManyNodes {
                 tree: self.tree,
                 blocks: self.blocks.count,
             });
@@ -146,21 +147,20 @@ impl<'a> Walk<'a> {
     }
 
     /// True if entering what comes next will read leaves, for which a [`Horizon`] is asked.
-    pub(super) fn will_read_leaves(&self) -> bool {
+    pub(in crate::changes) fn will_read_leaves(&self) -> bool {
         matches!(self.head, Head::Subtree(Child { height: 0, block, .. }) if self.batch.slot(block).is_none())
     }
 
-    fn enter_leaf(&mut self, child: Child, horizon: &Horizon) -> Result<()> {
+    fn enter_leaf(&mut self, child: Child, horizon: &Horizon) -> Result<(), T> {
         if self.batch.slot(child.block).is_none() {
             self.read_ahead(child, horizon);
         }
         let Some(slot) = self.batch.slot(child.block) else {
             // It was left out because it could not be read. Once more, for the error.
             OneBlock::default().read(self.blocks, child.block)?;
-            return Err(ThinError::Read {
-                block: child.block,
-                source: std::io::Error::other("it could be read only at the second attempt"),
-            });
+            let source = std::io::Error::other("it could be read only at the second attempt");
+            let block = child.block;
+            return Err(ReadError { block, source }.into());
         };
         let shape = check(self.tree, self.batch.bytes(slot), child, Some(true))?;
         self.take_subtree();
@@ -189,7 +189,7 @@ impl<'a> Walk<'a> {
     }
 
     /// What another walk may know of this one.
-    pub(super) fn horizon(&self, horizon: &mut Horizon) {
+    pub(in crate::changes) fn horizon(&self, horizon: &mut Horizon) {
         horizon.shared.clear();
         horizon.last = u64::MAX;
         match (self.head, self.path.last()) {
@@ -211,7 +211,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Keys and values of the leaf that the walk is in, from the next entry on.
-    pub(super) fn entries(&self) -> (&[[u8; 8]], &[u8]) {
+    pub(in crate::changes) fn entries(&self) -> (&[[u8; 8]], &[u8]) {
         let Some(leaf) = &self.leaf else {
             return (&[], &[]);
         };
@@ -224,7 +224,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Goes past so many of the [`entries`](Self::entries).
-    pub(super) fn consume(&mut self, entries: usize) {
+    pub(in crate::changes) fn consume(&mut self, entries: usize) {
         if let Some(leaf) = &mut self.leaf {
             leaf.next = leaf.next.saturating_add(entries).min(leaf.shape.entries);
         }
@@ -269,7 +269,7 @@ fn root_of_unknown_height(block: u64) -> Child {
 }
 
 /// Levels below the root.
-fn height(blocks: &Blocks<'_>, tree: Tree, root: u64) -> Result<u32> {
+fn height<T: TreeKind>(blocks: &Blocks<'_>, tree: T, root: u64) -> Result<u32, T> {
     let mut levels = 0;
     descend(blocks, tree, root, |shape, bytes, parent| {
         if shape.is_leaf {
@@ -281,13 +281,14 @@ fn height(blocks: &Blocks<'_>, tree: Tree, root: u64) -> Result<u32> {
     Ok(levels)
 }
 
-/// The value of `key`, if it is in the tree: at most 24 bytes.
-pub(super) fn look_up(
+/// The value of `key`, if it is in the tree, as `read` understands its bytes.
+pub(in crate::changes) fn look_up<T: TreeKind, V>(
     blocks: &Blocks<'_>,
-    tree: Tree,
+    tree: T,
     root: u64,
     key: u64,
-) -> Result<Option<[u64; 3]>> {
+    read: impl Fn(&[u8]) -> V,
+) -> Result<Option<V>, T> {
     let mut found = None;
     descend(blocks, tree, root, |shape, bytes, parent| {
         let keys = shape.keys(bytes);
@@ -297,7 +298,9 @@ pub(super) fn look_up(
             return shape.child(bytes, index, parent);
         }
         if u64::from_le_bytes(*keys.get(index)?) == key {
-            found = value(tree, shape.values(bytes), index);
+            let length = tree.leaf_value_bytes() as usize;
+            let mut values = shape.values(bytes).chunks_exact(length);
+            found = values.nth(index).map(&read);
         }
         None
     })?;
@@ -305,7 +308,11 @@ pub(super) fn look_up(
 }
 
 /// The largest key of a tree; `None` where it is empty.
-pub(super) fn last_key(blocks: &Blocks<'_>, tree: Tree, root: u64) -> Result<Option<u64>> {
+pub(in crate::changes) fn last_key<T: TreeKind>(
+    blocks: &Blocks<'_>,
+    tree: T,
+    root: u64,
+) -> Result<Option<u64>, T> {
     let mut found = None;
     descend(blocks, tree, root, |shape, bytes, parent| {
         let keys = shape.keys(bytes);
@@ -319,24 +326,13 @@ pub(super) fn last_key(blocks: &Blocks<'_>, tree: Tree, root: u64) -> Result<Opt
     Ok(found)
 }
 
-/// The value with this index, as numbers; what it does not have is 0.
-pub(super) fn value(tree: Tree, values: &[u8], index: usize) -> Option<[u64; 3]> {
-    let words = tree.leaf_value_bytes() as usize / 8;
-    let mut numbers = [0; 3];
-    let found = values.as_chunks().0.get(index * words..)?.get(..words)?;
-    for (number, bytes) in numbers.iter_mut().zip(found) {
-        *number = u64::from_le_bytes(*bytes);
-    }
-    Some(numbers)
-}
-
 /// One path downwards, to where `next` says.
-fn descend(
+fn descend<T: TreeKind>(
     blocks: &Blocks<'_>,
-    tree: Tree,
+    tree: T,
     root: u64,
     mut next: impl FnMut(Shape, &Block, Child) -> Option<Child>,
-) -> Result<()> {
+) -> Result<(), T> {
     let mut node = OneBlock::default();
     let mut child = root_of_unknown_height(root);
     for _ in 0..MAX_LEVELS {
@@ -348,7 +344,7 @@ fn descend(
             None => return Ok(()),
         }
     }
-    Err(ThinError::Node {
+    Err(TreeError::Node {
         tree,
         block: child.block,
         field: "depth",
@@ -358,9 +354,9 @@ fn descend(
 }
 
 /// Block 0 is the superblock, so no node is there.
-fn inside(blocks: &Blocks<'_>, tree: Tree, block: u64) -> Result<()> {
+fn inside<T: TreeKind>(blocks: &Blocks<'_>, tree: T, block: u64) -> Result<(), T> {
     if block == 0 || block >= blocks.count {
-        return Err(ThinError::Outside {
+        return Err(TreeError::Outside {
             tree,
             block,
             blocks: blocks.count,

@@ -1,0 +1,160 @@
+//! dm-era's record against the truth: random histories of writes, discards, checkpoints and reloads of a real device.
+//! When it is down, what is listed since each era is exactly what was written since it began.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "tests: what does not hold fails the test"
+)]
+
+mod lab_kit;
+
+use std::collections::BTreeMap;
+
+use lab::Guest;
+use lab_kit::{Random, Tool, content, long, seed, setup, write};
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 24 * MIB;
+const DEVICE: &str = "/dev/mapper/tracked";
+
+/// The era device on top of a volume, and what happened to it.
+struct Device<'a> {
+    guest: &'a Guest,
+    block: u64,
+    /// Block to the last era in which it was written.
+    written: BTreeMap<u64, u32>,
+    /// What the volume held when an era began.
+    held: BTreeMap<u32, Vec<u8>>,
+}
+
+impl Device<'_> {
+    fn start(&mut self) {
+        let (sectors, block) = (SIZE / 512, self.block / 512);
+        self.guest.sh(&format!(
+            "modprobe dm-era; \
+             dmsetup create tracked --table '0 {sectors} era /dev/vg/meta /dev/vg/data {block}'"
+        ));
+        self.era_begins();
+    }
+
+    fn stop(&self) {
+        self.guest.sh("dmsetup remove tracked");
+    }
+
+    /// The current era, as the kernel says.
+    fn era(&self) -> u32 {
+        let status = self.guest.sh("dmsetup status tracked");
+        status.split_whitespace().nth(5).unwrap().parse().unwrap()
+    }
+
+    fn era_begins(&mut self) {
+        let era = self.era();
+        self.held.insert(era, content("/dev/vg/data"));
+    }
+
+    fn note(&mut self, offset: u64, length: u64) {
+        let era = self.era();
+        for block in offset / self.block..(offset + length).div_ceil(self.block) {
+            self.written.insert(block, era);
+        }
+    }
+
+    fn live_through(&mut self, random: &mut Random) {
+        for _ in 0..30 {
+            let length = 4096 * (1 + random.below(40));
+            let offset = random.below((SIZE - length) / 4096 + 1) * 4096;
+            match random.below(10) {
+                0 => {
+                    self.guest.sh("dmsetup message tracked 0 checkpoint");
+                    self.era_begins();
+                }
+                1 => {
+                    self.guest
+                        .sh("dmsetup suspend tracked && dmsetup resume tracked");
+                    self.era_begins();
+                }
+                2 => {
+                    self.stop();
+                    self.start();
+                }
+                3 => {
+                    self.guest
+                        .sh(&format!("blkdiscard -o {offset} -l {length} {DEVICE}"));
+                    self.note(offset, length);
+                }
+                _ => {
+                    write(DEVICE, &random.bytes(length as usize), offset);
+                    self.note(offset, length);
+                }
+            }
+        }
+    }
+
+    /// Holds what is listed since each era against what was written, and against what differs.
+    fn check(&self, tool: &Tool) {
+        let now = content("/dev/vg/data");
+        for (since, before) in &self.held {
+            let line =
+                format!("diff --era-metadata /dev/vg/meta --from era:{since} /dev/vg/data --json");
+            let run = tool.run(&line).ok();
+            let json: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+            let mut listed = Vec::new();
+            for extent in json["extents"].as_array().unwrap() {
+                let number = |name: &str| extent[name].as_u64().unwrap();
+                let (offset, length) = (number("offset"), number("length"));
+                let first = offset / self.block;
+                listed.extend(first..first + length.div_ceil(self.block));
+            }
+            let late = self.written.iter().filter(|(_, era)| *era >= since);
+            let expected: Vec<u64> = late.map(|(block, _)| *block).collect();
+            assert_eq!(listed, expected, "since era {since}");
+            let block = self.block as usize;
+            let pairs = before.chunks(block).zip(now.chunks(block));
+            for (number, (before, now)) in (0..).zip(pairs) {
+                assert!(
+                    before == now || listed.contains(&number),
+                    "{number} since {since}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn histories_of_an_era_device() {
+    lab::test(
+        "histories_of_an_era_device",
+        setup().disk("256M"),
+        |guest| {
+            let mut random = Random::new(seed(guest));
+            let tool = Tool::new(guest);
+            guest.volume_group("vg", 0);
+            for round in 0..if long() { 20 } else { 2 } {
+                guest.volume("vg", "meta", "8M");
+                guest.volume("vg", "data", "24M");
+                // A superblock of zeroes is formatted.
+                write("/dev/vg/meta", &[0; 4096], 0);
+                let mut device = Device {
+                    guest,
+                    block: [4096, 64 << 10, 192 << 10][random.below(3) as usize],
+                    written: BTreeMap::new(),
+                    held: BTreeMap::new(),
+                };
+                device.start();
+                device.live_through(&mut random);
+                let active = "diff --era-metadata /dev/vg/meta --from era:1 /dev/vg/data";
+                tool.run(active)
+                    .ends(5, &["in use by the active device tracked"]);
+                device.stop();
+                device.check(&tool);
+                let eras = device.held.len();
+                guest.announce(&format!(
+                    "round {round}: {eras} eras, {} blocks",
+                    device.written.len()
+                ));
+                guest.sh("lvremove -qq -y vg/data vg/meta");
+            }
+        },
+    );
+}
