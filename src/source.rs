@@ -12,6 +12,7 @@ mod live;
 mod recovery;
 mod thin;
 mod thin_offline;
+mod written;
 
 pub use live::{Admit, SnapshotWish};
 
@@ -474,6 +475,7 @@ fn from_snapshot(
 
     // NEW exists before OLD's table is read: what is written from here on does not concern NEW.
     let mut changes = table_of(&base, snapshot)?.changes;
+    let mut run = None;
     match &target.role {
         Role::ThickOrigin { real, merging } if *real == snapshot.real => {
             if *merging {
@@ -488,7 +490,9 @@ fn from_snapshot(
                 )));
             }
             trusted(target, later)?;
-            changes = changes.union(table_of(target, later)?.changes);
+            let later_changes = table_of(target, later)?.changes;
+            run = written::alone(&changes, &later_changes, later.chunk_bytes);
+            changes = changes.union(later_changes);
         }
         _ => return Err(not_related(&base, snapshot, &new_name)),
     }
@@ -505,6 +509,7 @@ fn from_snapshot(
         base_size: Some(base_size),
         base: state_of(&base),
         target: lasting_state_of(target),
+        run,
         granularity: snapshot.chunk_bytes,
         ..header(request, Source::Cow, size, &changes)
     };
