@@ -79,6 +79,8 @@ impl Device<'_> {
                     self.start();
                 }
                 3 => {
+                    // Of one that spans several blocks dm-era records the first alone (docs/tracking.md).
+                    let (offset, length) = (offset / self.block * self.block, self.block);
                     self.guest
                         .sh(&format!("blkdiscard -o {offset} -l {length} {DEVICE}"));
                     self.note(offset, length);
