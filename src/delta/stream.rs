@@ -22,7 +22,7 @@ impl StreamId {
     /// [`Header::run`] what no other run has. A full copy covers the whole volume however its list is cut, so
     /// there the list does not count: a filesystem may report other holes for the same file a moment later. Where a
     /// hole is part of the content, as in a thin volume that may be discarded, the writer says so in [`Header::run`].
-    /// Nor does it between two states that have identities: a block that one list has and the other lacks is the same in
+    /// Nor does it between two classic snapshots that have identities: a block that one list has and the other lacks is the same in
     /// both states. The tables of classic snapshots grow while their origin is written to, so a run that is resumed often
     /// has a longer list.
     pub fn of(header: &Header, samples: &Samples) -> Self {
@@ -64,9 +64,10 @@ impl StreamId {
     }
 }
 
-/// What an undo holds is not what its states say, but what was overwritten.
+/// Only the tables of classic snapshots grow by themselves. A list of a thin pool changes when a state does, as by a discard,
+/// and what an undo holds is not what its states say, but what was overwritten.
 fn is_between_named_states(header: &Header) -> bool {
-    header.source != Source::Undo && header.base.is_some() && header.target.is_some()
+    header.source == Source::Cow && header.base.is_some() && header.target.is_some()
 }
 
 impl From<String> for StreamId {
@@ -146,5 +147,6 @@ mod tests {
         nameless(&|header| header.base = None);
         nameless(&|header| header.target = None);
         nameless(&|header| header.source = Source::Undo);
+        nameless(&|header| header.source = Source::Thin);
     }
 }
