@@ -380,15 +380,7 @@ fn full_copy(
     guard: Option<Guard>,
 ) -> Result<SendSource> {
     check_source(request, new, &resolved)?;
-    let mut target = None;
-    if let Resolved::LogicalVolume(volume) = &resolved {
-        target = lasting_state_of(volume);
-        refuse_suspended(volume)?;
-        warn_if_written(volume, request.monitor)?;
-        if let Role::ThickSnapshot(snapshot) = &volume.role {
-            trusted(volume, snapshot)?;
-        }
-    }
+    let target = readable_state(request, &resolved)?;
     let data = Volume::open(resolved.path())?;
     let changes = whole_volume(&data, new, request.cancel)?;
     let header = Header {
@@ -406,6 +398,19 @@ fn full_copy(
         made: None,
         guard,
     })
+}
+
+/// What a volume that is read whole holds, if that has an identity. One that cannot be read, or not be believed, is refused.
+fn readable_state(request: &SourceRequest<'_>, resolved: &Resolved) -> Result<Option<State>> {
+    let Resolved::LogicalVolume(volume) = resolved else {
+        return Ok(None);
+    };
+    refuse_suspended(volume)?;
+    warn_if_written(volume, request.monitor)?;
+    if let Role::ThickSnapshot(snapshot) = &volume.role {
+        trusted(volume, snapshot)?;
+    }
+    Ok(lasting_state_of(volume))
 }
 
 /// Offline: the store is a file or device that nothing writes to, NEW is the origin.

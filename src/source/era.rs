@@ -3,22 +3,18 @@
 //! Guarantees: the list has every block that was written since era N began, or there is an error of code 4; metadata
 //! that an active device writes to is refused, under whatever name, since what is read of it one block after another
 //! belongs to no moment; a copy that was written while it was read is an error. The record knows only what went
-//! through the era device.
+//! through the era device, and of a discard of several blocks only the first (docs/tracking.md).
 //!
 //! The base has no identity: the number of an era is no name of a state. Metadata that was formatted anew counts from 1
 //! again, and what is in flight when an era begins may belong to either side.
 
 use std::path::Path;
 
-use super::{
-    Resolved, SendSource, SourceRequest, header, lasting_state_of, refuse_suspended,
-    resolve_source, snapshot_in, trusted, warn_if_written,
-};
+use super::{SendSource, SourceRequest, header, readable_state, resolve_source, snapshot_in};
 use crate::changes::era::{EraError, EraMetadata, Root};
 use crate::delta::header::{Header, Source};
 use crate::delta::samples::Samples;
 use crate::dm::era::active_era_devices;
-use crate::dm::snapshot::Role;
 use crate::error::{Error, Result};
 use crate::record::half_written;
 use crate::volume::ReadAt;
@@ -59,15 +55,7 @@ pub(super) fn open(request: &SourceRequest<'_>, file: &Path) -> Result<SendSourc
         )));
     };
     let resolved = resolve_source(request, new)?;
-    let mut target = None;
-    if let Resolved::LogicalVolume(volume) = &resolved {
-        target = lasting_state_of(volume);
-        refuse_suspended(volume)?;
-        warn_if_written(volume, request.monitor)?;
-        if let Role::ThickSnapshot(snapshot) = &volume.role {
-            trusted(volume, snapshot)?;
-        }
-    }
+    let target = readable_state(request, &resolved)?;
     let data = Volume::open(resolved.path())?;
     let size = data.size_bytes();
     let base_size = request.base_size.unwrap_or(size);
