@@ -46,7 +46,7 @@ impl StreamId {
         for text in [&header.run, &header.undo_of] {
             put(text.as_deref().unwrap_or("").as_bytes());
         }
-        if !header.is_full_copy() && !is_between_named_states(header) {
+        if !header.is_full_copy() && !is_between_classic_snapshots(header) {
             put(header.list.as_deref().unwrap_or("").as_bytes());
             put(&samples.encode());
         }
@@ -66,7 +66,7 @@ impl StreamId {
 
 /// Only the tables of classic snapshots grow by themselves. A list of a thin pool changes when a state does, as by a discard,
 /// and what an undo holds is not what its states say, but what was overwritten.
-fn is_between_named_states(header: &Header) -> bool {
+fn is_between_classic_snapshots(header: &Header) -> bool {
     header.source == Source::Cow && header.base.is_some() && header.target.is_some()
 }
 
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn only_between_two_named_states_does_the_list_not_count() {
+    fn only_between_two_named_classic_snapshots_does_the_list_not_count() {
         let nameless = |change: &dyn Fn(&mut Header)| {
             let mut first = header(1 << 20);
             change(&mut first);
