@@ -278,7 +278,10 @@ fn killed(name: &str, what: &str) {
             }
         }
         guest.announce(&format!("SIGKILL of {what}, {times} times: {kills:?}"));
-        assert!(kills.mended_by_hand * 5 <= times, "{kills:?}");
+        // Of a handful any share may fall into that moment.
+        if long() {
+            assert!(kills.mended_by_hand * 5 <= times, "{kills:?}");
+        }
     });
 }
 
