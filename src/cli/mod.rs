@@ -76,11 +76,11 @@ const VERBS: [&str; 19] = [
 const AFTER_HELP: &str = "\
 Examples:
   First copy of a volume, from a snapshot, over ssh:
-    lvcreate -s -L 10G -n s1 vg/data
+    lvcreate -s -pr -L 10G -n s1 vg/data
     lvmsync send vg/s1 backup:/dev/vg/data
 
   What changed since, from a second snapshot (the first can be removed afterwards):
-    lvcreate -s -L 10G -n s2 vg/data
+    lvcreate -s -pr -L 10G -n s2 vg/data
     lvmsync send --from vg/s1 vg/s2 backup:/dev/vg/data
 
   The same into a file, and applied later:

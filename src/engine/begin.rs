@@ -116,16 +116,19 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         ));
     }
     let matched = check(header, samples, target, options)?;
+    let resumes = matches!(admission, Admission::Resume { .. });
+    if resumes && !matched {
+        keeper.refuse_longer_list(header)?;
+    }
     let forced = matches!(admission, Admission::Forced { .. });
     let old_size_bytes = match keeper
         .record()
         .and_then(|record| record.incomplete.as_ref())
     {
-        Some(cut) if matches!(admission, Admission::Resume { .. }) => cut.old_size_bytes,
+        Some(cut) if resumes => cut.old_size_bytes,
         _ if keeper.is_new_file() => 0,
         _ => target.volume.size_bytes(),
     };
-    let resumes = matches!(admission, Admission::Resume { .. });
     let is_longer_file = header.source == Source::Full
         && target.is_file
         && !keeper.is_new_file()
@@ -158,6 +161,11 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         undo: undo_name,
         old_size_bytes,
         holds,
+        was_on_record: match &admission {
+            Admission::Fresh { remark } => remark.is_none(),
+            Admission::Again { .. } => keeper.record().is_some_and(|record| record.was_on_record),
+            _ => false,
+        },
         offset,
         forced: is_other,
     };

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::witness::Touched;
 use super::{ANONYMOUS, Incomplete, Record, shown};
 use crate::commands::{Caller, word};
-use crate::delta::header::{Header, Source};
+use crate::delta::header::{Header, Source, State};
 use crate::delta::stream::StreamId;
 use crate::partial_file::PARTIAL_SUFFIX;
 
@@ -115,6 +115,23 @@ pub fn admit(
     if header.is_full_copy() && (policy.force || !is_there) {
         return Ok(Admission::Fresh { remark: None });
     }
+    // Two runs have one undo, by its name. Where the base was not the base, the older one does not know what only the other
+    // list overwrites.
+    let is_proven = record.was_on_record && !record.forced;
+    let is_other_list = record.stream.as_ref() == Some(stream) && record.list != header.list;
+    if is_other_list && !is_proven && (!is_there || policy.force) {
+        return Err(Refusal {
+            reason: format!(
+                "this delta was applied already, {}, and its list is another one now: no undo would lead back. Nothing was \
+                 written",
+                why_unproven(record.forced)
+            ),
+            way_out: match record.undo.as_deref() {
+                Some(undo) => format!("Take it back first: {}", called.take_back(undo)),
+                None => "Make it equal: lvmsync sync NEW DEST.".to_owned(),
+            },
+        });
+    }
     if policy.touched == Touched::Yes {
         return unknown(
             header,
@@ -217,18 +234,8 @@ fn to_incomplete(
         return Ok(Admission::Fresh { remark: None });
     };
     if cut.stream.as_ref() == Some(stream) {
-        // On another state than its base a longer list overwrites, behind what the undo has saved already, what is not the
-        // same before and after.
-        if let Some(undo) = cut.undo.as_deref().filter(|_| record.forced)
-            && cut.list != header.list
-        {
-            return Err(Refusal {
-                reason: format!(
-                    "{}. That write was forced, and its list is longer now: its undo would not lead back",
-                    incomplete_reason(record)
-                ),
-                way_out: format!("Take it back first: {}", called.take_back(undo)),
-            });
+        if needs_its_base(record, header) && (record.forced || !cut.was_on_record) {
+            return Err(longer_list(record, called));
         }
         let offset = cut.durable_offset;
         return Ok(Admission::Resume { offset });
@@ -250,29 +257,71 @@ fn to_incomplete(
             remark: Some("was on record as incomplete; a full copy replaces everything".to_owned()),
         });
     }
-    // The table of one snapshot only grows, so a later list from it holds every block that an earlier one had. That one
-    // was made of several says nothing of when it was read.
-    let same_live_run = header.source == Source::Cow
-        && !header.is_combined()
-        && cut.source == Source::Cow.word()
-        && header.target.is_none()
-        && cut.target.is_none()
-        && header.base.is_some()
-        && header.base.as_ref().map(|base| &base.id) == cut.base.as_ref().map(|base| &base.id)
-        // A stored one may be older.
-        && header.created >= cut.created
-        && cut.undo.is_none();
-    if same_live_run {
-        return Ok(Admission::Fresh {
-            remark: Some(
-                "a run from the same snapshot was cut; its source may have changed since, so this one begins anew"
-                    .to_owned(),
-            ),
+    if is_later_list(header, cut) {
+        let Some(undo) = cut.undo.as_deref() else {
+            return Ok(Admission::Fresh {
+                remark: Some(
+                    "a run between the same snapshots was cut; what is sent may have changed since, so this one begins anew"
+                        .to_owned(),
+                ),
+            });
+        };
+        let reason = format!(
+            "{}. What is sent may have changed since: it is no snapshot, or one that can be written to and was activated anew",
+            incomplete_reason(record)
+        );
+        return forced_or(policy, reason, || {
+            format!(
+                "Take it back first: {}. Snapshots that are read-only (lvcreate -s -pr) go on where they were cut",
+                called.take_back(undo)
+            )
         });
     }
     forced_or(policy, incomplete_reason(record), || {
         ways_out(record, called)
     })
+}
+
+/// It comes from the same snapshots as what was cut. Their tables only grow, so that its list holds every block that the
+/// other one had. That one was made of several deltas says nothing of when they were read.
+fn is_later_list(header: &Header, cut: &Incomplete) -> bool {
+    let id = |state: &Option<State>| state.as_ref().map(|state| state.id.clone());
+    header.source == Source::Cow
+        && !header.is_combined()
+        && cut.source == Source::Cow.word()
+        && id(&header.target) == id(&cut.target)
+        && header.base.is_some()
+        && id(&header.base) == id(&cut.base)
+        // A stored one may be older.
+        && header.created >= cut.created
+}
+
+/// A run that was cut, and keeps an undo, goes on with a longer list. What only that one has is the same in base and target,
+/// so nothing is lost if the undo has not saved it. On anything but the base it would be.
+pub fn needs_its_base(record: &Record, header: &Header) -> bool {
+    let is_longer = |cut: &Incomplete| cut.undo.is_some() && cut.list != header.list;
+    !header.is_full_copy() && record.incomplete.as_ref().is_some_and(is_longer)
+}
+
+/// The refusal where it is not known to be the base.
+pub fn longer_list(record: &Record, called: Called<'_>) -> Refusal {
+    let cut = record.incomplete.as_ref();
+    let undo = cut.and_then(|cut| cut.undo.as_deref()).unwrap_or("UNDO");
+    Refusal {
+        reason: format!(
+            "{}, {}, and its list is another one now: its undo would not lead back",
+            incomplete_reason(record),
+            why_unproven(record.forced)
+        ),
+        way_out: format!("Take it back first: {}", called.take_back(undo)),
+    }
+}
+
+fn why_unproven(forced: bool) -> &'static str {
+    match forced {
+        true => "forced onto another state than its base",
+        false => "with nothing on record to say that it began from its base",
+    }
 }
 
 fn unknown(header: &Header, policy: Policy, why: &str) -> Result<Admission, Refusal> {
@@ -310,7 +359,7 @@ fn forced_or(
     })
 }
 
-fn same_id(record: &Record, state: Option<&crate::delta::header::State>) -> bool {
+fn same_id(record: &Record, state: Option<&State>) -> bool {
     match (&record.holds, state) {
         (Some(held), Some(state)) => held.id == state.id,
         _ => false,

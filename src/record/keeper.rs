@@ -6,7 +6,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::admission::{Admission, Called, Policy, Refusal, admit, admit_anonymous};
+use super::admission::{
+    Admission, Called, Policy, Refusal, admit, admit_anonymous, longer_list, needs_its_base,
+};
 use super::marks::{self, Mark, Places};
 use super::store::RecordFile;
 use super::witness::{Touched, Watch, touched};
@@ -151,6 +153,17 @@ impl Keeper {
         Called {
             name: &self.name,
             caller: &self.caller,
+        }
+    }
+
+    /// A run that goes on although the samples, by now, say that this never was its base: see [`needs_its_base`].
+    pub fn refuse_longer_list(&self, header: &Header) -> Result<()> {
+        match self
+            .record()
+            .filter(|record| needs_its_base(record, header))
+        {
+            Some(record) => Err(self.refused(longer_list(record, self.called()))),
+            None => Ok(()),
         }
     }
 
@@ -307,6 +320,7 @@ impl Keeper {
             saved_offset: kept.undo.is_some().then_some(0),
             undo_of: header.undo_of.clone().map(StreamId::from),
             base: header.base.clone(),
+            was_on_record: kept.was_on_record,
             target: header.target.clone(),
             source: header.source.word().to_owned(),
             created: header.created,
@@ -431,6 +445,8 @@ impl Keeper {
         record.since = now();
         if let Some(done) = done {
             record.stream = done.stream;
+            record.list = done.list;
+            record.was_on_record = done.was_on_record;
             record.from = done.from;
             record.undo = done.undo;
         }
@@ -557,6 +573,8 @@ pub struct Kept {
     pub old_size_bytes: u64,
     /// The state that it held, as far as that is known.
     pub holds: Option<State>,
+    /// Which is the base of the delta, by its record.
+    pub was_on_record: bool,
     /// Everything before this volume offset is as it should be.
     pub offset: u64,
     /// That is not the base of the delta.

@@ -41,6 +41,12 @@ pub struct Record {
     /// The delta that made it so.
     #[serde(default)]
     pub stream: Option<StreamId>,
+    /// Digest of that one's list, as in its header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<String>,
+    /// The destination was on record as holding the base of that.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub was_on_record: bool,
     /// Where that came from. For people.
     #[serde(default)]
     pub from: String,
@@ -93,6 +99,9 @@ pub struct Incomplete {
     /// The state that it begins from.
     #[serde(default)]
     pub base: Option<State>,
+    /// The destination was on record as holding that; else samples alone say so, or nothing.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub was_on_record: bool,
     /// The state that it leads to.
     #[serde(default)]
     pub target: Option<State>,
@@ -135,6 +144,10 @@ pub struct Incomplete {
     /// When it began: seconds since 1970 UTC.
     #[serde(default)]
     pub since: i64,
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl Incomplete {

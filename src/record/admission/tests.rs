@@ -203,20 +203,80 @@ fn a_live_source_begins_anew_only_from_the_same_snapshot() {
     assert!(decide(Some(&record), &delta("s1", "s3")).is_err());
 }
 
+/// Between two snapshots, of which the newer one was activated anew: another identity, and the same states.
 #[test]
-fn a_longer_list_goes_on_unless_the_undo_of_a_forced_run_would_not_lead_back() {
+fn a_snapshot_that_could_be_written_begins_anew_unless_an_undo_is_kept() {
+    let mut later = delta("s1", "s2");
+    later.1 = StreamId::from("of another activation".to_owned());
+    let anew = decide(Some(&cut("s1", "s2", None)), &later);
+    assert!(
+        matches!(anew, Ok(Admission::Fresh { remark: Some(_) })),
+        "{anew:?}"
+    );
+    let refused = decide(Some(&cut("s1", "s2", Some("/u/undo"))), &later).unwrap_err();
+    assert!(refused.reason.contains("activated anew"), "{refused:?}");
+    assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
+    assert!(decide(Some(&cut("s1", "s3", None)), &later).is_err());
+}
+
+#[test]
+fn a_longer_list_goes_on_where_the_base_is_proven_or_no_undo_could_be_wrong() {
     let mut delta = delta("s1", "s2");
     delta.0.list = Some("b3:longer".to_owned());
-    let mut record = cut("s1", "s2", Some("/u/undo"));
     let resumed = Ok(Admission::Resume { offset: 4096 });
-    assert_eq!(decide(Some(&record), &delta), resumed);
-    record.forced = true;
-    let refused = decide(Some(&record), &delta).unwrap_err();
-    assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
-    // The same list, and no undo that could be wrong.
-    record.incomplete.as_mut().unwrap().list = delta.0.list.clone();
-    assert_eq!(decide(Some(&record), &delta), resumed);
-    record.incomplete.as_mut().unwrap().list = None;
-    record.incomplete.as_mut().unwrap().undo = None;
-    assert_eq!(decide(Some(&record), &delta), resumed);
+    let with = |forced, change: &dyn Fn(&mut Incomplete)| {
+        let mut record = cut("s1", "s2", Some("/u/undo"));
+        record.forced = forced;
+        change(record.incomplete.as_mut().unwrap());
+        decide(Some(&record), &delta)
+    };
+    assert_eq!(with(false, &|cut| cut.was_on_record = true), resumed);
+    for (forced, was_on_record) in [(true, true), (true, false), (false, false)] {
+        let refused = with(forced, &|cut| cut.was_on_record = was_on_record).unwrap_err();
+        assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
+        let same = with(forced, &|cut| cut.list.clone_from(&delta.0.list));
+        assert_eq!(same, resumed);
+        assert_eq!(with(forced, &|cut| cut.undo = None), resumed);
+    }
+}
+
+#[test]
+fn what_was_applied_is_not_applied_with_another_list_unless_its_base_is_proven() {
+    let mut delta = delta("s1", "s2");
+    delta.0.list = Some("b3:longer".to_owned());
+    let applied = |forced: bool, was_on_record| Record {
+        stream: Some(delta.1.clone()),
+        list: Some("b3:list".to_owned()),
+        undo: Some("/u/undo".to_owned()),
+        holds: (!forced).then(|| state("s2")),
+        forced,
+        was_on_record,
+        ..Record::default()
+    };
+    let decide = |record: &Record, touched, force| {
+        let policy = Policy {
+            touched,
+            force,
+            ..Policy::default()
+        };
+        let called = Called::here("vg/copy");
+        admit(Some(record), &delta.0, &delta.1, called, policy)
+    };
+    // Nobody wrote to it, so nothing is written.
+    let there = decide(&applied(false, false), Touched::No, false);
+    assert!(matches!(there, Ok(Admission::Already { .. })), "{there:?}");
+    let proven = decide(&applied(false, true), Touched::Unknown, false);
+    assert!(matches!(proven, Ok(Admission::Again { .. })), "{proven:?}");
+    for (forced, was_on_record) in [(true, true), (true, false), (false, false)] {
+        let record = applied(forced, was_on_record);
+        for (touched, force) in [(Touched::Unknown, false), (Touched::Yes, true)] {
+            let refused = decide(&record, touched, force).unwrap_err();
+            assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
+        }
+        let same = Record {
+            list: delta.0.list.clone(),
+            ..record
+        };
+        assert!(decide(&same, Touched::Unknown, true).is_ok());
+    }
 }
