@@ -14,7 +14,7 @@ use crate::cli::remote;
 use crate::cli::send::RemoteArgs;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::config::{History, JobConfig, Target};
-use crate::job::points::{Reply, Request, Wish, directory_name};
+use crate::job::points::{Listing, Reply, Request, Wish, directory_name};
 use crate::monitor::Words;
 use crate::record::store::StateDir;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
@@ -80,6 +80,22 @@ impl<'a> There<'a> {
     /// Where the files are, at the machine of the target.
     pub(in crate::cli) fn directory(&self) -> &PathBuf {
         &self.directory
+    }
+
+    /// The volume itself as it is called at its machine, and that machine if it is another one.
+    pub(in crate::cli) fn volume(&self) -> (Option<&str>, String) {
+        match &self.endpoint {
+            Endpoint::Remote { host, path } => (Some(host), path.clone()),
+            Endpoint::Local(path) => (None, path.to_string_lossy().into_owned()),
+        }
+    }
+
+    /// What is there to go back to.
+    pub(in crate::cli) fn list(&self) -> Result<Listing> {
+        match self.ask(Wish::List)? {
+            Reply::Listing(listing) => Ok(listing),
+            _ => Err(unexpected(self.target)),
+        }
     }
 
     pub(in crate::cli) fn ask(&self, wish: Wish) -> Result<Reply> {
