@@ -22,7 +22,7 @@ use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::changes::cow::{ExceptionTable, read_exceptions};
 use crate::delta::codec::Compression;
-use crate::delta::header::{Header, Planned, Source, State};
+use crate::delta::header::{Header, ORIGIN_RUN, Planned, Source, State};
 use crate::delta::samples::Samples;
 use crate::dm;
 use crate::dm::name::LvName;
@@ -184,7 +184,7 @@ impl SendSource {
             });
         }
         if self.header.target.is_none() {
-            self.header.run = Some(run_id());
+            self.header.run.get_or_insert_with(run_id);
         }
         Ok(())
     }
@@ -510,9 +510,12 @@ fn from_snapshot(
     let header = Header {
         base_size: Some(base_size),
         base: state_of(&base),
-        run: state
-            .as_ref()
-            .and_then(|_| unwritten_since(target, &changes)),
+        run: match &state {
+            Some(_) => unwritten_since(target),
+            // There is one origin, but any number of snapshots that were written to.
+            None => matches!(target.role, Role::ThickOrigin { .. })
+                .then(|| format!("{ORIGIN_RUN}{}", run_id())),
+        },
         target: state,
         granularity: snapshot.chunk_bytes,
         ..header(request, Source::Cow, size, &changes)
@@ -588,11 +591,10 @@ fn lasting_state_of(volume: &LogicalVolume) -> Option<State> {
 }
 
 /// The list of an increment may grow while it is cut, and tells nothing of writes to the snapshot itself: the kernel counts
-/// those, but only while it stays active. Nobody writes to one that is read-only.
-fn unwritten_since(snapshot: &LogicalVolume, changes: &ChangeList) -> Option<String> {
-    (!snapshot.read_only).then(|| {
-        activation(snapshot.device).unwrap_or_else(|| format!("list {}", changes.digest()))
-    })
+/// those, but only while it stays active. Nobody writes to one that is read-only. Where the kernel does not tell one time
+/// that it is active from another, each run is one of its own.
+fn unwritten_since(snapshot: &LogicalVolume) -> Option<String> {
+    (!snapshot.read_only).then(|| activation(snapshot.device).unwrap_or_else(run_id))
 }
 
 /// Reads a live snapshot's table and looks at its status once more.

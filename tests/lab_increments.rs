@@ -228,6 +228,10 @@ fn a_snapshot_that_is_activated_anew_goes_on_only_if_nobody_could_write_to_it() 
         let said = cuts.tool.run(&run).ok().stderr;
         assert!(said.contains("begins anew"), "{said}");
         assert_same(SLOW_COPY, &cuts.new, "begun anew");
+        // And when all is done, the same once more.
+        cuts.activate_anew();
+        let said = cuts.tool.run(&run).ok().stderr;
+        assert!(said.contains("nothing was written"), "{said}");
 
         guest.sh("lvchange -qq --permission r vg/s2");
         let run = cuts.cut("/dev/mapper/slow --undo again", Signal::INT);

@@ -128,6 +128,7 @@ impl Case {
                 id: id.to_owned(),
                 name: String::new(),
             }),
+            is_proven: true,
             ..Record::default()
         };
         let record = match self.known {

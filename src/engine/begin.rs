@@ -10,6 +10,7 @@ use crate::delta::header::{Header, Source, State};
 use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
 use crate::error::{Error, Result};
+use crate::record::Record;
 use crate::record::admission::Admission;
 use crate::record::keeper::{Keeper, Kept};
 
@@ -101,6 +102,10 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         ));
     }
     refuse_hopeless_undo(beginning, keeper, &admission)?;
+    if is_there_already(beginning, keeper, &stream) && !matches!(admission, Admission::Again { .. })
+    {
+        return Err(undo_too_late(target.name));
+    }
     let is_new = matches!(
         admission,
         Admission::Fresh { .. } | Admission::Forced { .. }
@@ -142,8 +147,8 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
             header.volume_size
         ));
     }
-    // A run that goes on was perhaps forced where it began.
-    let is_other = !matched || forced || (resumes && keeper.is_forced());
+    // A run that goes on was perhaps forced where it began, and so was one that left what this one finds.
+    let is_other = !matched || forced || keeper.stays_forced(header);
     let base = header.base.as_ref().filter(|_| !is_other);
     let is_neither = keeper.was_incomplete() && !resumes;
     let holds = keeper.held(base).filter(|_| !is_neither);
@@ -161,11 +166,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         undo: undo_name,
         old_size_bytes,
         holds,
-        was_on_record: match &admission {
-            Admission::Fresh { remark } => remark.is_none(),
-            Admission::Again { .. } => keeper.record().is_some_and(|record| record.was_on_record),
-            _ => false,
-        },
+        is_proven: header.is_full_copy() || is_proven(keeper, &admission),
         offset,
         forced: is_other,
     };
@@ -258,11 +259,42 @@ fn undo_of_before(beginning: &Beginning<'_, '_>, undoes: &Undoes) -> Result<Opti
     if matches!(beginning.undo.find(name, undoes)?, FoundUndo::Whole) {
         return Ok(Some(name.to_owned()));
     }
-    Err(Error::refused(
-        beginning.target.name,
+    Err(undo_too_late(beginning.target.name))
+}
+
+fn undo_too_late(name: &str) -> Error {
+    Error::refused(
+        name,
         "this delta was applied already, so an undo that is made now would not lead back",
         "Apply it without --undo. If the record is wrong: lvmsync state forget DEST",
-    ))
+    )
+}
+
+/// An undo is asked for of what is on record as applied, whoever wrote there since: the samples are of what it does not
+/// change, and cannot tell. That undo would be called the way to the base.
+fn is_there_already(beginning: &Beginning<'_, '_>, keeper: &Keeper, stream: &StreamId) -> bool {
+    let Beginning { header, undo, .. } = *beginning;
+    let target = header.target.as_ref().map(|state| &state.id);
+    let record = keeper.record().filter(|record| record.incomplete.is_none());
+    let is_it = |record: &Record| {
+        let held = record.holds.as_ref().map(|state| &state.id);
+        record.stream.as_ref() == Some(stream) || (held.is_some() && held == target)
+    };
+    undo.asked().is_some() && !header.is_full_copy() && record.is_some_and(is_it)
+}
+
+/// What the delta begins from is the base because it was copied or adopted, and not because samples say so.
+fn is_proven(keeper: &Keeper, admission: &Admission) -> bool {
+    let record = keeper.record();
+    match admission {
+        Admission::Fresh { remark: None } | Admission::Again { .. } => {
+            record.is_some_and(|record| record.is_proven)
+        }
+        Admission::UndoUnfinished => record
+            .and_then(|record| record.incomplete.as_ref())
+            .is_some_and(|cut| cut.is_proven),
+        _ => false,
+    }
 }
 
 type OpenUndo<'a> = (

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::witness::Touched;
 use super::{ANONYMOUS, Incomplete, Record, shown};
 use crate::commands::{Caller, word};
-use crate::delta::header::{Header, Source, State};
+use crate::delta::header::{Header, ORIGIN_RUN, Source, State};
 use crate::delta::stream::StreamId;
 use crate::partial_file::PARTIAL_SUFFIX;
 
@@ -117,19 +117,16 @@ pub fn admit(
     }
     // Two runs have one undo, by its name. Where the base was not the base, the older one does not know what only the other
     // list overwrites.
-    let is_proven = record.was_on_record && !record.forced;
+    let is_proven = record.is_proven && !record.forced;
     let is_other_list = record.stream.as_ref() == Some(stream) && record.list != header.list;
-    if is_other_list && !is_proven && (!is_there || policy.force) {
+    if is_other_list && !is_proven && (!is_there || policy.force) && record.undo.is_some() {
         return Err(Refusal {
             reason: format!(
                 "this delta was applied already, {}, and its list is another one now: no undo would lead back. Nothing was \
                  written",
                 why_unproven(record.forced)
             ),
-            way_out: match record.undo.as_deref() {
-                Some(undo) => format!("Take it back first: {}", called.take_back(undo)),
-                None => "Make it equal: lvmsync sync NEW DEST.".to_owned(),
-            },
+            way_out: back_or_equal(called, record.undo.as_deref().unwrap_or("UNDO")),
         });
     }
     if policy.touched == Touched::Yes {
@@ -163,6 +160,27 @@ pub fn admit(
     }
     if undoes_last {
         return Ok(Admission::Fresh { remark: None });
+    }
+    if header.source == Source::Cow
+        && header.run.is_some()
+        && header.target.is_some()
+        && same_id(record, header.target.as_ref())
+    {
+        let reason = format!(
+            "on record since {} as holding {} already; that one could be written to, and was activated anew since",
+            super::keeper::shown_time(record.since),
+            record.shown_state()
+        );
+        if policy.touched == Touched::No && !policy.force {
+            let remark = format!(
+                "{reason}: if somebody wrote to it, lvmsync sync NEW DEST; nothing was written"
+            );
+            return Ok(Admission::Already { remark });
+        }
+        return forced_or(policy, reason, || {
+            "If nobody wrote to either, nothing is to be done. To be sure: lvmsync sync NEW DEST."
+                .to_owned()
+        });
     }
     match (&header.base, &record.holds) {
         (Some(base), Some(held)) if base.id == held.id => Ok(Admission::Fresh { remark: None }),
@@ -234,7 +252,7 @@ fn to_incomplete(
         return Ok(Admission::Fresh { remark: None });
     };
     if cut.stream.as_ref() == Some(stream) {
-        if needs_its_base(record, header) && (record.forced || !cut.was_on_record) {
+        if needs_its_base(record, header) && (record.forced || !cut.is_proven) {
             return Err(longer_list(record, called));
         }
         let offset = cut.durable_offset;
@@ -267,13 +285,14 @@ fn to_incomplete(
             });
         };
         let reason = format!(
-            "{}. What is sent may have changed since: it is no snapshot, or one that can be written to and was activated anew",
+            "{}. What is sent may have changed since: it is no snapshot, or one that can be written to, or could be, and was \
+             activated anew",
             incomplete_reason(record)
         );
         return forced_or(policy, reason, || {
             format!(
-                "Take it back first: {}. Snapshots that are read-only (lvcreate -s -pr) go on where they were cut",
-                called.take_back(undo)
+                "{} The next one, if it is read-only (lvcreate -s -pr), goes on where it was cut.",
+                back_or_equal(called, undo)
             )
         });
     }
@@ -282,7 +301,12 @@ fn to_incomplete(
     })
 }
 
-/// It comes from the same snapshots as what was cut. Their tables only grow, so that its list holds every block that the
+fn is_of_origin(run: &Option<String>) -> bool {
+    run.as_deref()
+        .is_some_and(|run| run.starts_with(ORIGIN_RUN))
+}
+
+/// It comes from the same snapshots as what was cut, or from the same one and its origin. Their tables only grow, so that its list holds every block that the
 /// other one had. That one was made of several deltas says nothing of when they were read.
 fn is_later_list(header: &Header, cut: &Incomplete) -> bool {
     let id = |state: &Option<State>| state.as_ref().map(|state| state.id.clone());
@@ -290,6 +314,7 @@ fn is_later_list(header: &Header, cut: &Incomplete) -> bool {
         && !header.is_combined()
         && cut.source == Source::Cow.word()
         && id(&header.target) == id(&cut.target)
+        && (header.target.is_some() || (is_of_origin(&header.run) && is_of_origin(&cut.run)))
         && header.base.is_some()
         && id(&header.base) == id(&cut.base)
         // A stored one may be older.
@@ -313,8 +338,15 @@ pub fn longer_list(record: &Record, called: Called<'_>) -> Refusal {
             incomplete_reason(record),
             why_unproven(record.forced)
         ),
-        way_out: format!("Take it back first: {}", called.take_back(undo)),
+        way_out: back_or_equal(called, undo),
     }
+}
+
+fn back_or_equal(called: Called<'_>, undo: &str) -> String {
+    format!(
+        "Take it back first: {} Or, where that undo is gone, make it equal: lvmsync sync NEW DEST.",
+        called.take_back(undo)
+    )
 }
 
 fn why_unproven(forced: bool) -> &'static str {

@@ -320,10 +320,11 @@ impl Keeper {
             saved_offset: kept.undo.is_some().then_some(0),
             undo_of: header.undo_of.clone().map(StreamId::from),
             base: header.base.clone(),
-            was_on_record: kept.was_on_record,
+            is_proven: kept.is_proven,
             target: header.target.clone(),
             source: header.source.word().to_owned(),
             created: header.created,
+            run: header.run.clone(),
             list: header.list.clone(),
             from: self.from.clone(),
             undo: kept.undo,
@@ -339,7 +340,7 @@ impl Keeper {
 
     /// What was put on another state than its base stays no state, whatever is put on top of it; unless that takes
     /// it back, or replaces everything, or somebody else did.
-    fn stays_forced(&self, header: &Header) -> bool {
+    pub fn stays_forced(&self, header: &Header) -> bool {
         let Some(record) = self.record().filter(|record| record.forced) else {
             return false;
         };
@@ -444,11 +445,13 @@ impl Keeper {
         record.witness = self.watch.as_ref().and_then(Watch::now);
         record.since = now();
         if let Some(done) = done {
+            let is_again = record.stream == done.stream;
             record.stream = done.stream;
             record.list = done.list;
-            record.was_on_record = done.was_on_record;
+            record.is_proven = done.is_proven;
             record.from = done.from;
-            record.undo = done.undo;
+            // Put there once more, without an undo, it is still what the older one takes back.
+            record.undo = done.undo.or(record.undo.filter(|_| is_again));
         }
         self.policy.touched = Touched::No;
         self.put(record)
@@ -573,8 +576,8 @@ pub struct Kept {
     pub old_size_bytes: u64,
     /// The state that it held, as far as that is known.
     pub holds: Option<State>,
-    /// Which is the base of the delta, by its record.
-    pub was_on_record: bool,
+    /// Which is the base of the delta, see [`Record::is_proven`].
+    pub is_proven: bool,
     /// Everything before this volume offset is as it should be.
     pub offset: u64,
     /// That is not the base of the delta.

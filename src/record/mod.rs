@@ -44,9 +44,9 @@ pub struct Record {
     /// Digest of that one's list, as in its header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub list: Option<String>,
-    /// The destination was on record as holding the base of that.
+    /// What it holds rests on a full copy or on what somebody adopted, and on what was applied to that: not on samples alone.
     #[serde(default, skip_serializing_if = "is_false")]
-    pub was_on_record: bool,
+    pub is_proven: bool,
     /// Where that came from. For people.
     #[serde(default)]
     pub from: String,
@@ -99,9 +99,9 @@ pub struct Incomplete {
     /// The state that it begins from.
     #[serde(default)]
     pub base: Option<State>,
-    /// The destination was on record as holding that; else samples alone say so, or nothing.
+    /// The destination was proven to hold that, see [`Record::is_proven`]; else samples alone say so, or nothing.
     #[serde(default, skip_serializing_if = "is_false")]
-    pub was_on_record: bool,
+    pub is_proven: bool,
     /// The state that it leads to.
     #[serde(default)]
     pub target: Option<State>,
@@ -111,6 +111,9 @@ pub struct Incomplete {
     /// When it was made, as in the header: of two lists of one live snapshot the later one holds all of the other.
     #[serde(default)]
     pub created: i64,
+    /// What tells this run from others, as in the header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     /// Digest of its list, as in the header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub list: Option<String>,

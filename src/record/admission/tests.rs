@@ -181,9 +181,11 @@ fn a_live_source_begins_anew_only_from_the_same_snapshot() {
     let mut record = cut("s1", "s2", None);
     if let Some(cut) = &mut record.incomplete {
         cut.target = None;
+        cut.run = Some("origin 1".to_owned());
     }
     let mut live = delta("s1", "x");
     live.0.target = None;
+    live.0.run = Some("origin 2".to_owned());
     assert!(matches!(
         decide(Some(&record), &live),
         Ok(Admission::Fresh { .. })
@@ -199,7 +201,20 @@ fn a_live_source_begins_anew_only_from_the_same_snapshot() {
     assert!(decide(Some(&record), &combined).is_err());
     let mut other = delta("s0", "x");
     other.0.target = None;
+    other.0.run.clone_from(&live.0.run);
     assert!(decide(Some(&record), &other).is_err());
+    // A snapshot that was written to has no name either, and its list may hold what the origin's does not.
+    let mut written = live.clone();
+    written.0.run = Some("3".to_owned());
+    assert!(decide(Some(&record), &written).is_err());
+    record.incomplete.as_mut().unwrap().run = Some("3".to_owned());
+    assert!(decide(Some(&record), &live).is_err());
+    record
+        .incomplete
+        .as_mut()
+        .unwrap()
+        .run
+        .clone_from(&live.0.run);
     assert!(decide(Some(&record), &delta("s1", "s3")).is_err());
 }
 
@@ -208,6 +223,7 @@ fn a_live_source_begins_anew_only_from_the_same_snapshot() {
 fn a_snapshot_that_could_be_written_begins_anew_unless_an_undo_is_kept() {
     let mut later = delta("s1", "s2");
     later.1 = StreamId::from("of another activation".to_owned());
+    later.0.run = Some("boot 1/2".to_owned());
     let anew = decide(Some(&cut("s1", "s2", None)), &later);
     assert!(
         matches!(anew, Ok(Admission::Fresh { remark: Some(_) })),
@@ -217,6 +233,22 @@ fn a_snapshot_that_could_be_written_begins_anew_unless_an_undo_is_kept() {
     assert!(refused.reason.contains("activated anew"), "{refused:?}");
     assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
     assert!(decide(Some(&cut("s1", "s3", None)), &later).is_err());
+
+    // Done before, and asked for again: nothing says that it is another state by now, and nothing that it is not.
+    let done = holding("s2");
+    let policy = |touched, force| Policy {
+        touched,
+        force,
+        ..Policy::default()
+    };
+    let called = Called::here("vg/copy");
+    let again = |policy| admit(Some(&done), &later.0, &later.1, called, policy);
+    let there = again(policy(Touched::No, false));
+    assert!(matches!(there, Ok(Admission::Already { .. })), "{there:?}");
+    let refused = again(policy(Touched::Unknown, false)).unwrap_err();
+    assert!(refused.way_out.contains("lvmsync sync"), "{refused:?}");
+    let forced = again(policy(Touched::Unknown, true));
+    assert!(matches!(forced, Ok(Admission::Forced { .. })), "{forced:?}");
 }
 
 #[test]
@@ -230,9 +262,9 @@ fn a_longer_list_goes_on_where_the_base_is_proven_or_no_undo_could_be_wrong() {
         change(record.incomplete.as_mut().unwrap());
         decide(Some(&record), &delta)
     };
-    assert_eq!(with(false, &|cut| cut.was_on_record = true), resumed);
-    for (forced, was_on_record) in [(true, true), (true, false), (false, false)] {
-        let refused = with(forced, &|cut| cut.was_on_record = was_on_record).unwrap_err();
+    assert_eq!(with(false, &|cut| cut.is_proven = true), resumed);
+    for (forced, proven) in [(true, true), (true, false), (false, false)] {
+        let refused = with(forced, &|cut| cut.is_proven = proven).unwrap_err();
         assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
         let same = with(forced, &|cut| cut.list.clone_from(&delta.0.list));
         assert_eq!(same, resumed);
@@ -244,13 +276,13 @@ fn a_longer_list_goes_on_where_the_base_is_proven_or_no_undo_could_be_wrong() {
 fn what_was_applied_is_not_applied_with_another_list_unless_its_base_is_proven() {
     let mut delta = delta("s1", "s2");
     delta.0.list = Some("b3:longer".to_owned());
-    let applied = |forced: bool, was_on_record| Record {
+    let applied = |forced: bool, proven| Record {
         stream: Some(delta.1.clone()),
         list: Some("b3:list".to_owned()),
         undo: Some("/u/undo".to_owned()),
         holds: (!forced).then(|| state("s2")),
         forced,
-        was_on_record,
+        is_proven: proven,
         ..Record::default()
     };
     let decide = |record: &Record, touched, force| {
@@ -267,8 +299,8 @@ fn what_was_applied_is_not_applied_with_another_list_unless_its_base_is_proven()
     assert!(matches!(there, Ok(Admission::Already { .. })), "{there:?}");
     let proven = decide(&applied(false, true), Touched::Unknown, false);
     assert!(matches!(proven, Ok(Admission::Again { .. })), "{proven:?}");
-    for (forced, was_on_record) in [(true, true), (true, false), (false, false)] {
-        let record = applied(forced, was_on_record);
+    for (forced, proven) in [(true, true), (true, false), (false, false)] {
+        let record = applied(forced, proven);
         for (touched, force) in [(Touched::Unknown, false), (Touched::Yes, true)] {
             let refused = decide(&record, touched, force).unwrap_err();
             assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
