@@ -340,7 +340,17 @@ impl<'a> Cycle<'a> {
             .map(|row| row.lv_uuid.as_str())
             .collect();
         let wanted: Vec<&str> = self.job.targets.iter().map(|target| &*target.to).collect();
-        self.state.retain(&there, &wanted);
+        let lost = self.state.retain(&there, &wanted);
+        for (target, gone) in lost {
+            // Of one that is there something was said above.
+            if !rows.iter().any(|row| row.lv_uuid == gone.uuid) {
+                self.terminal.warn(&format!(
+                    "{}: {target}: snapshot {} is not there any more (was it removed by hand?), so the target is \
+                     compared, or written anew where it collects deltas",
+                    self.name, gone.name
+                ));
+            }
+        }
         self.remove_strays()
     }
 
