@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::room::Seen;
 use crate::dm::base::Base;
 
 /// One job.
@@ -17,6 +18,9 @@ pub struct JobState {
     pub number: u64,
     /// When the last run began: seconds since 1970 UTC.
     pub started: i64,
+    /// What bases took in, the newest last; of thick ones alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub seen: Vec<Seen>,
     /// By the name of the destination.
     pub targets: BTreeMap<String, TargetState>,
 }
@@ -76,6 +80,14 @@ impl JobState {
             .flat_map(|target| target.base.iter().chain(&target.pending))
             .map(|base| base.uuid.as_str())
             .collect()
+    }
+
+    /// The base that was made last, and when: seconds since 1970 UTC.
+    pub fn newest_base(&self) -> Option<(&Base, i64)> {
+        let targets = self.targets.values();
+        targets
+            .filter_map(|target| Some((target.base.as_ref()?, target.holds_since)))
+            .max_by_key(|(_, since)| *since)
     }
 
     /// Forgets snapshots that are not among `there`, which are in order, and destinations that are not among `wanted`.
