@@ -168,6 +168,12 @@ impl TalkArgs {
         start_logging(self.verbose);
         Terminal::new(self.progress, self.quiet, self.verbose > 0)
     }
+
+    /// For several things that are done at a time.
+    fn terminal_without_progress(&self) -> Terminal {
+        start_logging(self.verbose);
+        Terminal::new(ProgressMode::None, self.quiet, self.verbose > 0)
+    }
 }
 
 /// The definition of the command line, for manual pages.
