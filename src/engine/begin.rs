@@ -280,7 +280,9 @@ fn is_there_already(beginning: &Beginning<'_, '_>, keeper: &Keeper, stream: &Str
         let held = record.holds.as_ref().map(|state| &state.id);
         record.stream.as_ref() == Some(stream) || (held.is_some() && held == target)
     };
-    undo.asked().is_some() && !header.is_full_copy() && record.is_some_and(is_it)
+    // Put back by other means, it is perhaps the base again.
+    let is_there = record.is_some_and(is_it) && !keeper.was_put_back();
+    undo.asked().is_some() && !header.is_full_copy() && is_there
 }
 
 /// What the delta begins from is the base because it was copied or adopted, and not because samples say so.

@@ -41,6 +41,8 @@ pub struct Keeper {
     lies_on: Vec<String>,
     /// The destination is a file that was made for this copy, or for one that was cut.
     is_new_file: bool,
+    /// Something of what the last run wrote is there no more: perhaps somebody has put back what was there before.
+    was_put_back: bool,
     /// As it was when the run began.
     before: Option<Record>,
     now: Option<Record>,
@@ -75,10 +77,12 @@ impl Keeper {
             cut.witness = None;
         }
         // Writes from below are not counted. An incomplete destination has other marks by now.
+        let mut was_put_back = false;
         if let Some(record) = before.as_ref().filter(|record| record.incomplete.is_none())
             && !marks::hold(volume, &record.marks).map_err(cannot_read)?
         {
             touched = Touched::Yes;
+            was_put_back = true;
         }
         let policy = Policy { touched, ..policy };
         Ok(Self {
@@ -88,6 +92,7 @@ impl Keeper {
             elsewhere: None,
             lies_on: Vec::new(),
             is_new_file: false,
+            was_put_back,
             now: current,
             before,
             file: Some(file),
@@ -112,6 +117,7 @@ impl Keeper {
             elsewhere: None,
             lies_on: Vec::new(),
             is_new_file: false,
+            was_put_back: false,
             before: record.clone(),
             now: record,
         }
@@ -209,6 +215,11 @@ impl Keeper {
             stream: stream.clone(),
             destination: self.identity().map(str::to_owned),
         }
+    }
+
+    /// Something of what the last run wrote is there no more, see [`marks`].
+    pub fn was_put_back(&self) -> bool {
+        self.was_put_back
     }
 
     /// On record as whole, and nobody is known to have written to it since.
