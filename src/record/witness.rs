@@ -8,11 +8,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use crate::sys::device::DeviceNumber;
 use crate::volume::Volume;
-use crate::volume::host::boot_id;
+use crate::volume::host::{boot_id, disk_sequence};
 
 /// Words of a device's `stat` that count what was written, from 0 (`Documentation/block/stat.rst`).
 const WRITTEN_SECTORS: usize = 6;
@@ -65,10 +64,8 @@ impl Watch {
                 ))
             }
             Self::Device(device) => {
-                let directory =
-                    Path::new("/sys/dev/block").join(format!("{}:{}", device.major, device.minor));
-                let stat = fs::read_to_string(directory.join("stat")).ok()?;
-                of_device(&boot_id()?, sequence_of(*device).as_deref(), &stat)
+                let stat = stat_of(*device).ok()?;
+                of_device(&boot_id()?, disk_sequence(*device).as_deref(), &stat)
             }
         }
     }
@@ -77,20 +74,17 @@ impl Watch {
 /// What a volume keeps as long as it is active, and never gets again: deactivated and activated it is another device that
 /// counts from zero. `None` before Linux 5.15, where that cannot be told.
 pub fn activation(device: DeviceNumber) -> Option<String> {
-    Some(format!("boot {}/{}", boot_id()?, sequence_of(device)?))
-}
-
-fn sequence_of(device: DeviceNumber) -> Option<String> {
-    let path = format!("/sys/dev/block/{}:{}/diskseq", device.major, device.minor);
-    let text = fs::read_to_string(path).ok()?;
-    Some(text.trim().to_owned())
+    Some(format!("boot {}/{}", boot_id()?, disk_sequence(device)?))
 }
 
 /// Whether anything was written to or discarded in a device since it is active. What is below it does not count: the
 /// origin of a snapshot is another device.
 pub fn was_written(device: DeviceNumber) -> bool {
-    let path = format!("/sys/dev/block/{}:{}/stat", device.major, device.minor);
-    fs::read_to_string(path).is_ok_and(|stat| counts_writes(&stat))
+    stat_of(device).is_ok_and(|stat| counts_writes(&stat))
+}
+
+fn stat_of(device: DeviceNumber) -> io::Result<String> {
+    fs::read_to_string(format!("/sys/dev/block/{device}/stat"))
 }
 
 fn counts_writes(stat: &str) -> bool {
