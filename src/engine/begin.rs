@@ -123,7 +123,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     let matched = check(header, samples, target, options)?;
     let resumes = matches!(admission, Admission::Resume { .. });
     if resumes && !matched {
-        keeper.refuse_longer_list(header)?;
+        keeper.refuse_other_list(header)?;
     }
     let forced = matches!(admission, Admission::Forced { .. });
     let old_size_bytes = match keeper

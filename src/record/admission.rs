@@ -119,14 +119,18 @@ pub fn admit(
     // list overwrites.
     let is_proven = record.is_proven && !record.forced;
     let is_other_list = record.stream.as_ref() == Some(stream) && record.list != header.list;
-    if is_other_list && !is_proven && (!is_there || policy.force) && record.undo.is_some() {
+    if is_other_list
+        && !is_proven
+        && (!is_there || policy.force)
+        && let Some(undo) = record.undo.as_deref()
+    {
         return Err(Refusal {
             reason: format!(
                 "this delta was applied already, {}, and its list is another one now: no undo would lead back. Nothing was \
                  written",
                 why_unproven(record.forced)
             ),
-            way_out: back_or_equal(called, record.undo.as_deref().unwrap_or("UNDO")),
+            way_out: back_or_equal(called, undo),
         });
     }
     if policy.touched == Touched::Yes {
@@ -252,8 +256,10 @@ fn to_incomplete(
         return Ok(Admission::Fresh { remark: None });
     };
     if cut.stream.as_ref() == Some(stream) {
-        if needs_its_base(record, header) && (record.forced || !cut.is_proven) {
-            return Err(longer_list(record, called));
+        if (record.forced || !cut.is_proven)
+            && let Some(refusal) = refuse_other_list(record, header, called)
+        {
+            return Err(refusal);
         }
         let offset = cut.durable_offset;
         return Ok(Admission::Resume { offset });
@@ -306,8 +312,8 @@ fn is_of_origin(run: &Option<String>) -> bool {
         .is_some_and(|run| run.starts_with(ORIGIN_RUN))
 }
 
-/// It comes from the same snapshots as what was cut, or from the same one and its origin. Their tables only grow, so that its list holds every block that the
-/// other one had. That one was made of several deltas says nothing of when they were read.
+/// It comes from the same snapshots as what was cut, or from the same one and its origin. Their tables only grow, so that its
+/// list holds every block that the other one had. That one was made of several deltas says nothing of when they were read.
 fn is_later_list(header: &Header, cut: &Incomplete) -> bool {
     let id = |state: &Option<State>| state.as_ref().map(|state| state.id.clone());
     header.source == Source::Cow
@@ -321,25 +327,23 @@ fn is_later_list(header: &Header, cut: &Incomplete) -> bool {
         && header.created >= cut.created
 }
 
-/// A run that was cut, and keeps an undo, goes on with a longer list. What only that one has is the same in base and target,
-/// so nothing is lost if the undo has not saved it. On anything but the base it would be.
-pub fn needs_its_base(record: &Record, header: &Header) -> bool {
-    let is_longer = |cut: &Incomplete| cut.undo.is_some() && cut.list != header.list;
-    !header.is_full_copy() && record.incomplete.as_ref().is_some_and(is_longer)
-}
-
-/// The refusal where it is not known to be the base.
-pub fn longer_list(record: &Record, called: Called<'_>) -> Refusal {
-    let cut = record.incomplete.as_ref();
-    let undo = cut.and_then(|cut| cut.undo.as_deref()).unwrap_or("UNDO");
-    Refusal {
+/// The refusal of a run that was cut, keeps an undo, and comes again with another list, on what is not known to be its base.
+/// What only one list has is the same in base and target, so that on the base nothing is lost if the undo has not saved it;
+/// on anything else it would be. `None` for a run that is no such one.
+pub fn refuse_other_list(record: &Record, header: &Header, called: Called<'_>) -> Option<Refusal> {
+    let cut = record.incomplete.as_ref()?;
+    let undo = cut.undo.as_deref()?;
+    if header.is_full_copy() || cut.list == header.list {
+        return None;
+    }
+    Some(Refusal {
         reason: format!(
             "{}, {}, and its list is another one now: its undo would not lead back",
             incomplete_reason(record),
             why_unproven(record.forced)
         ),
         way_out: back_or_equal(called, undo),
-    }
+    })
 }
 
 fn back_or_equal(called: Called<'_>, undo: &str) -> String {

@@ -7,7 +7,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::admission::{
-    Admission, Called, Policy, Refusal, admit, admit_anonymous, longer_list, needs_its_base,
+    Admission, Called, Policy, Refusal, admit, admit_anonymous, refuse_other_list,
 };
 use super::marks::{self, Mark, Places};
 use super::store::RecordFile;
@@ -162,15 +162,12 @@ impl Keeper {
         }
     }
 
-    /// A run that goes on although the samples, by now, say that this never was its base: see [`needs_its_base`].
-    pub fn refuse_longer_list(&self, header: &Header) -> Result<()> {
-        match self
+    /// For a run that goes on although the samples, by now, say that this never was its base: see [`refuse_other_list`].
+    pub fn refuse_other_list(&self, header: &Header) -> Result<()> {
+        let refusal = self
             .record()
-            .filter(|record| needs_its_base(record, header))
-        {
-            Some(record) => Err(self.refused(longer_list(record, self.called()))),
-            None => Ok(()),
-        }
+            .and_then(|record| refuse_other_list(record, header, self.called()));
+        refusal.map_or(Ok(()), |refusal| Err(self.refused(refusal)))
     }
 
     /// The command that takes back the run that is under way.
