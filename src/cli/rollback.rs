@@ -188,8 +188,8 @@ fn tag(files: &[String]) -> String {
 
 /// Nothing is applied to a directory.
 fn to_be_applied(there: &There<'_>, point: &Point, target: &Target) -> Error {
-    let path = |file: &String| word(&there.directory().join(file).to_string_lossy());
-    let files: Vec<String> = point.files.iter().map(path).collect();
+    let files = there.files_of(point);
+    let files: Vec<String> = files.iter().map(|file| word(file)).collect();
     Error::refused(
         target.to.clone(),
         "it collects deltas, and there is no volume that could be put back",

@@ -10,7 +10,7 @@ use crate::cli::history::{find, keeps_none, only};
 use crate::cli::points::there::There;
 use crate::cli::progress::Terminal;
 use crate::cli::replicate::JobsArgs;
-use crate::commands::{Caller, word};
+use crate::commands::Caller;
 use crate::error::{Error, Result};
 use crate::job::points::choose;
 use crate::monitor::Monitor;
@@ -60,22 +60,23 @@ pub(super) fn of_point(
     let there = there.ok_or_else(|| keeps_none(job_name))?;
     let listing = there.list()?;
     let point = find(&listing, wanted, job_name, target)?;
-    let path = |file: &String| there.directory().join(file).to_string_lossy().into_owned();
-    let deltas: Vec<String> = point.files.iter().map(path).collect();
-    let (host, volume) = there.volume();
-    let base = (!target.collects()).then_some(volume);
-    if let Some(host) = host {
+    let deltas = there.files_of(point);
+    let base = there.volume().map(str::to_owned);
+    if let Some(via) = there.via() {
         let base = base.iter().flat_map(|base| ["--base", base.as_str()]);
         let words = deltas.iter().map(String::as_str).chain(base);
         let words: Vec<&str> = words.chain(rest.iter().map(String::as_str)).collect();
-        let there = Caller::HERE.command("view", &words);
+        let caller = Caller {
+            via,
+            state_dir: None,
+        };
         return Err(Error::refused(
             target.to.clone(),
             format!(
-                "what it held at {} is in files of {host}",
+                "what it held at {} is in files of that machine",
                 shown_time(point.at)
             ),
-            format!("Look there: {} {} {}", target.rsh, word(host), word(&there)),
+            format!("Look there: {}", caller.command("view", &words)),
         ));
     }
     terminal.remark(&format!(
