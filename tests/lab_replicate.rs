@@ -13,7 +13,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use lab::{Guest, Setup};
-use lab_kit::live;
+use lab_kit::live::{self, bases};
 use lab_kit::thin::{self, lvm};
 use lab_kit::{Random, Run, Tool, assert_same, content, long, lvmsync_processes, seed, write};
 use rustix::process::{Pid, Signal, kill_process};
@@ -75,14 +75,6 @@ fn change(random: &mut Random) {
     }
 }
 
-fn snapshots(guest: &Guest) -> Vec<String> {
-    let rows = guest.sh("lvs --noheadings -o lv_name,lv_tags vg");
-    rows.lines()
-        .filter(|row| row.contains("lvmsync_base"))
-        .map(|row| row.split_whitespace().next().unwrap().to_owned())
-        .collect()
-}
-
 fn wait_until_quiet() {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !lvmsync_processes().is_empty() {
@@ -137,7 +129,7 @@ fn rounds(name: &str, kind: Kind) {
                 }
                 // A base is removed by hand.
                 1 => {
-                    if let Some(base) = snapshots(guest).first() {
+                    if let Some(base) = bases(guest).first() {
                         lvm(guest, &format!("lvremove -qq -y vg/{base}"));
                     }
                 }
@@ -152,11 +144,7 @@ fn rounds(name: &str, kind: Kind) {
             for target in targets {
                 assert_same(target, &now, &format!("round {round}, fault {fault}"));
             }
-            assert_eq!(
-                snapshots(guest).len(),
-                1,
-                "round {round}: one base for both"
-            );
+            assert_eq!(bases(guest).len(), 1, "round {round}: one base for both");
             let status = tool.run(&line(&tool, "status --json")).ok();
             let rows: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
             for row in rows.as_array().unwrap() {
@@ -235,7 +223,7 @@ fn away(name: &str, kind: Kind) {
             );
             assert_same("/dev/there/far", &old, "away");
             // What it holds, what it was to get first, and what the other one holds.
-            let found = snapshots(guest).len();
+            let found = bases(guest).len();
             assert_eq!(found, if round == 0 { 2 } else { 3 }, "round {round}");
         }
         let failed = fs::read_to_string(guest.scratch().join("failed")).unwrap();
@@ -255,7 +243,7 @@ fn away(name: &str, kind: Kind) {
         for target in ["/dev/there/near", "/dev/there/far"] {
             assert_same(target, &content("/dev/vg/data"), "caught up");
         }
-        assert_eq!(snapshots(guest).len(), 1);
+        assert_eq!(bases(guest).len(), 1);
         let (recovered, near) = lag();
         assert!(recovered == near && recovered < 60, "{recovered} {near}");
     });
@@ -325,7 +313,7 @@ fn jobs_of_one_pool_and_of_one_volume_run_at_the_same_time() {
                 let now = content(format!("/dev/vg/{source}"));
                 assert_same(format!("/dev/there/{job}"), &now, &format!("round {round}"));
             }
-            assert_eq!(snapshots(guest).len(), 3, "round {round}: one of each");
+            assert_eq!(bases(guest).len(), 3, "round {round}: one of each");
             assert_eq!(thin::held_root(guest, "vg/pool"), "-", "round {round}");
             assert_eq!(tool.held(), [""; 0], "round {round}");
         }
@@ -367,6 +355,6 @@ fn a_snapshot_that_fills_is_made_larger_up_to_the_limit() {
             &["vg/data-data-1", "has reached its limit", "extend_limit"],
         );
         assert_same("/dev/there/near", &content("/dev/vg/data"), "the next one");
-        assert_eq!(snapshots(guest).len(), 1);
+        assert_eq!(bases(guest).len(), 1);
     });
 }

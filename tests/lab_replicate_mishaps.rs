@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lab::{Guest, Peer, Script};
-use lab_kit::live::{self, Kind, LVS, MIB, StopAtEnd, kill, settle};
+use lab_kit::live::{self, Kind, LVS, MIB, StopAtEnd, bases, kill, settle};
 use lab_kit::thin::{held_in, held_root, lvm};
 use lab_kit::{Random, Run, Tool, assert_same, content, long, seed, write};
 use rustix::process::{Pid, Signal, kill_process};
@@ -101,14 +101,6 @@ fn make(guest: &Guest, kind: Kind) {
     fs::write(guest.shared().join("volumes"), guest.sh(LVS)).unwrap();
 }
 
-fn snapshots(guest: &Guest) -> Vec<String> {
-    let rows = guest.sh("lvs --noheadings -o lv_name,lv_tags vg");
-    rows.lines()
-        .filter(|row| row.contains("lvmsync_base"))
-        .map(|row| row.split_whitespace().next().unwrap().to_owned())
-        .collect()
-}
-
 struct Bench<'a> {
     guest: &'a Guest,
     kind: Kind,
@@ -178,7 +170,7 @@ impl<'a> Bench<'a> {
     }
 
     fn base(&self) -> Option<String> {
-        snapshots(self.guest).into_iter().next()
+        bases(self.guest).into_iter().next()
     }
 
     /// A run to which something happens in the middle; it may have ended before.
@@ -263,7 +255,7 @@ impl<'a> Bench<'a> {
     fn finish(&mut self, when: &str) -> Run {
         self.change();
         let run = self.tool.run(&self.line("replicate data")).ok();
-        let found = snapshots(self.guest);
+        let found = bases(self.guest);
         assert_eq!(found.len(), 1, "{when}: {found:?}\n{}", run.stderr);
         self.is_as_sent(&found[0], when);
         run

@@ -13,7 +13,7 @@ mod damage_kit;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use damage_kit::{MemoryUndo, apply_with, delta_of, noise};
+use damage_kit::{MemoryUndo, apply, apply_with, delta_of, noise};
 use lvmsync::change_list::ChangeList;
 use lvmsync::delta::header::State;
 use lvmsync::delta::samples::Samples;
@@ -141,7 +141,13 @@ impl Case {
         let mut keeper = Keeper::in_memory(record);
         let volume = FaultyVolume::new(MemoryVolume::new(original.clone()));
         let volume = volume.fail_nth(OpKind::Write, self.cut_at, 5);
-        let _ = apply_with(&first[..], &volume, &undo, &mut keeper, self.force[0]);
+        let _ = apply_with(
+            &first[..],
+            &volume,
+            &undo,
+            &mut keeper,
+            (false, self.force[0]),
+        );
         let is_cut = keeper
             .record()
             .is_some_and(|record| record.incomplete.is_some());
@@ -156,7 +162,13 @@ impl Case {
         // A second undo of its own replaces the first one: that may not be the way back to what was before both.
         let before_second = volume.bytes();
         let had_undo = undo.bytes(false);
-        let went_on = apply_with(&second[..], &volume, place, &mut keeper, self.force[1]);
+        let went_on = apply_with(
+            &second[..],
+            &volume,
+            place,
+            &mut keeper,
+            (false, self.force[1]),
+        );
         counts.cut.fetch_add(usize::from(is_cut), Ordering::Relaxed);
         match &went_on {
             Ok(_) => counts.went_on.fetch_add(1, Ordering::Relaxed),
@@ -178,7 +190,7 @@ impl Case {
         for bytes in [had_undo, undo.bytes(false)].into_iter().flatten() {
             let again = MemoryVolume::new(volume.bytes());
             let mut keeper = Keeper::in_memory(keeper.record().cloned());
-            if apply_with(&bytes[..], &again, &NoUndo, &mut keeper, false).is_err() {
+            if apply(&bytes[..], &again, &NoUndo, &mut keeper, false).is_err() {
                 continue;
             }
             counts.taken_back.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,8 @@
 //! `lvmsync replicate`: the periodic cycle, from files that say what is replicated where.
 //!
 //! Guarantees: one run of a job is one snapshot and one increment for each target; jobs that fail do not keep others from
-//! running, and the exit code is that of the worst; a run is told to stop between two steps and leaves everything as the next run wants it.
+//! running, and the exit code is that of the worst; a run is told to stop between two steps and leaves everything as the
+//! next run wants it.
 
 pub(super) mod cycle;
 mod several;

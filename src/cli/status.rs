@@ -1,6 +1,7 @@
 //! `lvmsync status`: how far each job is, for people, scripts and monitoring.
 //!
-//! Guarantees: changes nothing but the file that is asked for, which is whole whenever it is read; whoever watches it learns by the exit code that a target is later than its limit.
+//! Guarantees: changes nothing but the file that is asked for, which is whole whenever it is read; whoever watches it learns
+//! by the exit code that a target is later than its limit.
 
 use std::fs::Permissions;
 use std::io::Write;

@@ -1,8 +1,8 @@
 //! Snapshots that must not overflow while something is sent.
 //!
 //! Guarantees: while the work runs, the fill of each thick snapshot is looked at every second, and one that is three quarters
-//! full, or soon will be, gets more room, as long as its volume group has any and the limit allows it; what cannot be done is said once, and the work goes on: a snapshot that
-//! overflows is noticed by whoever reads it.
+//! full, or soon will be, gets more room, as long as its volume group has any and the limit allows it; what cannot be done is
+//! said once, and the work goes on: a snapshot that overflows is noticed by whoever reads it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -108,15 +108,13 @@ fn extents(origin: &LvName, size_bytes: u64, store: Store, beside: Beside) -> Re
     if beside == Beside::TheNext {
         room.free_extents /= 2;
     }
-    let mut asked = match store {
-        Store::Likely | Store::About(_) => None,
+    let asked = match store {
+        Store::Likely => None,
         Store::Bytes(bytes) => Some(bytes),
+        Store::About(bytes) => Some(bytes.min(room.free_extents.saturating_mul(room.extent_bytes))),
         // What is larger than can be used is cut down to that.
         Store::Most => Some(size_bytes.saturating_mul(2)),
     };
-    if let Store::About(bytes) = store {
-        asked = Some(bytes.min(room.free_extents.saturating_mul(room.extent_bytes)));
-    }
     store_extents(origin, size_bytes, asked, room).map_err(|_| {
         let vg = origin.vg();
         let twice = match beside {

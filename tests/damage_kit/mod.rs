@@ -158,21 +158,11 @@ pub(crate) fn apply(
     keeper: &mut Keeper,
     is_file: bool,
 ) -> Result<Received> {
-    run(delta, volume, undo, keeper, (is_file, false))
+    apply_with(delta, volume, undo, keeper, (is_file, false))
 }
 
-/// The same to a device, perhaps with `--force`.
+/// The same, perhaps with `--force`.
 pub(crate) fn apply_with(
-    delta: impl Read,
-    volume: &dyn WriteAt,
-    undo: &dyn UndoPlace,
-    keeper: &mut Keeper,
-    force: bool,
-) -> Result<Received> {
-    run(delta, volume, undo, keeper, (false, force))
-}
-
-fn run(
     delta: impl Read,
     volume: &dyn WriteAt,
     undo: &dyn UndoPlace,
