@@ -195,7 +195,7 @@ fn jobs_that_run_at_once_all_run_and_say_so_line_by_line() {
     let dir = Dir::new(&files);
     for at_once in [1, 4, 64] {
         let said = dir.ends(
-            &format!("replicate --all --jobs {at_once}"),
+            &format!("replicate --all --quiet --jobs {at_once}"),
             2,
             &["lvmsync: bad: "],
         );
@@ -216,4 +216,67 @@ fn jobs_that_run_at_once_all_run_and_say_so_line_by_line() {
         dir.ends(&line, 5, &["lvmsync: bad: ", "j5.json", "lvmsync: j6: "]);
     }
     dir.ends("replicate --help", 0, &["--jobs", "of them at a time"]);
+}
+
+/// What is said on a stderr of which systemd says that its journal listens, or says nothing.
+fn logged(dir: &Dir, line: &str, is_journal: bool) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let path = dir.0.path().join("log");
+    let log = fs::File::create(&path).unwrap();
+    let stat = log.metadata().unwrap();
+    let (device, inode) = (stat.dev(), stat.ino() + u64::from(!is_journal));
+    Command::new(env!("CARGO_BIN_EXE_lvmsync"))
+        .args(line.split_whitespace())
+        .arg("--jobs-dir")
+        .arg(dir.0.path().join("jobs"))
+        .arg("--state-dir")
+        .arg(dir.0.path().join("state"))
+        .env("JOURNAL_STREAM", format!("{device}:{inode}"))
+        .stderr(log)
+        .status()
+        .unwrap();
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn lines_of_a_run_have_its_id_and_a_priority_for_the_journal() {
+    let file = GOOD.replace("vg/data", "/etc/hostname");
+    let hook = "[hooks]\non_failure = \"echo hook $LVMSYNC_RUN >&2\"\n";
+    let dir = Dir::new(&[("data.toml", &format!("{file}{hook}"))]);
+    let said = logged(&dir, "replicate data", true);
+    let steps: Vec<&str> = said.lines().filter(|line| line.contains(" run=")).collect();
+    let id = |line: &str| {
+        let id = line.split(" run=").nth(1).unwrap();
+        id.split(' ').next().unwrap().to_owned()
+    };
+    let run = id(steps[0]);
+    assert_eq!(
+        steps[0],
+        format!("<6>lvmsync: data: begins job=data run={run} source=/etc/hostname")
+    );
+    assert!(
+        steps[1].starts_with("<6>lvmsync: data: failed: ") && steps[1].contains(" code=2"),
+        "{said}"
+    );
+    assert!(steps.iter().all(|line| id(line) == run), "{said}");
+    assert!(said.contains(&format!("hook {run}\n")), "{said}");
+    let error = said.lines().find(|line| line.starts_with("<3>"));
+    assert!(
+        error.is_some_and(|line| line.contains("no logical volume")),
+        "{said}"
+    );
+    // Another run has another id, and where no journal listens there are no priorities.
+    let again = logged(&dir, "replicate data", false);
+    assert!(
+        again.starts_with("lvmsync: data: begins job=data run="),
+        "{again}"
+    );
+    assert_ne!(id(again.lines().next().unwrap()), run);
+    // Who asked for quiet hears of what is wrong alone.
+    let quiet = logged(&dir, "replicate data --quiet", true);
+    let ours: Vec<&str> = quiet
+        .lines()
+        .filter(|line| line.contains("lvmsync:"))
+        .collect();
+    assert!(ours.iter().all(|line| line.starts_with("<3>")), "{quiet}");
 }

@@ -139,7 +139,7 @@ fn rounds(name: &str, kind: Kind) {
                 }
                 _ => {}
             }
-            tool.run(&run).ok();
+            let done = tool.run(&run).ok();
             let now = content("/dev/vg/data");
             for target in targets {
                 assert_same(target, &now, &format!("round {round}, fault {fault}"));
@@ -152,6 +152,24 @@ fn rounds(name: &str, kind: Kind) {
                     row["error"].is_null() && row["lag_seconds"].as_i64().unwrap() < 120,
                     "{row}"
                 );
+                assert_eq!(row["last_run"], row["last_success_run"], "{row}");
+            }
+            // Each step is a line that has the id of its run.
+            let id = format!(" run={}", rows[0]["last_run"].as_str().unwrap());
+            for step in [
+                "begins",
+                "made snapshot vg/data",
+                "to there/near",
+                "there/second holds vg/data",
+                "removed snapshot vg/data",
+                "done",
+            ] {
+                // The first run has no base that could go; another one may have been removed by hand.
+                if step.starts_with("removed") && (round == 0 || fault != 3) {
+                    continue;
+                }
+                let is = |line: &str| line.contains(step) && line.contains(&id);
+                assert!(done.stderr.lines().any(is), "{step}: {}", done.stderr);
             }
         }
         println!(

@@ -92,7 +92,7 @@ pub(super) fn run(args: &ClassicArgs, cancel: &Cancel) -> Result<ExitCode> {
             "--quiet and --verbose contradict each other".to_owned(),
         ));
     }
-    super::start_logging(u8::from(args.verbose) + 2 * u8::from(args.debug));
+    super::log::start(u8::from(args.verbose) + 2 * u8::from(args.debug), false);
     let terminal = Terminal::new(ProgressMode::Auto, args.quiet, args.verbose || args.debug);
     if args.server {
         output::message("lvmsync: --server is deprecated: use --apply -");

@@ -19,6 +19,7 @@ mod inspect;
 mod inspect_chain;
 mod inspect_map;
 mod invert;
+mod log;
 mod migrate;
 mod output;
 mod points;
@@ -165,13 +166,13 @@ struct TalkArgs {
 
 impl TalkArgs {
     fn terminal(&self) -> Terminal {
-        start_logging(self.verbose);
+        log::start(self.verbose, self.quiet);
         Terminal::new(self.progress, self.quiet, self.verbose > 0)
     }
 
     /// For several things that are done at a time.
     fn terminal_without_progress(&self) -> Terminal {
-        start_logging(self.verbose);
+        log::start(self.verbose, self.quiet);
         Terminal::new(ProgressMode::None, self.quiet, self.verbose > 0)
     }
 }
@@ -287,23 +288,8 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
 }
 
 fn report(error: &Error) -> ExitCode {
-    output::message(&format!("lvmsync: {}", error.chain()));
+    log::failure(&error.chain());
     error.exit_code()
-}
-
-fn start_logging(verbose: u8) {
-    let level = match verbose {
-        0 => tracing::Level::WARN,
-        1 => tracing::Level::INFO,
-        _ => tracing::Level::DEBUG,
-    };
-    // A second start, in tests, changes nothing.
-    let _ = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .without_time()
-        .try_init();
 }
 
 #[cfg(test)]

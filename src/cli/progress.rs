@@ -1,15 +1,18 @@
 //! Progress and warnings on stderr: a bar for people, lines of JSON for scripts, or nothing.
 //!
-//! Guarantees: nothing is drawn into a pipe unless it was asked for; a warning never tears the bar.
+//! Guarantees: nothing is drawn into a pipe unless it was asked for; a warning never tears the bar, and carries the ids of the
+//! run that it belongs to.
 
 use std::io::IsTerminal;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use tracing::Span;
 
+use super::log::WORDS;
 use super::output::message;
 use crate::monitor::Monitor;
 
@@ -32,9 +35,11 @@ const JSON_EVERY: Duration = Duration::from_millis(500);
 /// Talks to whoever started us.
 pub(super) struct Terminal {
     bar: Option<ProgressBar>,
-    json: Option<JsonLines>,
+    json: Option<Arc<JsonLines>>,
     quiet: bool,
     verbose: bool,
+    /// What words belong to.
+    span: Span,
 }
 
 struct JsonLines {
@@ -62,11 +67,13 @@ impl Terminal {
             ProgressMode::Auto => !quiet && std::io::stderr().is_terminal(),
             ProgressMode::Json | ProgressMode::None => false,
         };
-        let json = (mode == ProgressMode::Json).then(|| JsonLines {
-            start: Instant::now(),
-            total: AtomicU64::new(0),
-            done: AtomicU64::new(0),
-            last: Mutex::new(Instant::now()),
+        let json = (mode == ProgressMode::Json).then(|| {
+            Arc::new(JsonLines {
+                start: Instant::now(),
+                total: AtomicU64::new(0),
+                done: AtomicU64::new(0),
+                last: Mutex::new(Instant::now()),
+            })
         });
         let bar = bar.then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
@@ -82,6 +89,17 @@ impl Terminal {
             json,
             quiet,
             verbose,
+            span: Span::none(),
+        }
+    }
+
+    /// The same, for what belongs to `span`.
+    pub(super) fn within(&self, span: &Span) -> Self {
+        Self {
+            bar: self.bar.clone(),
+            json: self.json.clone(),
+            span: span.clone(),
+            ..*self
         }
     }
 
@@ -113,8 +131,12 @@ impl Terminal {
         Speaker(self.bar.clone())
     }
 
-    fn say(&self, text: &str) {
-        self.speaker().say(text);
+    /// Takes the bar aside while `log` writes.
+    pub(super) fn beside_bar(&self, log: impl FnOnce()) {
+        match &self.bar {
+            Some(bar) => bar.suspend(log),
+            None => log(),
+        }
     }
 }
 
@@ -157,18 +179,18 @@ impl Monitor for Terminal {
     }
 
     fn warn(&self, text: &str) {
-        self.say(&format!("lvmsync: warning: {text}"));
+        self.beside_bar(|| tracing::warn!(target: WORDS, parent: &self.span, "{text}"));
     }
 
     fn remark(&self, text: &str) {
         if !self.quiet {
-            self.say(&format!("lvmsync: {text}"));
+            self.beside_bar(|| tracing::info!(target: WORDS, parent: &self.span, "{text}"));
         }
     }
 
     fn note(&self, text: &str) {
         if self.verbose {
-            self.say(&format!("lvmsync: {text}"));
+            self.beside_bar(|| tracing::info!(target: WORDS, parent: &self.span, "{text}"));
         }
     }
 }

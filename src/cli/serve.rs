@@ -123,7 +123,7 @@ impl LimitArgs {
 }
 
 pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
-    super::start_logging(args.talk.verbose);
+    super::log::start(args.talk.verbose, args.talk.quiet);
     let gate = Gate::new(args.limits.policy()?);
     let line = Line::new(cancel.clone(), args.timeout.get());
     let (input, out) = (

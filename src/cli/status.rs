@@ -79,6 +79,9 @@ struct Row {
     late: bool,
     last_bytes: u64,
     last_seconds: f64,
+    /// Id of the run that succeeded last, and of the job's last run: `run=` in the log.
+    last_success_run: Option<String>,
+    last_run: Option<String>,
     /// Of the thick snapshot that the next increment begins from.
     base_used_bytes: Option<u64>,
     base_bytes: Option<u64>,
@@ -165,6 +168,8 @@ fn rows(args: &StatusArgs) -> Result<Vec<Row>> {
                 late: lag.map_or(waits || known.error.is_some(), |lag| lag as f64 > limit),
                 last_bytes: known.bytes,
                 last_seconds: known.seconds,
+                last_success_run: Some(known.run).filter(|run| !run.is_empty()),
+                last_run: Some(state.run.clone()).filter(|run| !run.is_empty()),
                 base_used_bytes: fill.map(|(used, _)| used),
                 base_bytes: fill.map(|(_, total)| total),
                 next_run_in_seconds: due_in(&job, &state, now),

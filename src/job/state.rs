@@ -18,6 +18,9 @@ pub struct JobState {
     pub number: u64,
     /// When the last run began: seconds since 1970 UTC.
     pub started: i64,
+    /// Id of the last run, as lines of the log have it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub run: String,
     /// What bases took in, the newest last; of thick ones alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub seen: Vec<Seen>,
@@ -46,6 +49,9 @@ pub struct TargetState {
     pub bytes: u64,
     /// How long that took.
     pub seconds: f64,
+    /// Id of that run, as lines of the log have it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub run: String,
     /// Why the last run failed.
     pub error: Option<String>,
     /// The directory of its points in time was there when the last run was done.

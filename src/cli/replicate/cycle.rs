@@ -2,25 +2,24 @@
 //!
 //! Guarantees: what is sent is on record before; the snapshot that a target holds goes only after it has said that the next
 //! one is durable there, so a run that is cut anywhere leaves a base; only snapshots of the job are ever removed. A target
-//! that fails does not keep the others from going on, and is caught up with later.
+//! that fails does not keep the others from going on, and is caught up with later. Each step is one line of the log, with the
+//! id of its run.
 
+mod bases;
 mod keeping;
 mod room;
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::time::Instant;
-
-use super::several::hold;
 
 use crate::cancel::Cancel;
 use crate::cli::apply::{StateArgs, WriteArgs};
+use crate::cli::log::{STEPS, WORDS};
 use crate::cli::points::there::remote_args;
 use crate::cli::progress::Terminal;
 use crate::cli::send::{Job, ToArgs};
-use crate::cli::watched::{fill_of, while_watched};
-use crate::dm::base::{self, Base, Beside, Store};
-use crate::dm::lvm::{LvRow, volumes_of};
+use crate::cli::watched::while_watched;
+use crate::dm::base::Base;
 use crate::dm::name::LvName;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
@@ -34,14 +33,14 @@ use crate::monitor::Monitor;
 use crate::record::keeper::now;
 use crate::source::SourceRequest;
 use crate::units::Bytes;
+use crate::volume::file_version::run_id;
 pub(in crate::cli) use keeping::refused_as_put_back;
-
-/// Held by the job that makes a snapshot.
-static MAKING: Mutex<()> = Mutex::new(());
 
 /// One job, for one run.
 pub(super) struct Cycle<'a> {
     name: &'a str,
+    /// Id of this run.
+    run: &'a str,
     job: &'a JobConfig,
     state_args: &'a StateArgs,
     terminal: &'a Terminal,
@@ -65,25 +64,63 @@ pub(super) fn run(
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<()> {
-    let done = Cycle::open(name, job, state_args, terminal, cancel).and_then(|mut cycle| {
+    let run = run_id();
+    let run = run.split('-').next().unwrap_or_default();
+    // Whatever is said from here on carries it.
+    let span = tracing::error_span!(target: WORDS, "run", job = name, run);
+    let _entered = span.enter();
+    let terminal = &terminal.within(&span);
+    let begun = Instant::now();
+    tracing::info!(target: STEPS, source = %job.source, "{name}: begins");
+    let cycle = Cycle::open((name, run), job, state_args, terminal, cancel);
+    let done = cycle.and_then(|mut cycle| {
         if resume {
             cycle.resume()?;
         }
         cycle.run()
     });
-    if let (Err(error), Some(command)) = (&done, &job.hooks.on_failure) {
-        let text = error.chain();
-        let environment = [("LVMSYNC_JOB", name), ("LVMSYNC_ERROR", &text)];
-        if let Err(failed) = hooks::run(command, "the hook on_failure", &environment, cancel) {
-            terminal.warn(&format!("{name}: {}", failed.chain()));
+    let seconds = tenths(begun);
+    match &done {
+        Ok(()) => tracing::info!(target: STEPS, seconds, "{name}: done"),
+        Err(error) => {
+            let text = error.chain();
+            let code = error.exit_code() as u8;
+            let reason = text.lines().next().unwrap_or_default();
+            tracing::info!(target: STEPS, seconds, code, "{name}: failed: {reason}");
+            on_failure((name, run), job, &text, terminal, cancel);
         }
     }
     done
 }
 
+fn on_failure(
+    (name, run): (&str, &str),
+    job: &JobConfig,
+    text: &str,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) {
+    let Some(command) = &job.hooks.on_failure else {
+        return;
+    };
+    let environment = [
+        ("LVMSYNC_JOB", name),
+        ("LVMSYNC_RUN", run),
+        ("LVMSYNC_ERROR", text),
+    ];
+    if let Err(failed) = hooks::run(command, "the hook on_failure", &environment, cancel) {
+        terminal.warn(&format!("{name}: {}", failed.chain()));
+    }
+}
+
+/// Seconds since then.
+fn tenths(begun: Instant) -> f64 {
+    (begun.elapsed().as_secs_f64() * 10.0).round() / 10.0
+}
+
 impl<'a> Cycle<'a> {
     fn open(
-        name: &'a str,
+        (name, run): (&'a str, &'a str),
         job: &'a JobConfig,
         state_args: &'a StateArgs,
         terminal: &'a Terminal,
@@ -108,6 +145,7 @@ impl<'a> Cycle<'a> {
         };
         Ok(Self {
             name,
+            run,
             job,
             state_args,
             terminal,
@@ -135,6 +173,7 @@ impl<'a> Cycle<'a> {
             return first.map_or(Ok(()), Err);
         }
         self.state.started = now();
+        self.run.clone_into(&mut self.state.run);
         self.look_at_bases();
         let taken = now();
         let new = self.snapshot()?;
@@ -176,6 +215,17 @@ impl<'a> Cycle<'a> {
         let (old, file) = (known.base.clone(), known.pending_file.clone());
         let is_prepared = known.is_prepared;
         let begun = Instant::now();
+        let from = old.as_ref().map(|old| old.name.as_str());
+        tracing::info!(
+            target: STEPS,
+            target = %target.to,
+            from,
+            state = format!("lvm:{}", new.uuid),
+            "{}: sends {} to {}",
+            self.name,
+            new.name,
+            target.to
+        );
         let bases: Vec<&Base> = old.iter().chain([new]).collect();
         let this = &*self;
         let bytes = while_watched(&bases, this.growth(), this.terminal, || {
@@ -201,12 +251,14 @@ impl<'a> Cycle<'a> {
             }
         })?;
         let seconds = begun.elapsed().as_secs_f64();
+        let run = self.run.to_owned();
         let known = self.target(target);
         known.is_prepared |= file.is_some();
         known.arrived(now());
-        (known.bytes, known.seconds) = (bytes, seconds);
+        (known.bytes, known.seconds, known.run) = (bytes, seconds, run);
         self.held.save(&self.state)?;
-        self.terminal.summary(&format!(
+        self.terminal.finish();
+        self.terminal.remark(&format!(
             "{}: {} holds {} ({} in {seconds:.1} s)",
             self.name,
             target.to,
@@ -278,102 +330,6 @@ impl<'a> Cycle<'a> {
         };
         let summary = job.run()?;
         Ok(summary.data_bytes + summary.zero_bytes)
-    }
-
-    fn snapshot(&mut self) -> Result<Base> {
-        let environment = [
-            ("LVMSYNC_JOB", self.name),
-            ("LVMSYNC_SOURCE", &self.job.source),
-        ];
-        if let Some(command) = &self.job.hooks.before_snapshot {
-            hooks::run(
-                command,
-                "the hook before_snapshot",
-                &environment,
-                self.cancel,
-            )?;
-        }
-        let made = self.make_snapshot();
-        if let Some(command) = &self.job.hooks.after_snapshot {
-            // What was stopped for it goes on, whatever became of it, and whoever wants to stop.
-            let cancel = Cancel::new();
-            let hook = hooks::run(command, "the hook after_snapshot", &environment, &cancel);
-            return made.and_then(|made| hook.map(|()| made));
-        }
-        made
-    }
-
-    fn make_snapshot(&mut self) -> Result<Base> {
-        self.state.number += 1;
-        self.held.save(&self.state)?;
-        let name = base::base_name(&self.volume, self.name, self.state.number);
-        let name = name.ok_or_else(|| Error::Lvm {
-            what: self.volume.to_string(),
-            reason: "its name leaves no room for that of a snapshot".to_owned(),
-        })?;
-        let is_first = self.state.needed().is_empty();
-        let beside = if is_first {
-            Beside::TheNext
-        } else {
-            Beside::Nothing
-        };
-        let size = match self.job.snapshot_size {
-            Store::Likely => self.likely_store(),
-            asked => asked,
-        };
-        let store = (!self.is_thin).then_some((size, beside));
-        // Two jobs that look at once what is free in a group would both take all of it.
-        let _alone = hold(&MAKING);
-        base::make(&self.volume, &name, &self.owner, self.size_bytes, store)
-    }
-
-    /// What was removed by hand is forgotten, and what is of no use any more is removed.
-    fn sort_out(&mut self) -> Result<()> {
-        let rows = volumes_of(self.volume.vg())?;
-        // One that has overflowed is there, and of no use.
-        let in_order = |row: &&LvRow| {
-            let known = Base {
-                name: format!("{}/{}", row.vg_name, row.lv_name),
-                uuid: row.lv_uuid.clone(),
-            };
-            let is = self.is_thin || fill_of(&known).is_some();
-            if !is {
-                self.terminal.warn(&format!(
-                    "{}: {} has overflowed, or is not active: what it was the base for is compared",
-                    self.name, known.name
-                ));
-            }
-            is
-        };
-        let there: Vec<&str> = base::of_owner(&rows, &self.owner)
-            .filter(in_order)
-            .map(|row| row.lv_uuid.as_str())
-            .collect();
-        let wanted: Vec<&str> = self.job.targets.iter().map(|target| &*target.to).collect();
-        let lost = self.state.retain(&there, &wanted);
-        for (target, gone) in lost {
-            // Of one that is there something was said above.
-            if !rows.iter().any(|row| row.lv_uuid == gone.uuid) {
-                self.terminal.warn(&format!(
-                    "{}: {target}: snapshot {} is not there any more (was it removed by hand?), so the target is \
-                     compared, or written anew where it collects deltas",
-                    self.name, gone.name
-                ));
-            }
-        }
-        self.remove_strays()
-    }
-
-    fn remove_strays(&self) -> Result<()> {
-        let rows = volumes_of(self.volume.vg())?;
-        let needed = self.state.needed();
-        for row in base::of_owner(&rows, &self.owner) {
-            let is_new = self.new.as_ref() == Some(&row.lv_uuid);
-            if !is_new && !needed.contains(&row.lv_uuid.as_str()) {
-                base::remove(self.volume.vg(), &row.lv_uuid, &self.owner)?;
-            }
-        }
-        Ok(())
     }
 
     fn target(&mut self, target: &Target) -> &mut crate::job::state::TargetState {

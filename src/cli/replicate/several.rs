@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::cancel::Cancel;
-use crate::cli::output;
+use crate::cli::log;
 use crate::error::{ExitCode, Result};
 
 /// Runs `work` for each of `jobs`, `at_once` of them at a time, in their order.
@@ -27,7 +27,7 @@ pub(super) fn run_each<T: Send>(
             let next = hold(&queue).pop_front();
             let Some((name, job)) = next else { break };
             if let Err(error) = work(&name, job) {
-                output::message(&format!("lvmsync: {name}: {}", error.chain()));
+                log::failure(&format!("{name}: {}", error.chain()));
                 let mut worst = hold(&worst);
                 if error.exit_code().badness() > worst.badness() {
                     *worst = error.exit_code();

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use super::Cycle;
+use crate::cli::log::STEPS;
 use crate::cli::points::there::{There, unexpected};
 use crate::dm::base::Base;
 use crate::error::{Error, Result};
@@ -126,12 +127,14 @@ impl Cycle<'_> {
                 .warn(&format!("{}: {}: {remark}", self.name, target.to));
         }
         if kept.given_up > 0 {
-            self.terminal.note(&format!(
+            tracing::info!(
+                target: STEPS,
+                target = %target.to,
                 "{}: {}: gave up {}",
                 self.name,
                 target.to,
                 count(kept.given_up, "point in time").replace("times", "time")
-            ));
+            );
         }
         if !kept.missing.is_empty() {
             self.terminal.warn(&format!(
