@@ -17,14 +17,17 @@ use std::sync::Arc;
 use crate::cancel::Cancel;
 use crate::commands::{Caller, Via};
 use crate::delta::codec::Compression;
+use crate::delta::header::Header;
+use crate::delta::samples::Samples;
 use crate::dm::making;
 use crate::dm::pool::Pool;
 use crate::dm::resolve::{Resolved, resolve};
+use crate::engine::begin::{Beginning, examine};
 use crate::engine::receive::{OnDurable, Received, Receiving, rehearse};
 use crate::engine::target::{ReceiveOptions, Target};
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Silent};
 use crate::partial_file::{partial_name, sync_directory_of};
 use crate::record::admission::{Called, Policy};
 use crate::record::half_written;
@@ -277,6 +280,11 @@ impl Destination {
         }
     }
 
+    /// Who is told which commands to run.
+    pub fn caller(&self) -> Caller {
+        self.options.caller()
+    }
+
     /// The destination's record.
     pub fn keeper(&self) -> &Keeper {
         &self.keeper
@@ -395,9 +403,22 @@ impl Destination {
             input,
             what,
             &self.target(),
+            &self.undo,
             &self.receive_options(cancel, monitor),
             &self.keeper,
         )
+    }
+
+    /// Refuses a delta with this beginning as it would be refused when it is applied; writes nothing.
+    pub fn examine(&self, header: &Header, samples: &Samples, cancel: &Cancel) -> Result<()> {
+        let beginning = Beginning {
+            header,
+            samples,
+            target: &self.target(),
+            undo: &self.undo,
+            options: &self.receive_options(cancel, &Silent),
+        };
+        examine(&beginning, &self.keeper).map(|_| ())
     }
 
     /// What it is, for people.

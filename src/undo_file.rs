@@ -14,6 +14,7 @@ use crate::delta::FormatError;
 use crate::delta::header::Header;
 use crate::delta::reader::DeltaReader;
 use crate::delta::resume::SoundPart;
+use crate::delta::stream::StreamId;
 use crate::engine::undo::{DurableWrite, FoundUndo, PartOfUndo, UndoPlace, Undoes};
 use crate::error::{Error, Result};
 use crate::partial_file::{PartialFile, partial_name, refuse_other_than_file, sync_directory_of};
@@ -83,9 +84,12 @@ impl UndoPlace for UndoFiles {
         if !partial.exists() {
             let whole = File::open(path)
                 .ok()
-                .and_then(|file| SoundPart::of(file).ok());
-            let whole = whole.filter(|part| part.whole_bytes.is_some() && undoes.is(&part.header));
-            return Ok(whole.map_or(FoundUndo::Gone, |_| FoundUndo::Whole));
+                .and_then(|file| SoundPart::with_samples_of(file).ok());
+            let whole =
+                whole.filter(|(part, _)| part.whole_bytes.is_some() && undoes.is(&part.header));
+            return Ok(whole.map_or(FoundUndo::Gone, |(part, samples)| {
+                FoundUndo::Whole(StreamId::of(&part.header, &samples))
+            }));
         }
         let failed = |error| Error::io(format!("cannot go on with {}", partial.display()), error);
         let mut file = PartialFile::reopen(path)?;
@@ -140,15 +144,18 @@ impl UndoFile {
 /// What a run that was cut has left under the name of the undo `path` is replaced only if it is `of_no_use`.
 fn refuse_needed(path: &Path, of_no_use: Option<&Undoes>, caller: &Caller) -> Result<()> {
     let partial = partial_name(path);
-    let is_needed = match left_in(&partial) {
-        Left::Nothing => false,
-        Left::Undo(header) => of_no_use.is_none_or(|undoes| !undoes.is(&header)),
-        Left::Unreadable => true,
-    };
-    if is_needed {
-        return Err(way_back_in_the_way(&partial, caller));
+    match (left_in(&partial), of_no_use) {
+        (Left::Nothing, _) => Ok(()),
+        (Left::Undo(header), Some(undoes)) if undoes.is(&header) => Ok(()),
+        (Left::Undo(header), Some(undoes)) if header.undo_for == undoes.destination => {
+            Err(Error::refused(
+                partial.display().to_string(),
+                "this is what was left of the undo of another delta that was cut here, and is whole by now",
+                "It leads nowhere any more: remove it, or give another --undo.",
+            ))
+        }
+        _ => Err(way_back_in_the_way(&partial, caller)),
     }
-    Ok(())
 }
 
 fn way_back_in_the_way(partial: &Path, caller: &Caller) -> Error {

@@ -24,6 +24,7 @@ use crate::engine::receive::Received;
 use crate::error::{Error, ExitCode, Result};
 use crate::monitor::Monitor;
 use crate::partial_file::{PARTIAL_SUFFIX, partial_name};
+use crate::record::Record;
 use crate::record::keeper::{Keeper, Resume};
 use crate::record::store::StateDir;
 use crate::volume::VolumeIdentity;
@@ -238,6 +239,9 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
     let mut target = Destination::open(destination, &identities(&deltas), &options)?;
     let on_record = |delta| as_on_record(delta, target.keeper());
     let deltas: Vec<String> = deltas.into_iter().map(on_record).collect();
+    for delta in &deltas {
+        refuse_cut_undo(delta, &target, args.unfinished)?;
+    }
     let begun = if args.check {
         0
     } else {
@@ -312,6 +316,26 @@ fn as_on_record(delta: String, keeper: &Keeper) -> String {
     delta
 }
 
+/// An undo that was cut, applied as if it were whole, would leave the destination torn at its end.
+fn refuse_cut_undo(delta: &str, target: &Destination, unfinished: bool) -> Result<()> {
+    let is_cut = |record: &Record| record.incomplete.is_some();
+    if unfinished
+        || !delta.ends_with(PARTIAL_SUFFIX)
+        || target.keeper().record().is_some_and(is_cut)
+    {
+        return Ok(());
+    }
+    let reason = format!(
+        "{delta} is an undo that was cut, and nothing is on record of a run that was cut here with it"
+    );
+    let caller = target.caller();
+    let way_out = format!(
+        "If that run was cut all the same: {}\nIf it is not needed any more, remove it.",
+        caller.command("apply --unfinished", &[delta, target.name()])
+    );
+    Err(Error::refused(target.name(), reason, way_out))
+}
+
 /// Which delta is in a file; `None` if there is none.
 fn stream_of(path: &Path) -> Option<StreamId> {
     let file = File::open(path).ok()?;
@@ -368,13 +392,7 @@ fn check(
 ) -> Result<()> {
     let whole = read_whole(input, name, cancel, terminal)?;
     match &whole.header {
-        Some(header) if first => {
-            let options = target.receive_options(cancel, terminal);
-            let stream = StreamId::of(header, &whole.samples);
-            target.keeper().admit(header, &stream)?;
-            crate::engine::target::check(header, &whole.samples, &target.target(), &options)
-                .map(|_| ())
-        }
+        Some(header) if first => target.examine(header, &whole.samples, cancel),
         Some(_) => {
             terminal.warn(&format!(
                 "{name}: it is sound; whether it fits shows when the deltas before it are applied"
@@ -502,6 +520,7 @@ pub(super) fn apply_one(
     let delta = &as_it_is_called(delta);
     let mut target = Destination::open(destination, &identities(&[delta.to_owned()]), options)?;
     let delta = as_on_record(delta.to_owned(), target.keeper());
+    refuse_cut_undo(&delta, &target, options.unfinished)?;
     let input = open_input(&delta, cancel)?;
     target.receive(input, &shown_name(&delta), cancel, monitor, &mut |_, _| {
         Ok(())

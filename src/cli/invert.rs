@@ -192,8 +192,18 @@ fn known(
         }
         _ => {}
     }
+    let is_there = keeper.holds_target_of(header, &stream) && !is_itself;
+    if is_there && !keeper.was_put_back() {
+        return Err(Error::refused(
+            keeper.name(),
+            "this delta is on record as applied, and something wrote to it since: what it holds is not the way back",
+            "If it was put back by other means: lvmsync state forget VOLUME",
+        ));
+    }
+    // Put back, or written to: nobody knows what it holds.
+    let holds = keeper.held(header.base.as_ref()).filter(|_| !is_there);
     Ok(Known {
-        holds: keeper.held(header.base.as_ref()),
+        holds,
         undoes: keeper.undoes(&stream),
     })
 }

@@ -10,7 +10,6 @@ use super::send::Job;
 use super::summary::Summary;
 use crate::delta::codec::Compression;
 use crate::delta::header::{Header, Source};
-use crate::delta::stream::StreamId;
 use crate::destination::Destination;
 use crate::engine::apply::{Applied, Applier};
 use crate::engine::begin::{Beginning, Begun, Ready, begin};
@@ -21,7 +20,7 @@ use crate::engine::deliver::{DeltaSink, Paced, TargetSink};
 use crate::engine::effort::Effort;
 use crate::engine::in_flight::{self, InFlight};
 use crate::engine::pump::{PumpOptions, pump};
-use crate::engine::target::{Target, check};
+use crate::engine::target::Target;
 use crate::engine::throttle::Throttle;
 use crate::error::{Error, Result};
 use crate::monitor::{Silent, Words};
@@ -56,13 +55,9 @@ impl Job<'_> {
         } else {
             &source.header
         };
-        let stream = StreamId::of(header, &source.samples);
         if self.dry_run {
-            destination.keeper().admit(header, &stream)?;
             summary.goes_on_at(0, compares);
-            let options = destination.receive_options(self.cancel, self.monitor);
-            let target = destination.target();
-            return check(header, &source.samples, &target, &options).map(|_| ());
+            return destination.examine(header, &source.samples, self.cancel);
         }
         if self.write.atomic {
             summary.goes_on_at(0, compares);

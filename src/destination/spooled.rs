@@ -15,9 +15,8 @@ use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
 use crate::engine::receive::{OnDurable, Received};
 use crate::engine::spool::{Begun, Keep, keep, spool};
-use crate::engine::target::check;
 use crate::error::{Error, Result};
-use crate::monitor::{Monitor, Silent};
+use crate::monitor::Monitor;
 use crate::record::keeper::Resume;
 use crate::record::store::{StateDir, spool_in};
 use crate::spool_file::SpoolFile;
@@ -75,7 +74,7 @@ impl Destination {
         on_durable: OnDurable<'_>,
     ) -> Result<Received> {
         let Some(place) = self.spool.take() else {
-            let admit = |header: &Header, samples: &Samples| self.admit(header, samples, cancel);
+            let admit = |header: &Header, samples: &Samples| self.examine(header, samples, cancel);
             let file = spool(input, what, self.spool_file()?, admit, cancel)?;
             self.note_whole(what, monitor);
             return self.receive_now(file, what, cancel, monitor, on_durable);
@@ -91,7 +90,7 @@ impl Destination {
         let goes_on = |begun: &&Begun<_>| begun.end() == reader.header().from_offset;
         let header = begun.as_ref().filter(goes_on);
         let header = header.map_or(reader.header(), |begun| &begun.part.header);
-        self.admit(header, reader.samples(), cancel)?;
+        self.examine(header, reader.samples(), cancel)?;
         let place = match begun {
             Some(begun) => Keep::Behind(Box::new(begun)),
             None => Keep::New(SpoolFile::create(&place.path)?),
@@ -104,13 +103,6 @@ impl Destination {
         let received = self.receive_now(file, what, cancel, monitor, on_durable)?;
         kept.discard();
         Ok(received)
-    }
-
-    fn admit(&self, header: &Header, samples: &Samples, cancel: &Cancel) -> Result<()> {
-        let stream = StreamId::of(header, samples);
-        self.keeper.admit(header, &stream)?;
-        let options = self.receive_options(cancel, &Silent);
-        check(header, samples, &self.target(), &options).map(|_| ())
     }
 
     fn note_whole(&self, what: &str, monitor: &dyn Monitor) {

@@ -1,8 +1,9 @@
 //! Before the first write: is this the base, where does the run begin, what is kept for the way back, and is it
 //! on record?
 //!
-//! Guarantees: when [`begin`] returns, the record says *incomplete*, durably, and nothing was written but the
-//! size of a file; if it fails, the record is what it was.
+//! Guarantees: [`examine`] refuses all that [`begin`] would refuse without looking at undo files, and changes nothing; when
+//! [`begin`] returns, the record says *incomplete*, durably, and nothing was written but the size of a file; if it fails, the
+//! record is what it was.
 
 use super::target::{ReceiveOptions, Target, check, cuts_file, grow, size_while_written};
 use super::undo::{DurableWrite, FoundUndo, Old, UndoPlace, UndoRecorder, Undoes, undo_header};
@@ -10,7 +11,6 @@ use crate::delta::header::{Header, Source, State};
 use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
 use crate::error::{Error, Result};
-use crate::record::Record;
 use crate::record::admission::Admission;
 use crate::record::keeper::{Keeper, Kept};
 
@@ -50,40 +50,41 @@ pub struct Ready<'a> {
     pub result: Option<State>,
 }
 
-/// Checks everything, begins the undo, and puts on record that the destination is incomplete.
-pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<Begun<'u>> {
+/// What was found out before anything was changed.
+pub struct Examined {
+    /// May it be applied, and from where on?
+    pub admission: Admission,
+    stream: StreamId,
+    /// What ends at or before this volume offset is there.
+    offset: u64,
+    /// The sampled blocks are those of the base.
+    is_base: bool,
+    /// An undo that was cut does not lead all the way back.
+    is_too_short: bool,
+    /// It is on record as applied already, and blocks of it are there no more.
+    is_put_back: bool,
+}
+
+/// Refuses what cannot be applied, or would have no way back that was asked for.
+pub fn examine(beginning: &Beginning<'_, '_>, keeper: &Keeper) -> Result<Examined> {
     let Beginning {
         header,
         samples,
         target,
+        undo,
         options,
-        ..
     } = *beginning;
     let stream = StreamId::of(header, samples);
     let admission = keeper.admit(header, &stream)?;
-    let told = |remark: &str| {
-        options
-            .monitor
-            .remark(&format!("{}: {remark}", target.name));
-    };
-    match &admission {
-        Admission::Already { remark } => {
-            undo_of_before(beginning, &keeper.undoes(&stream))?;
-            told(remark);
-            return Ok(Begun::Already);
-        }
-        Admission::Forced { remark } => {
-            options.monitor.warn(&format!("{}: {remark}", target.name));
-        }
-        Admission::Again { remark }
-        | Admission::Fresh {
-            remark: Some(remark),
-        } => told(remark),
-        Admission::Resume { offset } => options.monitor.note(&format!(
-            "{}: goes on at byte {offset}, where it was cut",
-            target.name
-        )),
-        Admission::Fresh { remark: None } | Admission::UndoUnfinished => {}
+    if matches!(admission, Admission::Already { .. }) {
+        return Ok(Examined {
+            admission,
+            stream,
+            offset: header.volume_size,
+            is_base: true,
+            is_too_short: false,
+            is_put_back: false,
+        });
     }
     let offset = match &admission {
         Admission::Resume { offset } => *offset,
@@ -102,29 +103,99 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         ));
     }
     refuse_hopeless_undo(beginning, keeper, &admission)?;
-    if is_there_already(beginning, keeper, &stream) && !matches!(admission, Admission::Again { .. })
-    {
+    // An undo of what is there already would be called the way to the base. Samples are of what it does not change, and
+    // cannot tell.
+    let is_there = keeper.holds_target_of(header, &stream) && undo.asked().is_some();
+    if is_there && !keeper.was_put_back() && !matches!(admission, Admission::Again { .. }) {
         return Err(undo_too_late(target.name));
     }
-    let is_new = matches!(
-        admission,
-        Admission::Fresh { .. } | Admission::Forced { .. }
-    );
-    // Of what its run has overwritten after it was cut, or after it was copied, it knows nothing.
-    let is_too_short = options.unfinished && is_new && keeper.is_whole();
+    let is_too_short = is_too_short(beginning, keeper, &admission);
     if is_too_short && !options.force {
         return Err(Error::refused(
             target.name,
-            "on record as whole, and an undo that was cut leads back only from where its run was cut",
-            "If the undo is whole, apply it without --unfinished. If the record is wrong: lvmsync state forget DEST. \
+            "on record as whole, or as torn by an undo that was taken for whole; an undo that was cut leads back only from \
+             where its run was cut",
+            "To make it equal: lvmsync sync NEW DEST. If the record is wrong: lvmsync state forget DEST. \
              --force puts back what there is, and the result is neither state.",
         ));
     }
-    let matched = check(header, samples, target, options)?;
-    let resumes = matches!(admission, Admission::Resume { .. });
-    if resumes && !matched {
+    let is_base = check(header, samples, target, options)?;
+    if matches!(admission, Admission::Resume { .. }) && !is_base {
         keeper.refuse_other_list(header)?;
     }
+    Ok(Examined {
+        admission,
+        stream,
+        offset,
+        is_base,
+        is_too_short,
+        is_put_back: is_there && keeper.was_put_back(),
+    })
+}
+
+/// Of what its run has overwritten after it was cut, or after it was copied, an undo that was cut knows nothing.
+fn is_too_short(beginning: &Beginning<'_, '_>, keeper: &Keeper, admission: &Admission) -> bool {
+    if !beginning.options.unfinished {
+        return false;
+    }
+    let record = keeper.record();
+    match admission {
+        Admission::Fresh { .. } | Admission::Forced { .. } => record.is_some_and(|record| {
+            record.incomplete.is_none() && (record.holds.is_some() || record.stream.is_some())
+        }),
+        // It was begun as if it were whole.
+        Admission::Resume { .. } => record
+            .and_then(|record| record.incomplete.as_ref())
+            .is_some_and(|cut| cut.good_from.is_none()),
+        _ => false,
+    }
+}
+
+fn tell(beginning: &Beginning<'_, '_>, admission: &Admission) {
+    let Beginning {
+        target, options, ..
+    } = *beginning;
+    let name = target.name;
+    match admission {
+        Admission::Forced { remark } => options.monitor.warn(&format!("{name}: {remark}")),
+        Admission::Already { remark }
+        | Admission::Again { remark }
+        | Admission::Fresh {
+            remark: Some(remark),
+        } => options.monitor.remark(&format!("{name}: {remark}")),
+        Admission::Resume { offset } => options.monitor.note(&format!(
+            "{name}: goes on at byte {offset}, where it was cut"
+        )),
+        Admission::Fresh { remark: None } | Admission::UndoUnfinished => {}
+    }
+}
+
+/// Checks everything, begins the undo, and puts on record that the destination is incomplete.
+pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<Begun<'u>> {
+    let Beginning {
+        header,
+        target,
+        options,
+        ..
+    } = *beginning;
+    let Examined {
+        admission,
+        stream,
+        offset,
+        is_base,
+        is_too_short,
+        is_put_back,
+    } = examine(beginning, keeper)?;
+    if matches!(admission, Admission::Already { .. }) {
+        undo_of_before(beginning, keeper, &stream)?;
+        tell(beginning, &admission);
+        return Ok(Begun::Already);
+    }
+    if is_put_back {
+        refuse_to_replace(beginning, &keeper.undoes(&stream))?;
+    }
+    tell(beginning, &admission);
+    let resumes = matches!(admission, Admission::Resume { .. });
     let forced = matches!(admission, Admission::Forced { .. });
     let old_size_bytes = match keeper
         .record()
@@ -148,27 +219,39 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         ));
     }
     // A run that goes on was perhaps forced where it began, and so was one that left what this one finds.
-    let is_other = !matched || forced || keeper.stays_forced(header);
+    let is_short = is_too_short || (options.unfinished && options.force);
+    let is_other = !is_base || forced || is_short || keeper.stays_forced(header);
     let base = header.base.as_ref().filter(|_| !is_other);
-    let is_neither = keeper.was_incomplete() && !resumes;
+    // Whether somebody has put back the base, or wrote to what was applied, nobody knows.
+    let is_neither = (keeper.was_incomplete() && !resumes) || is_put_back;
     let holds = keeper.held(base).filter(|_| !is_neither);
     let old = Old {
         size_bytes: old_size_bytes,
         holds: holds.clone(),
         is_other,
     };
-    let (undo, undo_name) = if matches!(admission, Admission::Again { .. }) {
-        (None, undo_of_before(beginning, &keeper.undoes(&stream))?)
+    let OpenUndo {
+        recorder: undo,
+        name,
+        stream: undo_stream,
+    } = if matches!(admission, Admission::Again { .. }) {
+        let name = undo_of_before(beginning, keeper, &stream)?;
+        OpenUndo::named(name)
     } else {
         open_undo(beginning, keeper, &stream, resumes, old)?
     };
+    let is_nameless = keeper.leads_nowhere(header, &stream);
     let kept = Kept {
-        undo: undo_name,
+        undo: name,
+        undo_stream,
         old_size_bytes,
         holds,
-        is_proven: header.is_full_copy() || is_proven(keeper, &admission),
+        is_proven: header.is_full_copy() || is_proven(keeper, header, &stream, &admission),
         offset,
         forced: is_other,
+        // Nothing on record says how far its run got.
+        is_unfinished: options.unfinished,
+        is_nameless,
     };
     let mut size_before = target.volume.size_bytes();
     let begun = keeper.begin(header, &stream, kept).and_then(|()| {
@@ -201,7 +284,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         result: header
             .target
             .clone()
-            .filter(|_| !is_other && !keeper.is_forced() && !is_longer_file && !is_too_short),
+            .filter(|_| !is_other && !keeper.is_forced() && !is_longer_file && !is_nameless),
     })))
 }
 
@@ -252,14 +335,42 @@ fn refuse_hopeless_undo(
 
 /// A delta that is put once more on what holds it already needs no new undo, and one that was made now would not
 /// lead back.
-fn undo_of_before(beginning: &Beginning<'_, '_>, undoes: &Undoes) -> Result<Option<String>> {
+fn undo_of_before(
+    beginning: &Beginning<'_, '_>,
+    keeper: &Keeper,
+    stream: &StreamId,
+) -> Result<Option<String>> {
     let Some(name) = beginning.undo.asked() else {
         return Ok(None);
     };
-    if matches!(beginning.undo.find(name, undoes)?, FoundUndo::Whole) {
-        return Ok(Some(name.to_owned()));
+    let kept = keeper
+        .record()
+        .and_then(|record| record.undo_stream.as_ref());
+    match beginning.undo.find(name, &keeper.undoes(stream))? {
+        // An older one of the same delta saved what was there then.
+        FoundUndo::Whole(found) if kept.is_none_or(|kept| *kept == found) => {
+            Ok(Some(name.to_owned()))
+        }
+        _ => Err(undo_too_late(beginning.target.name)),
     }
-    Err(undo_too_late(beginning.target.name))
+}
+
+/// What leads back from where this delta was applied for the first time is not replaced by what saves who knows what.
+fn refuse_to_replace(beginning: &Beginning<'_, '_>, undoes: &Undoes) -> Result<()> {
+    let Some(name) = beginning.undo.asked() else {
+        return Ok(());
+    };
+    if !matches!(beginning.undo.find(name, undoes)?, FoundUndo::Whole(_)) {
+        return Ok(());
+    }
+    Err(Error::refused(
+        beginning.target.name,
+        format!(
+            "this delta was applied already, something wrote to it since, and {name} is the undo of that first time: the \
+             only way back if it was not put back already"
+        ),
+        "Give another --undo, or remove that one.",
+    ))
 }
 
 fn undo_too_late(name: &str) -> Error {
@@ -270,39 +381,45 @@ fn undo_too_late(name: &str) -> Error {
     )
 }
 
-/// An undo is asked for of what is on record as applied, whoever wrote there since: the samples are of what it does not
-/// change, and cannot tell. That undo would be called the way to the base.
-fn is_there_already(beginning: &Beginning<'_, '_>, keeper: &Keeper, stream: &StreamId) -> bool {
-    let Beginning { header, undo, .. } = *beginning;
-    let target = header.target.as_ref().map(|state| &state.id);
-    let record = keeper.record().filter(|record| record.incomplete.is_none());
-    let is_it = |record: &Record| {
-        let held = record.holds.as_ref().map(|state| &state.id);
-        record.stream.as_ref() == Some(stream) || (held.is_some() && held == target)
+/// What the delta begins from is the base because it was copied or adopted, and not because samples say so. Of what an undo
+/// holds that was not kept by the last run nobody knows where it comes from.
+fn is_proven(keeper: &Keeper, header: &Header, stream: &StreamId, admission: &Admission) -> bool {
+    let Some(record) = keeper.record() else {
+        return false;
     };
-    // Put back by other means, it is perhaps the base again.
-    let is_there = record.is_some_and(is_it) && !keeper.was_put_back();
-    undo.asked().is_some() && !header.is_full_copy() && is_there
-}
-
-/// What the delta begins from is the base because it was copied or adopted, and not because samples say so.
-fn is_proven(keeper: &Keeper, admission: &Admission) -> bool {
-    let record = keeper.record();
+    let kept = record.way_back().1;
     match admission {
-        Admission::Fresh { remark: None } | Admission::Again { .. } => {
-            record.is_some_and(|record| record.is_proven)
+        Admission::Fresh { remark: None } if header.source == Source::Undo => {
+            record.is_proven && kept == Some(stream)
         }
-        Admission::UndoUnfinished => record
-            .and_then(|record| record.incomplete.as_ref())
-            .is_some_and(|cut| cut.is_proven),
+        Admission::Fresh { remark: None } => record.is_proven,
+        Admission::Again { .. } => record.is_proven && record.stream.as_ref() == Some(stream),
+        Admission::UndoUnfinished => {
+            let cut = record.incomplete.as_ref();
+            cut.is_some_and(|cut| cut.is_proven) && kept == Some(stream)
+        }
         _ => false,
     }
 }
 
-type OpenUndo<'a> = (
-    Option<UndoRecorder<Box<dyn DurableWrite + 'a>>>,
-    Option<String>,
-);
+/// The undo of a run that begins, or goes on.
+struct OpenUndo<'a> {
+    recorder: Option<UndoRecorder<Box<dyn DurableWrite + 'a>>>,
+    name: Option<String>,
+    /// Which delta it is, if it begins now.
+    stream: Option<StreamId>,
+}
+
+impl OpenUndo<'_> {
+    /// One that nothing is added to, or none.
+    fn named(name: Option<String>) -> Self {
+        Self {
+            recorder: None,
+            name,
+            stream: None,
+        }
+    }
+}
 
 fn open_undo<'u>(
     beginning: &Beginning<'_, 'u>,
@@ -325,7 +442,7 @@ fn open_undo<'u>(
     let kept = cut.map(|cut| cut.undo.clone());
     let name = match (kept, place.asked()) {
         // Not a resumed run.
-        (None, None) | (Some(None), None) => return Ok((None, None)),
+        (None, None) | (Some(None), None) => return Ok(OpenUndo::named(None)),
         (None, Some(asked)) => asked.to_owned(),
         (Some(Some(kept)), None) => kept,
         (Some(Some(kept)), Some(asked)) if kept == asked => kept,
@@ -357,15 +474,22 @@ fn open_undo<'u>(
             }
             FoundUndo::Part(part) => {
                 let undo = UndoRecorder::resume(*part, &name, options.undo_compression)?;
-                return Ok((Some(undo), Some(name)));
+                return Ok(OpenUndo {
+                    recorder: Some(undo),
+                    ..OpenUndo::named(Some(name))
+                });
             }
-            FoundUndo::Whole => return Ok((None, Some(name))),
+            FoundUndo::Whole(found)
+                if cut.undo_stream.as_ref().is_none_or(|kept| *kept == found) =>
+            {
+                return Ok(OpenUndo::named(Some(name)));
+            }
             // Nothing was overwritten yet: a new one leads back as well.
             FoundUndo::Gone | FoundUndo::Empty if cut.saved_offset == Some(0) => {}
             FoundUndo::Empty if cut.undo_good_from() > 0 => {
                 return Err(damaged_undo(target, &name));
             }
-            FoundUndo::Gone if place.asked().is_some() => {
+            FoundUndo::Gone | FoundUndo::Whole(_) if place.asked().is_some() => {
                 let reason = format!("the undo {name} of the run that was cut is gone");
                 return Err(Error::refused(
                     target.name,
@@ -373,11 +497,11 @@ fn open_undo<'u>(
                     "Finish it without --undo.",
                 ));
             }
-            FoundUndo::Gone => {
+            FoundUndo::Gone | FoundUndo::Whole(_) => {
                 options.monitor.warn(&format!(
                     "{name}: this undo of the run that was cut is gone"
                 ));
-                return Ok((None, Some(name)));
+                return Ok(OpenUndo::named(Some(name)));
             }
             FoundUndo::Empty => {}
         }
@@ -402,14 +526,19 @@ fn open_undo<'u>(
     let undo = UndoRecorder::new(out, &name, &header, &samples, options.undo_compression)?;
     // A file that the run before has only made longer is made shorter by it.
     let undo = if resumes { undo.staying() } else { undo };
-    Ok((Some(undo), Some(name)))
+    Ok(OpenUndo {
+        recorder: Some(undo),
+        name: Some(name),
+        stream: Some(StreamId::of(&header, &samples)),
+    })
 }
 
 fn damaged_undo(target: &Target<'_>, name: &str) -> Error {
     let reason = format!(
         "the undo {name} of the run that was cut is damaged: what that run has overwritten is not in it any more"
     );
-    let way_out =
-        format!("To finish without a way back, remove {name}.partial and run the same again.");
+    let way_out = format!(
+        "To finish without a way back, remove {name}.partial and run the same without --undo."
+    );
     Error::refused(target.name, reason, way_out)
 }

@@ -8,11 +8,11 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 
 use super::apply::{Applied, Applier};
-use super::begin::{Beginning, Begun, Ready, begin};
+use super::begin::{Beginning, Begun, Ready, begin, examine};
 use super::conclude::Conclusion;
 use super::in_flight;
 use super::order::Ordered;
-use super::target::{ReceiveOptions, Target, check};
+use super::target::{ReceiveOptions, Target};
 use super::undo::{DurableWrite, Old, UndoPlace, UndoRecorder, undo_header};
 use crate::delta::FormatError;
 use crate::delta::header::{Header, Planned, Source};
@@ -64,6 +64,7 @@ pub fn rehearse(
     input: impl Read,
     what: &str,
     target: &Target<'_>,
+    undo: &dyn UndoPlace,
     options: &ReceiveOptions<'_>,
     keeper: &Keeper,
 ) -> Result<Received> {
@@ -72,17 +73,22 @@ pub fn rehearse(
         source,
     };
     let mut reader = DeltaReader::new(input).map_err(damaged)?;
-    let stream = StreamId::of(reader.header(), reader.samples());
-    keeper.admit(reader.header(), &stream)?;
-    check(reader.header(), reader.samples(), target, options)?;
+    let (header, samples) = (reader.header().clone(), reader.samples().clone());
+    let beginning = Beginning {
+        header: &header,
+        samples: &samples,
+        target,
+        undo,
+        options,
+    };
+    examine(&beginning, keeper)?;
     while reader.next_frame().map_err(damaged)?.is_some() {
         options.cancel.check()?;
     }
-    let header = Some(reader.header().clone());
     Ok(Received {
         applied: Applied::default(),
         delta_bytes: reader.position(),
-        header,
+        header: Some(header),
         took_back: false,
         ends_at: None,
     })
@@ -196,7 +202,8 @@ impl<'a> Receiving<'a> {
             what,
             offset,
             by_offset,
-            good_from: if options.unfinished {
+            // What the record knows counts; whoever forces gets no state.
+            good_from: if options.unfinished && options.force {
                 Some(0)
             } else {
                 good_from
@@ -230,7 +237,8 @@ impl<'a> Receiving<'a> {
             applied,
             delta_bytes: reader.position(),
             header: Some(header),
-            took_back: good_from.is_some() && is_own,
+            // Of one that nothing on record knows it is not known whether it did all its work.
+            took_back: good_from.is_some() && is_own && !options.unfinished,
             ends_at,
         })
     }
@@ -308,13 +316,15 @@ impl<'a> Receiving<'a> {
             holds: keeper.held(None),
             is_other: false,
         };
+        let holds = old.holds.clone();
+        let header = undo_header(&header, &keeper.undoes(&stream), old, size);
         let kept = Kept {
             undo: Some(name.to_owned()),
+            undo_stream: Some(StreamId::of(&header, &Samples::default())),
             old_size_bytes: size,
-            holds: old.holds.clone(),
+            holds,
             ..Kept::default()
         };
-        let header = undo_header(&header, &keeper.undoes(&stream), old, size);
         let recorder = UndoRecorder::new(
             undo.create(name, None)?,
             name,

@@ -85,8 +85,8 @@ pub enum FoundUndo<'a> {
     Empty,
     /// Its sound part.
     Part(Box<PartOfUndo<'a>>),
-    /// All of it, under its name: everything was saved and everything was written.
-    Whole,
+    /// All of it, under its name: everything was saved and everything was written. Which delta it is.
+    Whole(StreamId),
 }
 
 /// The sound part of an undo that was cut.

@@ -130,7 +130,10 @@ pub fn admit(
                  written",
                 why_unproven(record.forced)
             ),
-            way_out: back_or_equal(called, undo),
+            way_out: format!(
+                "If nobody wrote to it, nothing is to be done. {}",
+                back_or_equal(called, undo)
+            ),
         });
     }
     if policy.touched == Touched::Yes {
@@ -141,7 +144,9 @@ pub fn admit(
         );
     }
     let undoes = |made: &StreamId| header.undo_of.as_deref() == Some(made.as_str());
-    let undoes_last = record.stream.as_ref().is_some_and(undoes);
+    // An older undo of the same delta, from when it was applied before, holds what was there then.
+    let undoes_last =
+        record.stream.as_ref().is_some_and(undoes) && record.way_back().1 == Some(stream);
     // What the last run overwrote is taken back even where that was, by its name, the same state.
     let undone = !undoes_last
         && header.source == Source::Undo
@@ -157,8 +162,14 @@ pub fn admit(
             Touched::No => Admission::Already {
                 remark: format!("{remark}; nothing was written"),
             },
-            _ => Admission::Again {
+            _ if is_this => Admission::Again {
                 remark: format!("{remark}; written once more"),
+            },
+            // What it saved is not what the last run wrote, only called so.
+            _ => Admission::Already {
+                remark: format!(
+                    "{remark}: if somebody wrote to it, lvmsync sync NEW DEST; nothing was written"
+                ),
             },
         });
     }
@@ -171,7 +182,7 @@ pub fn admit(
         && same_id(record, header.target.as_ref())
     {
         let reason = format!(
-            "on record since {} as holding {} already; that one could be written to, and was activated anew since",
+            "on record since {} as holding {} already; that one could be written to, and may have been activated anew since",
             super::keeper::shown_time(record.since),
             record.shown_state()
         );
@@ -274,6 +285,26 @@ fn to_incomplete(
                 way_out: ways_out(record, called),
             });
         }
+        let (leads_to, held) = (header.target.as_ref(), record.holds.as_ref());
+        let is_kept = record.way_back().1 == Some(stream);
+        // What was made of several leads further back, from the same state.
+        let is_further = header.is_combined()
+            && header.base.is_some()
+            && header.base.as_ref().map(|base| &base.id) == cut.target.as_ref().map(|to| &to.id);
+        if !is_kept
+            && !is_further
+            && leads_to
+                .zip(held)
+                .is_some_and(|(to, held)| to.id != held.id)
+        {
+            let reason = format!(
+                "{}; this undo, which that run did not keep, leads to {}, and not to what it held: {}",
+                incomplete_reason(record),
+                shown(leads_to),
+                shown(held)
+            );
+            return forced_or(policy, reason, || ways_out(record, called));
+        }
         return Ok(Admission::UndoUnfinished);
     }
     if header.is_full_copy() {
@@ -332,7 +363,7 @@ fn is_later_list(header: &Header, cut: &Incomplete) -> bool {
 /// on anything else it would be. `None` for a run that is no such one.
 pub fn refuse_other_list(record: &Record, header: &Header, called: Called<'_>) -> Option<Refusal> {
     let cut = record.incomplete.as_ref()?;
-    let undo = cut.undo.as_deref()?;
+    let undo = record.way_back().0?;
     if header.is_full_copy() || cut.list == header.list {
         return None;
     }
@@ -420,10 +451,7 @@ fn incomplete_reason(record: &Record) -> String {
 }
 
 fn ways_out(record: &Record, called: Called<'_>) -> String {
-    let undo = record
-        .incomplete
-        .as_ref()
-        .and_then(|cut| cut.undo.as_deref());
+    let undo = record.way_back().0;
     let finish = "Finish it: run the command that was cut again, it goes on where it was.";
     if let Some(whole) = first_copy_in(record, called.name) {
         return format!(

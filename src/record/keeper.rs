@@ -183,17 +183,49 @@ impl Keeper {
 
     /// The state that the destination holds before the first write of a run, or held before the first write of the
     /// one that was cut: what the record says, if nobody wrote to it since, else `base`, which is what the run begins
-    /// from if that is known.
+    /// from if that is known. Of a run that led to no state the record says so, and samples cannot know better.
     pub fn held(&self, base: Option<&State>) -> Option<State> {
         let believed = |record: &&Record| {
             // While it is incomplete the record says what it held before, and the run itself has touched it.
             record.incomplete.is_some() || self.policy.touched != Touched::Yes
         };
-        let record = self.record().filter(believed);
-        record
-            .and_then(|record| record.holds.as_ref())
-            .or(base)
-            .cloned()
+        match self.record().filter(believed) {
+            Some(record) if record.holds.is_some() || record.stream.is_some() => {
+                record.holds.clone()
+            }
+            _ => base.cloned(),
+        }
+    }
+
+    /// A delta with this header is on record as applied, or what it leads to as there.
+    pub fn holds_target_of(&self, header: &Header, stream: &StreamId) -> bool {
+        let record = self.record().filter(|record| record.incomplete.is_none());
+        let target = header.target.as_ref().map(|state| &state.id);
+        record.is_some_and(|record| {
+            let held = record.holds.as_ref().map(|state| &state.id);
+            let is_undo = record
+                .stream
+                .as_ref()
+                .is_some_and(|last| header.undo_of.as_deref() == Some(last.as_str()));
+            let is_there = record.stream.as_ref() == Some(stream)
+                || (held.is_some() && held == target && !is_undo);
+            is_there && !header.is_full_copy()
+        })
+    }
+
+    /// An undo of the delta that was applied last, and not the one that was kept then: an older one, or one that was made
+    /// beside. Where that delta led to no state nothing tells whether it belongs here. A run that goes on stays what it was.
+    pub fn leads_nowhere(&self, header: &Header, stream: &StreamId) -> bool {
+        let Some(record) = self.record() else {
+            return false;
+        };
+        let cut = record.incomplete.as_ref();
+        if let Some(cut) = cut.filter(|cut| cut.stream.as_ref() == Some(stream)) {
+            return cut.target.is_none();
+        }
+        let last = cut.map_or(record.stream.as_ref(), |cut| cut.stream.as_ref());
+        let is_undo = last.is_some_and(|last| header.undo_of.as_deref() == Some(last.as_str()));
+        is_undo && header.base.is_none() && record.way_back().1 != Some(stream)
     }
 
     /// What it is called.
@@ -311,6 +343,10 @@ impl Keeper {
             let mut record = self.now.clone().unwrap_or_default();
             record.forced |= kept.forced;
             record.lies_on.clone_from(&self.lies_on);
+            // One that begins anew replaces what saved nothing.
+            if let (Some(cut), Some(made)) = (&mut record.incomplete, kept.undo_stream) {
+                cut.undo_stream = Some(made);
+            }
             if self.before.as_ref() == Some(&record) {
                 return Ok(());
             }
@@ -321,6 +357,7 @@ impl Keeper {
             undone.is_some() && undone == header.undo_of.as_deref()
         };
         let good_from = cut.filter(undoes).map(Incomplete::undo_good_from);
+        let good_from = good_from.or(kept.is_unfinished.then_some(0));
         let forced = kept.forced || self.stays_forced(header);
         let incomplete = Incomplete {
             stream: Some(stream.clone()),
@@ -329,13 +366,14 @@ impl Keeper {
             undo_of: header.undo_of.clone().map(StreamId::from),
             base: header.base.clone(),
             is_proven: kept.is_proven,
-            target: header.target.clone(),
+            target: header.target.clone().filter(|_| !kept.is_nameless),
             source: header.source.word().to_owned(),
             created: header.created,
             run: header.run.clone(),
             list: header.list.clone(),
             from: self.from.clone(),
             undo: kept.undo,
+            undo_stream: kept.undo_stream,
             durable_offset: kept.offset,
             marks: Vec::new(),
             // What was compared before is equal only as long as this is so.
@@ -346,17 +384,16 @@ impl Keeper {
         self.put_incomplete(incomplete, kept.holds, forced)
     }
 
-    /// What was put on another state than its base stays no state, whatever is put on top of it; unless that takes
-    /// it back, or replaces everything, or somebody else did.
+    /// What was put on another state than its base stays no state, whatever is put on top of it, and whoever writes to it;
+    /// unless that takes it back, or replaces everything.
     pub fn stays_forced(&self, header: &Header) -> bool {
         let Some(record) = self.record().filter(|record| record.forced) else {
             return false;
         };
         let last = record.incomplete.as_ref();
-        let is_believed = last.is_some() || self.policy.touched != Touched::Yes;
         let last = last.map_or(record.stream.as_ref(), |cut| cut.stream.as_ref());
         let is_undone = last.is_some_and(|last| header.undo_of.as_deref() == Some(last.as_str()));
-        is_believed && !is_undone && !header.is_full_copy()
+        !is_undone && !header.is_full_copy()
     }
 
     /// The run that is under way, or the last one, was put on another state than its base: what it makes of that is
@@ -373,6 +410,7 @@ impl Keeper {
             from: self.from.clone(),
             saved_offset: kept.undo.is_some().then_some(0),
             undo: kept.undo,
+            undo_stream: kept.undo_stream,
             old_size_bytes: kept.old_size_bytes,
             since: now(),
             ..Incomplete::default()
@@ -460,6 +498,8 @@ impl Keeper {
             record.from = done.from;
             // Put there once more, without an undo, it is still what the older one takes back.
             record.undo = done.undo.or(record.undo.filter(|_| is_again));
+            let before = record.undo_stream.filter(|_| is_again);
+            record.undo_stream = done.undo_stream.or(before);
         }
         self.policy.touched = Touched::No;
         self.put(record)
@@ -580,6 +620,8 @@ fn is_untouched(then: Option<&str>, now: Option<&str>) -> bool {
 pub struct Kept {
     /// The undo that it keeps.
     pub undo: Option<String>,
+    /// Which delta that is, if it begins with this run.
+    pub undo_stream: Option<StreamId>,
     /// Size of the destination before.
     pub old_size_bytes: u64,
     /// The state that it held, as far as that is known.
@@ -590,6 +632,10 @@ pub struct Kept {
     pub offset: u64,
     /// That is not the base of the delta.
     pub forced: bool,
+    /// The delta is an undo that was cut, and may end anywhere.
+    pub is_unfinished: bool,
+    /// What the delta calls its target is not what comes of it.
+    pub is_nameless: bool,
 }
 
 /// Where a stream goes on.

@@ -69,6 +69,9 @@ pub struct Record {
     /// closed later (LUKS, a mapped partition) does not tell any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lies_on: Vec<String>,
+    /// Which delta the undo of the last run is, if it kept one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo_stream: Option<StreamId>,
     /// A write that is under way, or was cut.
     #[serde(default)]
     pub incomplete: Option<Incomplete>,
@@ -123,6 +126,9 @@ pub struct Incomplete {
     /// The undo that is being kept, as a path on this machine; called so when it is whole.
     #[serde(default)]
     pub undo: Option<String>,
+    /// Which delta that undo is: there may be an older one of the same delta, from when it was applied before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo_stream: Option<StreamId>,
     /// Every frame that ends at or before this volume offset is durable.
     #[serde(default)]
     pub durable_offset: u64,
@@ -214,6 +220,17 @@ impl Record {
             _ => return Err(RecordError::NotARecord),
         }
         serde_json::from_str(json).map_err(|error| RecordError::Contents(error.to_string()))
+    }
+
+    /// The undo that takes back the run that is under way, or else the last one: where it is, and which delta. A run that
+    /// repeats the one before and keeps none is taken back by that one's.
+    pub fn way_back(&self) -> (Option<&str>, Option<&StreamId>) {
+        let last = (self.undo.as_deref(), self.undo_stream.as_ref());
+        match &self.incomplete {
+            None => last,
+            Some(cut) if cut.undo.is_none() && self.stream == cut.stream => last,
+            Some(cut) => (cut.undo.as_deref(), cut.undo_stream.as_ref()),
+        }
     }
 
     /// The state that it holds, in words.

@@ -19,6 +19,7 @@ use lvmsync::delta::codec::{Codec, Compression, Compressor};
 use lvmsync::delta::header::{Header, Planned, Source, State};
 use lvmsync::delta::resume::SoundPart;
 use lvmsync::delta::samples::Samples;
+use lvmsync::delta::stream::StreamId;
 use lvmsync::delta::writer::DeltaWriter;
 use lvmsync::engine::receive::{Received, Receiving};
 use lvmsync::engine::target::{ReceiveOptions, Target};
@@ -310,13 +311,13 @@ impl UndoPlace for MemoryUndo {
         if !inner.there {
             return Ok(FoundUndo::Gone);
         }
-        let Ok(part) = SoundPart::of(&inner.bytes[..]) else {
+        let Ok((part, samples)) = SoundPart::with_samples_of(&inner.bytes[..]) else {
             return Ok(FoundUndo::Empty);
         };
         let undone = part.header.undo_of.as_deref();
         assert_eq!(undone, Some(undoes.stream.as_str()));
         if inner.whole {
-            return Ok(FoundUndo::Whole);
+            return Ok(FoundUndo::Whole(StreamId::of(&part.header, &samples)));
         }
         if part.frames() == 0 {
             return Ok(FoundUndo::Empty);

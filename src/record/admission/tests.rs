@@ -170,9 +170,55 @@ fn what_is_done_already_is_not_done_again() {
         decide(Some(&record), &undo),
         Ok(Admission::Fresh { remark: None })
     );
+    // What an undo of another run calls s1 is not written over what is called so already.
     assert!(matches!(
         decide(Some(&holding("s1")), &undo),
-        Ok(Admission::Again { .. })
+        Ok(Admission::Already { .. })
+    ));
+}
+
+#[test]
+fn an_older_undo_of_the_same_delta_is_not_the_one_that_was_kept() {
+    // Forced, it names no base, and s0 is what there was when it was made.
+    let mut old = delta("x", "s0");
+    old.0.base = None;
+    old.0.source = Source::Undo;
+    old.0.undo_of = Some("s1-s2".to_owned());
+    let mut record = holding("s2");
+    record.stream = Some(StreamId::from("s1-s2".to_owned()));
+    let rests = |record: &Record| match decide(Some(record), &old) {
+        Ok(Admission::Fresh { remark }) => remark.is_some(),
+        other => panic!("{other:?}"),
+    };
+    assert!(rests(&record), "the last run kept none");
+    record.undo_stream = Some(StreamId::from("another".to_owned()));
+    assert!(rests(&record), "the last run kept another one");
+    record.undo_stream = Some(old.1.clone());
+    assert!(!rests(&record), "it is the one");
+    // The same where the last run was cut: it held s1.
+    let mut record = cut("s1", "s2", None);
+    let refusal = decide(Some(&record), &old).unwrap_err();
+    assert!(refusal.reason.contains("did not keep"), "{refusal:?}");
+    record.incomplete.as_mut().unwrap().undo_stream = Some(old.1.clone());
+    assert_eq!(decide(Some(&record), &old), Ok(Admission::UndoUnfinished));
+}
+
+#[test]
+fn the_undo_of_the_run_before_counts_for_the_one_that_repeats_it_without_one() {
+    let mut record = cut("s1", "s2", None);
+    let (mut header, stream) = delta("s1", "s2");
+    record.stream = Some(stream.clone());
+    record.undo = Some("/u/first.undo".to_owned());
+    record.incomplete.as_mut().unwrap().list = Some("b3:short".to_owned());
+    header.list = Some("b3:longer".to_owned());
+    let again = (header, stream);
+    let refusal = decide(Some(&record), &again).unwrap_err();
+    assert!(refusal.way_out.contains("/u/first.undo"), "{refusal:?}");
+    // Of another delta it is no way back from here.
+    record.stream = None;
+    assert!(matches!(
+        decide(Some(&record), &again),
+        Ok(Admission::Resume { .. })
     ));
 }
 

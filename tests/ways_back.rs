@@ -1,0 +1,229 @@
+//! Ways back: whatever was run in between, an undo that is called the way to a state leads to that state or is refused, and
+//! what leads to no state known has no name on record.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "tests: what does not hold fails the test"
+)]
+
+mod record_kit;
+
+use std::fs;
+
+use record_kit::*;
+
+fn held(dir: &Dir) -> String {
+    dir.state("copy.img")["holds"]["id"]
+        .as_str()
+        .unwrap_or("nothing")
+        .to_owned()
+}
+
+/// As a mount of the copy would: somebody else writes to it.
+fn write(dir: &Dir, chunk: usize) {
+    let mut bytes = dir.read("copy.img");
+    bytes[chunk * CHUNK + 1] ^= 0xff;
+    fs::write(dir.path("copy.img"), bytes).unwrap();
+}
+
+#[test]
+fn from_one_moment_of_an_origin_to_the_next_no_undo_is_called_the_way_to_the_snapshot() {
+    let (dir, contents) = Dir::chain(1);
+    dir.ok("apply s1.delta copy.img");
+    let change = |bytes: &mut [u8], chunk: usize, seed: &str| {
+        bytes[chunk * CHUNK..][..CHUNK].copy_from_slice(&noise(CHUNK, seed));
+    };
+    let s1 = &contents[1];
+    let mut first = s1.clone();
+    change(&mut first, 50, "first");
+    let mut second = first.clone();
+    change(&mut second, 51, "second");
+    let write = |name: &str, target: &[u8], chunks: &[usize]| {
+        fs::write(dir.path(name), nameless(name, 2, [s1, target], chunks)).unwrap();
+    };
+    write("o1", &first, &[50]);
+    write("o2", &second, &[50, 51]);
+    dir.ok("apply o1 copy.img --undo u1");
+    assert_eq!(held(&dir), "nothing");
+    dir.ok("apply o2 copy.img --undo u2");
+    assert!(dir.read("copy.img") == second);
+    dir.ok("apply u2 copy.img");
+    assert!(dir.read("copy.img") == first);
+    assert_eq!(held(&dir), "nothing", "it is not s1");
+    dir.ok("apply u1 copy.img");
+    assert!(dir.read("copy.img") == *s1);
+}
+
+#[test]
+fn an_undo_that_was_cut_tears_nothing_that_is_whole_by_now() {
+    let (dir, base, target) = large_chain();
+    dir.fails("apply cut.delta copy.img --undo back", 6, &[]);
+    fs::write(dir.path("full.delta"), large_delta(None, 1, &target, 0..24)).unwrap();
+    dir.ok("apply full.delta copy.img");
+    assert_eq!(held(&dir), "lvm:s1");
+    for line in [
+        "apply back copy.img",
+        "apply back.partial copy.img",
+        "apply --unfinished back copy.img",
+        "apply --check back copy.img",
+    ] {
+        dir.fails(line, 5, &["copy.img"]);
+        assert!(dir.read("copy.img") == target, "{line}");
+        assert_eq!(held(&dir), "lvm:s1", "{line}");
+    }
+    // Nor may another delta be given its place; and nothing is printed that is refused then.
+    let said = dir.fails("apply s1.delta copy.img --undo back --force", 5, &[]);
+    assert!(!said.contains("--unfinished"), "{said}");
+    // Under another name it is taken for whole, and damaged; then it is not whole enough either.
+    fs::rename(dir.path("back.partial"), dir.path("torn")).unwrap();
+    dir.fails("apply torn copy.img", 6, &[]);
+    dir.fails("apply --unfinished torn copy.img", 5, &["lvmsync sync"]);
+    assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    dir.ok("apply --unfinished torn copy.img --force");
+    assert!(dir.read("copy.img") != base);
+    assert_eq!(held(&dir), "nothing");
+}
+
+#[test]
+fn an_undo_that_lost_what_the_record_says_was_saved_is_damaged_whatever_is_asked() {
+    let (dir, base, _) = large_chain();
+    dir.fails("apply cut.delta copy.img --undo back", 6, &[]);
+    let whole = dir.read("back.partial");
+    let mut damaged = whole.clone();
+    damaged[8 * MIB] ^= 1;
+    fs::write(dir.path("back.partial"), &damaged).unwrap();
+    for line in [
+        "apply back copy.img",
+        "apply --unfinished back.partial copy.img",
+        "apply --unfinished back copy.img",
+    ] {
+        dir.fails(line, 6, &["back.partial"]);
+        assert_eq!(dir.state("copy.img")["status"], "incomplete", "{line}");
+        assert!(dir.read("back.partial") == damaged, "{line}");
+    }
+    // Sound again, it still leads back.
+    fs::write(dir.path("back.partial"), &whole).unwrap();
+    dir.ok("apply --unfinished back copy.img");
+    assert!(dir.read("copy.img") == base);
+    assert_eq!(held(&dir), "lvm:s0");
+    // Whoever takes what there is all the same gets no state.
+    dir.fails("apply cut.delta copy.img --undo second", 6, &[]);
+    let mut damaged = dir.read("second.partial");
+    damaged[8 * MIB] ^= 1;
+    fs::write(dir.path("second.partial"), &damaged).unwrap();
+    dir.ok("apply --unfinished second.partial copy.img --force");
+    assert!(dir.read("copy.img") != base);
+    assert_eq!(held(&dir), "nothing");
+    assert!(dir.path("second.partial").exists());
+}
+
+#[test]
+fn what_was_written_to_after_a_delta_was_applied_gets_no_undo_that_is_called_the_way_to_its_base() {
+    let (dir, contents) = Dir::chain(1);
+    dir.ok("apply s1.delta copy.img --undo u");
+    let first = dir.read("u");
+    // Into a block that was written, as a mount does with a superblock.
+    write(&dir, 7);
+    dir.fails(
+        "apply s1.delta copy.img --undo u --overwrite",
+        5,
+        &["only way back", "--undo"],
+    );
+    assert!(dir.read("u") == first);
+    let before = dir.read("copy.img");
+    dir.ok("apply s1.delta copy.img --undo u2");
+    dir.ok("apply u2 copy.img");
+    assert!(dir.read("copy.img") == before);
+    assert_eq!(held(&dir), "nothing", "it is not s0");
+    dir.ok("apply u copy.img");
+    assert!(dir.read("copy.img") == contents[0]);
+}
+
+#[test]
+fn an_undo_is_made_beside_only_of_what_is_the_base_as_far_as_is_known() {
+    let (dir, contents) = Dir::chain(1);
+    dir.ok("apply s1.delta copy.img");
+    write(&dir, 200);
+    let checks = [
+        "invert s1.delta --base copy.img -o u",
+        "apply s1.delta copy.img --undo u",
+        "apply --check s1.delta copy.img --undo u",
+        "apply --atomic s1.delta copy.img --undo u",
+    ];
+    for line in checks {
+        dir.fails(line, 5, &["state forget"]);
+        assert!(!dir.path("u").exists(), "{line}");
+    }
+    // Put back from outside, it is perhaps the base; its undo promises nothing.
+    fs::write(dir.path("copy.img"), &contents[0]).unwrap();
+    let said = dir.ok("invert s1.delta --base copy.img -o u");
+    assert!(said.contains("without an identity"), "{said}");
+    dir.ok("apply s1.delta copy.img");
+    dir.ok("apply u copy.img");
+    assert!(dir.read("copy.img") == contents[0]);
+    assert_eq!(held(&dir), "nothing");
+}
+
+#[test]
+fn the_undo_of_the_first_of_two_runs_is_not_outgrown_by_the_second() {
+    let (dir, base, target) = large_chain();
+    // Something else than the base, outside of the first list, too.
+    let other = noise(24 * MIB, "other");
+    fs::write(dir.path("copy.img"), &other).unwrap();
+    dir.ok("state adopt copy.img lvm:other");
+    dir.ok("apply s1.delta copy.img --force --undo u");
+    dir.fails("apply cut.delta copy.img --force", 6, &[]);
+    let longer = large_delta(Some(&base), 1, &target, 0..23);
+    fs::write(dir.path("longer.delta"), longer).unwrap();
+    let said = dir.fails(
+        "apply longer.delta copy.img --force",
+        5,
+        &["another one now"],
+    );
+    assert!(
+        said.contains("/u copy.img"),
+        "the way back is named: {said}"
+    );
+    dir.ok("apply u copy.img");
+    assert!(dir.read("copy.img") == other);
+    assert_eq!(held(&dir), "lvm:other");
+}
+
+#[test]
+fn an_older_undo_of_the_same_delta_leads_to_no_state_by_its_name() {
+    let (dir, contents) = Dir::chain(2);
+    dir.ok("state adopt copy.img lvm:s0");
+    dir.ok("apply s2.delta copy.img --force --undo u");
+    dir.ok("apply u copy.img");
+    assert!(dir.read("copy.img") == contents[0]);
+    assert_eq!(held(&dir), "lvm:s0");
+    dir.ok("apply s1.delta copy.img");
+    dir.ok("apply s2.delta copy.img");
+    assert_eq!(held(&dir), "lvm:s2");
+    // By its samples it fits, and what it saved is the same in both; but nobody knows.
+    dir.run("apply u copy.img");
+    assert_ne!(held(&dir), "lvm:s0", "s1 is still in it");
+    assert!(dir.read("copy.img") != contents[0]);
+}
+
+#[test]
+fn what_was_forced_stays_no_state_whoever_writes_to_it() {
+    let (dir, contents) = Dir::chain(3);
+    dir.ok("state adopt copy.img lvm:s0");
+    dir.ok("apply s2.delta copy.img --force");
+    assert_eq!(held(&dir), "nothing");
+    write(&dir, 14);
+    // It has the samples that it has.
+    let found = dir.read("copy.img");
+    let mut next = found.clone();
+    next[60 * CHUNK..][..CHUNK].fill(1);
+    fs::write(dir.path("s3.delta"), delta(3, &found, &next, &[60])).unwrap();
+    dir.ok("apply s3.delta copy.img");
+    assert_eq!(held(&dir), "nothing", "s1 is not in it");
+    let full = dir.path("full.img");
+    fs::write(&full, &contents[3]).unwrap();
+    dir.ok("sync full.img copy.img");
+    assert!(dir.read("copy.img") == contents[3]);
+    dir.ok("state adopt copy.img lvm:s0");
+    assert_eq!(held(&dir), "lvm:s0");
+}
