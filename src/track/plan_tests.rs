@@ -69,7 +69,6 @@ fn after(mut seen: Seen, step: &Step) -> Seen {
         }
         Step::Activate(_) => seen.metadata.as_mut().unwrap().is_active = true,
         Step::RefuseDiscards { .. } => assert!(seen.device.is_some()),
-        Step::ExtendMetadata { .. } => {}
     }
     seen
 }

@@ -74,13 +74,6 @@ pub enum Step {
         /// LVM's UUID of it.
         uuid: String,
     },
-    /// Make the volume with the record larger.
-    ExtendMetadata {
-        /// Its name.
-        name: LvName,
-        /// To so much.
-        size_bytes: u64,
-    },
 }
 
 impl Step {
@@ -140,10 +133,6 @@ impl Step {
                 let select = format!("lv_tags={{\"{TAG}\"}} && lv_uuid=\"{uuid}\"");
                 let vg = name.vg();
                 strings(&["lvremove", "-qq", "--yes", "--select", &select, "--", vg])
-            }
-            Self::ExtendMetadata { name, size_bytes } => {
-                let size = format!("{size_bytes}b");
-                strings(&["lvextend", "-qq", "--size", &size, "--", &name.to_string()])
             }
         }
     }
