@@ -262,10 +262,19 @@ fn to_incomplete(
         // A stored one may be older.
         && header.created >= cut.created
         && cut.undo.is_none();
-    if same_live_run {
+    // The same of what was written since an era: later it is more. The base names the metadata that counts it, and the
+    // target is another with every run.
+    let same_era_run = header.source == Source::Era
+        && !header.is_combined()
+        && cut.source == Source::Era.word()
+        && header.base.is_some()
+        && header.base.as_ref().map(|base| &base.id) == cut.base.as_ref().map(|base| &base.id)
+        && header.created >= cut.created
+        && cut.undo.is_none();
+    if same_live_run || same_era_run {
         return Ok(Admission::Fresh {
             remark: Some(
-                "a run from the same snapshot was cut; its source may have changed since, so this one begins anew"
+                "a run from the same state was cut; its source may have changed since, so this one begins anew"
                     .to_owned(),
             ),
         });
