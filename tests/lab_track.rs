@@ -8,6 +8,7 @@
 
 mod lab_kit;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -428,6 +429,85 @@ fn what_a_killed_guard_holds_of_an_era_device_the_next_run_gives_back() {
             }
             guest.announce(&format!("{mended} mended"));
             assert!(mended > 0);
+        },
+    );
+}
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 48 * MIB;
+
+/// Writes its number to the first block, to one that nobody has written before, and to the last, in this order.
+fn generation(number: u64) {
+    let bytes: Vec<u8> = number.to_le_bytes().repeat(512);
+    let fresh = MIB + number * 65536;
+    for offset in [0, fresh, SIZE - 4096] {
+        lab_kit::write(DEVICE, &bytes, offset);
+    }
+}
+
+/// The last generation of which all is in `content`, which must be of one moment.
+fn moment(content: &[u8]) -> u64 {
+    let at = |offset: u64| {
+        let bytes = content[usize::try_from(offset).unwrap()..]
+            .first_chunk()
+            .unwrap();
+        u64::from_le_bytes(*bytes)
+    };
+    let (first, last) = (at(0), at(SIZE - 4096));
+    assert!(
+        first == last || first == last + 1,
+        "{first} and {last} are of two moments"
+    );
+    for number in 1..=last {
+        assert_eq!(
+            at(MIB + number * 65536),
+            number,
+            "missing at generation {last}"
+        );
+    }
+    last
+}
+
+#[test]
+fn what_is_sent_of_a_tracked_volume_is_one_moment() {
+    lab::test(
+        "what_is_sent_of_a_tracked_volume_is_one_moment",
+        setup().disk("512M").time_limit(Duration::from_secs(300)),
+        |guest| {
+            let tool = Tool::new(guest);
+            guest.volume_group("vg", 0);
+            guest.volume("vg", "data", "48M");
+            guest.volume("vg", "copy", "48M");
+            tool.run("track enable vg/data").ok();
+            generation(1);
+            tool.run(&format!("send {DEVICE} vg/copy")).ok();
+            assert_eq!(moment(&lab_kit::content("/dev/vg/copy")), 1);
+            let done = AtomicBool::new(false);
+            let mut seen = 1;
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut number = 2;
+                    while !done.load(Ordering::Relaxed) && number < 440 {
+                        generation(number);
+                        number += 1;
+                        sleep(Duration::from_millis(30));
+                    }
+                });
+                for round in 0..3 {
+                    // So much that it is read for a second or two.
+                    lab_kit::write(DEVICE, &vec![round + 1; 6 << 20], 32 * MIB);
+                    let from = era_of(&held(&tool));
+                    tool.run(&format!(
+                        "send --from era:{from} {DEVICE} vg/copy --bwlimit 4M"
+                    ))
+                    .ok();
+                    let now = moment(&lab_kit::content("/dev/vg/copy"));
+                    assert!(now > seen, "{now}: nobody wrote meanwhile");
+                    seen = now;
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+            guest.announce(&format!("{seen} generations"));
         },
     );
 }
