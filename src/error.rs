@@ -39,6 +39,23 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
+    /// How bad it is that one of several things ended with this: what may be wrong on a disk above what was not begun, and
+    /// that above what comes back by itself.
+    pub fn badness(self) -> u8 {
+        use ExitCode::*;
+        match self {
+            Done => 0,
+            Remote => 1,
+            Usage => 2,
+            Failed => 3,
+            Refused => 4,
+            TrackingLost => 5,
+            Damaged => 6,
+            Differ => 7,
+            Interrupted => 8,
+        }
+    }
+
     /// The code with this number, for what a remote end reports.
     pub fn from_number(number: u8) -> Option<Self> {
         use ExitCode::*;

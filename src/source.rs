@@ -13,7 +13,6 @@ mod live;
 mod recovery;
 mod thin;
 mod thin_offline;
-mod written;
 
 pub use live::{Admit, SnapshotWish};
 
@@ -24,7 +23,7 @@ use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::changes::cow::{ExceptionTable, read_exceptions};
 use crate::delta::codec::Compression;
-use crate::delta::header::{Header, Planned, Source, State};
+use crate::delta::header::{Header, ORIGIN_RUN, Planned, Source, State};
 use crate::delta::samples::Samples;
 use crate::dm;
 use crate::dm::name::LvName;
@@ -41,7 +40,7 @@ use crate::hold::client::Guard;
 use crate::monitor::Monitor;
 use crate::record::half_written;
 use crate::record::store::StateDir;
-use crate::record::witness::was_written;
+use crate::record::witness::{activation, was_written};
 use crate::volume::file_version::{FileVersion, run_id};
 use crate::volume::open::Volume;
 use crate::volume::{ReadAt, VolumeIdentity};
@@ -186,7 +185,7 @@ impl SendSource {
             });
         }
         if self.header.target.is_none() {
-            self.header.run = Some(run_id());
+            self.header.run.get_or_insert_with(run_id);
         }
         Ok(())
     }
@@ -491,7 +490,6 @@ fn from_snapshot(
 
     // NEW exists before OLD's table is read: what is written from here on does not concern NEW.
     let mut changes = table_of(&base, snapshot)?.changes;
-    let mut run = None;
     match &target.role {
         Role::ThickOrigin { real, merging } if *real == snapshot.real => {
             if *merging {
@@ -506,9 +504,7 @@ fn from_snapshot(
                 )));
             }
             trusted(target, later)?;
-            let later_changes = table_of(target, later)?.changes;
-            run = written::alone(&changes, &later_changes, later.chunk_bytes);
-            changes = changes.union(later_changes);
+            changes = changes.union(table_of(target, later)?.changes);
         }
         _ => return Err(not_related(&base, snapshot, &new_name)),
     }
@@ -521,11 +517,17 @@ fn from_snapshot(
             .map_err(|error| Error::io(format!("cannot read sampled blocks of {old}"), error))
     });
     let samples = samples.map_err(|error| explain(&base, error))?;
+    let state = lasting_state_of(target);
     let header = Header {
         base_size: Some(base_size),
         base: state_of(&base),
-        target: lasting_state_of(target),
-        run,
+        run: match &state {
+            Some(_) => unwritten_since(target),
+            // There is one origin, but any number of snapshots that were written to.
+            None => matches!(target.role, Role::ThickOrigin { .. })
+                .then(|| format!("{ORIGIN_RUN}{}", run_id())),
+        },
+        target: state,
         granularity: snapshot.chunk_bytes,
         ..header(request, Source::Cow, size, &changes)
     };
@@ -597,6 +599,13 @@ fn state_of(volume: &LogicalVolume) -> Option<State> {
 /// one UUID: what was sent of it must not be taken for what it holds then.
 fn lasting_state_of(volume: &LogicalVolume) -> Option<State> {
     state_of(volume).filter(|_| !was_written(volume.device))
+}
+
+/// The list of an increment may grow while it is cut, and tells nothing of writes to the snapshot itself: the kernel counts
+/// those, but only while it stays active. Nobody writes to one that is read-only. Where the kernel does not tell one time
+/// that it is active from another, each run is one of its own.
+fn unwritten_since(snapshot: &LogicalVolume) -> Option<String> {
+    (!snapshot.read_only).then(|| activation(snapshot.device).unwrap_or_else(run_id))
 }
 
 /// Reads a live snapshot's table and looks at its status once more.

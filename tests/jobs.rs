@@ -144,3 +144,76 @@ fn a_key_that_cannot_be_meant_is_named() {
         &["absolute path of this machine"],
     );
 }
+
+#[test]
+fn metrics_for_a_collector_are_whole_or_as_they_were() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = Dir::new(&[("good.toml", GOOD)]);
+    let file = dir.0.path().join("lvmsync.prom");
+    let line = format!("status --prometheus --textfile {}", file.display());
+    let said = dir.ends(&line, 0, &[]);
+    assert_eq!(said, "", "all of it is in the file");
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("lvmsync_late{job=\"good\""), "{text}");
+    assert!(text.ends_with('\n'), "{text}");
+    let mode = fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644, "node_exporter is another user");
+    // Another one takes its place: who has it open reads the old one to its end.
+    let old = fs::File::open(&file).unwrap();
+    fs::write(dir.0.path().join("jobs/second.toml"), GOOD).unwrap();
+    dir.ends(&line, 0, &[]);
+    assert_eq!(std::io::read_to_string(old).unwrap(), text);
+    let new = fs::read_to_string(&file).unwrap();
+    assert!(new.contains("job=\"second\""), "{new}");
+    let names: Vec<_> = fs::read_dir(dir.0.path()).unwrap().flatten().collect();
+    let names: Vec<_> = names.iter().map(fs::DirEntry::file_name).collect();
+    assert!(
+        !names
+            .iter()
+            .any(|name| name.to_string_lossy().contains("partial")),
+        "{names:?}"
+    );
+    // One that cannot be written leaves what was there.
+    fs::create_dir(dir.0.path().join("lvmsync.prom.partial")).unwrap();
+    dir.ends(&line, 1, &["lvmsync.prom"]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), new);
+    dir.ends("status --textfile x", 2, &["--prometheus"]);
+    dir.ends("status --help", 0, &["--textfile"]);
+}
+
+#[test]
+fn jobs_that_run_at_once_all_run_and_say_so_line_by_line() {
+    let bad = GOOD.replace("interval", "intervall");
+    let names: Vec<String> = (0..12).map(|number| format!("j{number}.toml")).collect();
+    // No volume, but a file: refused for that, after its job was begun.
+    let file = GOOD.replace("vg/data", "/etc/hostname");
+    let mut files: Vec<(&str, &str)> = names
+        .iter()
+        .map(|name| (name.as_str(), file.as_str()))
+        .collect();
+    files.push(("bad.toml", &bad));
+    let dir = Dir::new(&files);
+    for at_once in [1, 4, 64] {
+        let said = dir.ends(
+            &format!("replicate --all --jobs {at_once}"),
+            2,
+            &["lvmsync: bad: "],
+        );
+        for number in 0..12 {
+            let begins = format!("lvmsync: j{number}: ");
+            let lines = said.lines().filter(|line| line.starts_with(&begins));
+            assert_eq!(lines.count(), 1, "{at_once}: {number}: {said}");
+        }
+    }
+    for wrong in ["0", "65", "many"] {
+        dir.ends(&format!("replicate --all --jobs {wrong}"), 2, &["--jobs"]);
+    }
+    // The worst code is that of the run, wherever in the order it comes.
+    fs::create_dir_all(dir.0.path().join("state/jobs")).unwrap();
+    fs::write(dir.0.path().join("state/jobs/j5.json"), "{").unwrap();
+    for at_once in [1, 4] {
+        let line = format!("replicate --all --jobs {at_once}");
+        dir.ends(&line, 5, &["lvmsync: bad: ", "j5.json", "lvmsync: j6: "]);
+    }
+    dir.ends("replicate --help", 0, &["--jobs", "of them at a time"]);
+}

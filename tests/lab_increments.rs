@@ -106,62 +106,139 @@ fn increments_under_four_writers() {
 
 /// Every write to the origin makes both tables longer, so the list of the run that goes on is not the one of the run that
 /// was cut.
-#[test]
-fn an_increment_that_was_cut_goes_on_while_its_origin_is_written_to() {
-    let name = "an_increment_that_was_cut_goes_on_while_its_origin_is_written_to";
-    lab::test(name, live::setup(), |guest| {
+/// Two snapshots, and a destination on which there is a moment in which some is overwritten and some is not.
+struct Cuts<'a> {
+    guest: &'a lab::Guest,
+    tool: Tool,
+    random: Random,
+    old: Vec<u8>,
+    new: Vec<u8>,
+}
+
+const SLOW_COPY: &str = "/dev/mapper/slow";
+
+impl<'a> Cuts<'a> {
+    fn start(guest: &'a lab::Guest, permission: &str) -> Self {
         live::make(guest, Kind::Thick);
-        guest.host("far");
         let tool = Bench::new(guest).tool;
         let mut random = Random::new(3);
         let old = random.bytes(24 * MIB);
         write("/dev/vg/data", &old, 0);
-        guest.sh("lvcreate -qq -s -c 4k -L 30M -n s1 vg/data 2>&1");
+        let snapshot =
+            format!("lvcreate -qq -s -c 4k -L 30M --permission {permission} vg/data 2>&1 -n");
+        guest.sh(&format!("{snapshot} s1"));
         for offset in (MIB..22 * MIB).step_by(2 * MIB) {
             write("/dev/vg/data", &random.bytes(MIB), offset as u64);
         }
-        guest.sh("lvcreate -qq -s -c 4k -L 30M -n s2 vg/data 2>&1");
-        let new = content("/dev/vg/s2");
-        // Of what is saved first, a moment in which some is overwritten and some is not.
+        guest.sh(&format!("{snapshot} s2"));
         guest.sh(
             "modprobe dm-delay
              printf '0 8192 linear /dev/there/copy 0\\n8192 40960 delay /dev/there/copy 8192 0 /dev/there/copy 8192 200\\n' > table
              dmsetup create slow < table",
         );
+        let new = content("/dev/vg/s2");
+        Self {
+            guest,
+            tool,
+            random,
+            old,
+            new,
+        }
+    }
+
+    /// Begins, and is cut in the middle; then the origin is written to where it has been and where it has not, and beside
+    /// what both snapshots have in their tables. Gives back the command.
+    fn cut(&mut self, rest: &str, signal: Signal) -> String {
+        self.tool.reset(SLOW_COPY, &self.old);
+        // An undo is sure of its base only where that is on record; the far end keeps its records elsewhere.
+        for place in ["", "--state-dir /var/lib/lvmsync"] {
+            let adopt = format!("state adopt --force {SLOW_COPY} vg/s1 {place}");
+            self.tool.run(&adopt).ok();
+        }
+        let run = format!("send --from vg/s1 vg/s2 {rest} -v");
+        let child = self.tool.start(&format!("{run} --bwlimit 8M"));
+        wait_until("it is in the middle", || {
+            content(SLOW_COPY)[MIB] == self.new[MIB]
+        });
+        kill(&child, signal);
+        let code = Run::of(child).code;
+        assert_eq!(code, (signal == Signal::INT).then_some(130), "{rest}");
+        for _ in 0..40 {
+            let offset = self.random.below(6 * 1024 - 2) * BLOCK;
+            let bytes = self.random.bytes(2 * BLOCK as usize);
+            write("/dev/vg/data", &bytes, offset);
+        }
+        // The far end.
+        live::settle();
+        run
+    }
+
+    fn activate_anew(&self) {
+        self.guest.sh("vgchange -qq -an vg && vgchange -qq -ay vg");
+    }
+}
+
+#[test]
+fn an_increment_that_was_cut_goes_on_while_its_origin_is_written_to() {
+    let name = "an_increment_that_was_cut_goes_on_while_its_origin_is_written_to";
+    lab::test(name, live::setup(), |guest| {
+        guest.host("far");
+        let mut cuts = Cuts::start(guest, "rw");
         for (signal, rest) in [
             (Signal::INT, "/dev/mapper/slow"),
             (Signal::INT, "/dev/mapper/slow --undo undo"),
             (Signal::KILL, "/dev/mapper/slow --undo undo --overwrite"),
             (Signal::KILL, "far:/dev/mapper/slow"),
         ] {
-            tool.reset("/dev/mapper/slow", &old);
-            tool.run("state forget --force /dev/mapper/slow --state-dir /var/lib/lvmsync")
-                .ok();
-            let run = format!("send --from vg/s1 vg/s2 {rest} -v");
-            let child = tool.start(&format!("{run} --bwlimit 8M"));
-            wait_until("it is in the middle", || {
-                content("/dev/mapper/slow")[MIB] == new[MIB]
-            });
-            kill(&child, signal);
-            let code = Run::of(child).code;
-            assert_eq!(code, (signal == Signal::INT).then_some(130), "{rest}");
-            // Where it has been and where it has not, and beside what both have in their tables.
-            for _ in 0..40 {
-                let offset = random.below(6 * 1024 - 2) * BLOCK;
-                write("/dev/vg/data", &random.bytes(2 * BLOCK as usize), offset);
-            }
-            // The far end.
-            live::settle();
-            let said = tool.run(&run).ok().stderr;
+            let run = cuts.cut(rest, signal);
+            let said = cuts.tool.run(&run).ok().stderr;
             let goes_on = said.contains("goes on at byte");
             assert!(goes_on || signal == Signal::KILL, "{rest}: {said}");
-            assert_same("/dev/mapper/slow", &new, rest);
+            assert_same(SLOW_COPY, &cuts.new, rest);
             if rest.contains("undo") {
-                tool.run("apply undo /dev/mapper/slow").ok();
-                assert_same("/dev/mapper/slow", &old, rest);
+                cuts.tool.run("apply undo /dev/mapper/slow").ok();
+                assert_same(SLOW_COPY, &cuts.old, rest);
             }
         }
-        assert_same("/dev/vg/s2", &new, "the source");
+        assert_same("/dev/vg/s2", &cuts.new, "the source");
+    });
+}
+
+/// Whoever writes to a snapshot and activates it anew leaves nothing in the kernel's counters.
+#[test]
+fn a_snapshot_that_is_activated_anew_goes_on_only_if_nobody_could_write_to_it() {
+    let name = "a_snapshot_that_is_activated_anew_goes_on_only_if_nobody_could_write_to_it";
+    lab::test(name, live::setup(), |guest| {
+        let mut cuts = Cuts::start(guest, "rw");
+        let changed = cuts.random.bytes(2 * BLOCK as usize);
+        let run = cuts.cut("/dev/mapper/slow --undo undo", Signal::INT);
+        // Where it was read already, and where the older one has a copy, so that no table tells.
+        write("/dev/vg/s2", &changed, MIB as u64);
+        cuts.new[MIB..][..changed.len()].copy_from_slice(&changed);
+        cuts.activate_anew();
+        let refused = cuts.tool.run(&run);
+        refused.ends(5, &["activated anew", "lvmsync apply", "lvcreate -s -pr"]);
+        cuts.tool.run("apply undo /dev/mapper/slow").ok();
+        assert_same(SLOW_COPY, &cuts.old, "taken back");
+        cuts.tool.run(&run).ok();
+        assert_same(SLOW_COPY, &cuts.new, "and sent whole");
+
+        let run = cuts.cut(SLOW_COPY, Signal::INT);
+        cuts.activate_anew();
+        let said = cuts.tool.run(&run).ok().stderr;
+        assert!(said.contains("begins anew"), "{said}");
+        assert_same(SLOW_COPY, &cuts.new, "begun anew");
+        // And when all is done, the same once more.
+        cuts.activate_anew();
+        let said = cuts.tool.run(&run).ok().stderr;
+        assert!(said.contains("nothing was written"), "{said}");
+
+        guest.sh("lvchange -qq --permission r vg/s2");
+        let run = cuts.cut("/dev/mapper/slow --undo again", Signal::INT);
+        cuts.activate_anew();
+        let said = cuts.tool.run(&run).ok().stderr;
+        assert!(said.contains("goes on at byte"), "{said}");
+        assert_same(SLOW_COPY, &cuts.new, "read-only");
     });
 }
 

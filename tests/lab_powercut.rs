@@ -47,10 +47,10 @@ fn make(guest: &Guest) {
     guest.volume("there", "keep", "48M");
     guest.sh("mkfs.ext4 -q -b 4096 -J size=4 /dev/there/keep");
     write("/dev/vg/data", &random.bytes(size() << 20), 0);
-    guest.sh("lvcreate -qq -s -c 64k -L 24M -n s1 vg/data 2>&1");
+    guest.sh("lvcreate -qq -s -pr -c 64k -L 24M -n s1 vg/data 2>&1");
     // All but a mebibyte, which is there to be sampled.
     write("/dev/vg/data", &random.bytes((size() - 1) << 20), 0);
-    guest.sh("lvcreate -qq -s -c 64k -L 24M -n s2 vg/data 2>&1");
+    guest.sh("lvcreate -qq -s -pr -c 64k -L 24M -n s2 vg/data 2>&1");
 }
 
 /// Both ends, after they were started.

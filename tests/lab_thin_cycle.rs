@@ -74,7 +74,8 @@ impl Load {
                 &offset.to_string(),
                 "-l",
                 &length.to_string(),
-                "/dev/vg/data",
+                // LVM makes the link in /dev/vg anew with each snapshot, and for a moment there is none.
+                "/dev/mapper/vg-data",
             ]);
             assert!(command.status().unwrap().success());
             self.discards.fetch_add(1, Ordering::Relaxed);

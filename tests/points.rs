@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use lvmsync::job::points::directory_name;
+use lvmsync::record::keeper::shown_time;
 use serde_json::{Value, json};
 
 const BLOCK: usize = 4096;
@@ -36,7 +38,16 @@ impl Line {
             states: Vec::new(),
             times: times.to_vec(),
         };
-        fs::create_dir(line.path("points")).unwrap();
+        let history = line.path("history/data");
+        let points = history.join(directory_name(&line.copy()));
+        fs::create_dir_all(points).unwrap();
+        fs::create_dir(line.path("jobs")).unwrap();
+        let job = format!(
+            "source = \"vg/data\"\ninterval = \"1h\"\nhistory = {:?}\n[[target]]\nto = {:?}\n",
+            line.path("history"),
+            line.copy()
+        );
+        fs::write(line.path("jobs/data.toml"), job).unwrap();
         let mut state = vec![7; BLOCK * BLOCKS];
         for number in 0..times.len() {
             // Some blocks again and again, some once.
@@ -57,7 +68,7 @@ impl Line {
         let undo;
         if number > 0 {
             let name = name_of(self.times[number - 1], &number.to_string());
-            undo = self.path("points").join(name).display().to_string();
+            undo = self.points_in().join(name).display().to_string();
             arguments.extend(["--undo", &undo]);
         }
         succeeded(&self.run(&arguments));
@@ -66,6 +77,36 @@ impl Line {
 
     fn path(&self, name: &str) -> PathBuf {
         self.temporary.path().join(name)
+    }
+
+    fn points_in(&self) -> PathBuf {
+        let of_job = self.path("history/data");
+        of_job.join(directory_name(&self.copy()))
+    }
+
+    /// What the target held at that moment, as `view JOB --at` shows it.
+    fn look(&self, at: &str) -> Output {
+        let jobs = self.path("jobs").display().to_string();
+        self.run(&[
+            "view",
+            "data",
+            "--jobs-dir",
+            &jobs,
+            "--at",
+            at,
+            "--cat",
+            "0:",
+        ])
+    }
+
+    #[track_caller]
+    fn shows(&self, times: &[i64]) {
+        for at in times {
+            let output = self.look(&shown_time(*at));
+            succeeded(&output);
+            let number = self.times.iter().position(|time| time == at).unwrap();
+            assert!(output.stdout == self.states[number], "as it was at {at}");
+        }
     }
 
     fn copy(&self) -> String {
@@ -84,8 +125,7 @@ impl Line {
     }
 
     fn request(&self, wish: &Value) -> String {
-        json!({"directory": self.path("points"), "destination": self.copy(), "wish": wish})
-            .to_string()
+        json!({"directory": self.points_in(), "destination": self.copy(), "wish": wish}).to_string()
     }
 
     fn ask(&self, wish: &Value) -> Value {
@@ -135,7 +175,7 @@ impl Line {
     }
 
     fn files(&self) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(self.path("points"))
+        let mut names: Vec<String> = fs::read_dir(self.points_in())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .filter(|name| !name.ends_with(".lock"))
@@ -187,17 +227,19 @@ fn a_fold_that_is_killed_anywhere_costs_no_point_that_is_kept() {
     let request = line.request(&json!({"keep": {"grid": "3x1h", "also": []}}));
     let whole = line.files().len();
     let mut in_between = 0;
-    for delay in 0..60 {
+    let kills = if long() { 200 } else { 60 };
+    for number in 0..kills {
         let mut child = line
             .command(&["internal-points", &request])
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_micros(2000 + delay * 400));
+        std::thread::sleep(Duration::from_micros(2000 + number * 24_000 / kills));
         child.kill().unwrap();
         child.wait().unwrap();
         let there: Vec<i64> = line.points().iter().map(|(at, _)| *at).collect();
         assert!(kept.iter().all(|at| there.contains(at)), "{there:?}");
+        line.shows(&kept);
         let files = line.files().len();
         in_between += u32::from(files > kept.len() && files < whole);
     }
@@ -209,6 +251,67 @@ fn a_fold_that_is_killed_anywhere_costs_no_point_that_is_kept() {
     let files = line.files();
     assert_eq!(files.len(), kept.len(), "{files:?}");
     line.visit(&[101 * HOUR, held, 102 * HOUR, 103 * HOUR, held]);
+}
+
+#[test]
+fn every_point_can_be_looked_at_by_its_number_or_its_time() {
+    let line = Line::new(&quarters());
+    let held = *line.times.last().unwrap();
+    line.shows(&line.times[..14]);
+    let before = line.files();
+    // The newest that is not later, and the first of the table.
+    for at in [&*shown_time(held - 1), "1"] {
+        let output = line.look(at);
+        succeeded(&output);
+        assert!(output.stdout == line.states[13], "{at}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(&shown_time(line.times[13])), "{said}");
+    }
+    let fails = |at: &str, words: &str| {
+        let output = line.look(at);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(words), "{said}");
+    };
+    fails("15", "lvmsync history data");
+    fails(&shown_time(line.times[0] - 1), "the oldest is");
+    fails("yesterday", "is no point in time");
+    assert_eq!((line.held(), line.files()), (held, before));
+}
+
+#[test]
+fn what_a_far_target_held_is_looked_at_there() {
+    let line = Line::new(&quarters()[..2]);
+    // In the place of ssh: what is started there runs here, on the files of the same name.
+    let ssh = line.path("ssh");
+    let words = format!(
+        "#!/bin/sh\nwhile [ \"$1\" != far ]; do shift; done\nshift\nexec sh -c \"export LVMSYNC_STATE_DIR={}; $*\"\n",
+        line.path("state").display()
+    );
+    fs::write(&ssh, words).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&ssh, mode).unwrap();
+    let job = format!(
+        "source = \"vg/data\"\ninterval = \"1h\"\nhistory = {:?}\n[[target]]\nto = \"far:{}\"\nrsh = {ssh:?}\nremote_path = {:?}\n",
+        line.path("history"),
+        line.copy(),
+        env!("CARGO_BIN_EXE_lvmsync"),
+    );
+    fs::write(line.path("jobs/data.toml"), job).unwrap();
+    let output = line.look("1");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    let command = said
+        .lines()
+        .find_map(|words| words.strip_prefix("Look there: "));
+    let command = command.unwrap_or_else(|| panic!("{said}"));
+    // As it is printed: by the job's ssh, and the lvmsync that the job names.
+    let output = Command::new("sh").args(["-c", command]).output().unwrap();
+    succeeded(&output);
+    assert!(output.stdout == line.states[0]);
+}
+
+fn long() -> bool {
+    std::env::var_os("LVMSYNC_LONG").is_some_and(|value| value == "1")
 }
 
 #[test]
@@ -309,7 +412,7 @@ fn a_full_copy_and_what_follows_it_make_a_new_file_in_one_go() {
     succeeded(&line.run(&["send", &source, "-o", &full]));
     let points = line.points();
     let path = |number: usize| {
-        line.path("points")
+        line.points_in()
             .join(&points[number].1)
             .display()
             .to_string()

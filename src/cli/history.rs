@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::apply::StateArgs;
-use super::points::there::{There, unexpected};
+use super::points::there::There;
 use super::progress::Terminal;
 use super::replicate::{JobsArgs, state_of};
 use super::status::shown_lag;
@@ -16,7 +16,7 @@ use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::config::{JobConfig, Target};
-use crate::job::points::{Listing, Point, Reply, Wish};
+use crate::job::points::{Chosen, Listing, Point};
 use crate::job::state::TargetState;
 use crate::monitor::Monitor;
 use crate::record::keeper::{now, shown_time};
@@ -134,6 +134,45 @@ pub(super) fn chosen<'a>(
     Ok(found)
 }
 
+/// The target that is meant.
+pub(super) fn only<'a>(name: &str, job: &'a JobConfig, wanted: Option<&str>) -> Result<&'a Target> {
+    let targets = chosen(name, job, wanted)?;
+    let [target] = targets[..] else {
+        let names: Vec<&str> = targets.iter().map(|target| &*target.to).collect();
+        return Err(Error::Usage(format!(
+            "job {name} has several targets; say which with --target: {}",
+            names.join(", ")
+        )));
+    };
+    Ok(target)
+}
+
+/// The point that is meant.
+pub(super) fn find<'a>(
+    listing: &'a Listing,
+    wanted: Chosen,
+    job: &str,
+    target: &Target,
+) -> Result<&'a Point> {
+    let points = &listing.points;
+    let found = match wanted {
+        Chosen::Number(number) => points.get(number.wrapping_sub(1)),
+        Chosen::NotLaterThan(time) => points.iter().find(|point| point.at <= time),
+    };
+    found.ok_or_else(|| {
+        let reason = match points.last() {
+            None => "there is no point in time that it can go back to".to_owned(),
+            Some(oldest) => format!(
+                "there is no such point: there are {}, the oldest is {}",
+                points.len(),
+                shown_time(oldest.at)
+            ),
+        };
+        let way_out = format!("lvmsync history {job} shows them.");
+        Error::refused(target.to.clone(), reason, way_out)
+    })
+}
+
 /// What a job says that keeps no history.
 pub(super) fn keeps_none(name: &str) -> Error {
     Error::refused(
@@ -157,10 +196,7 @@ fn of_target<'a>(
     let listing = if known.holds_since == 0 {
         Listing::default()
     } else {
-        match there.ask(Wish::List)? {
-            Reply::Listing(listing) => listing,
-            _ => return Err(unexpected(target)),
-        }
+        there.list()?
     };
     Ok(OfTarget {
         job: &args.job,

@@ -84,6 +84,10 @@ pub(super) struct MigrateArgs {
     #[arg(long, value_name = "SIZE|max", value_parser = parse_store)]
     snapshot_size: Option<Store>,
 
+    /// Make no snapshot that fills larger than this [default: as long as the group has room]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    extend_limit: Option<u64>,
+
     /// Compression: none, lz4, zstd, zstd:LEVEL (1 to 19), or auto: as much as the link is worth
     #[arg(short = 'z', long, value_name = "CODEC", default_value = "none")]
     compress: Compression,

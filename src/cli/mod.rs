@@ -78,11 +78,11 @@ const VERBS: [&str; 20] = [
 const AFTER_HELP: &str = "\
 Examples:
   First copy of a volume, from a snapshot, over ssh:
-    lvcreate -s -L 10G -n s1 vg/data
+    lvcreate -s -pr -L 10G -n s1 vg/data
     lvmsync send vg/s1 backup:/dev/vg/data
 
   What changed since, from a second snapshot (the first can be removed afterwards):
-    lvcreate -s -L 10G -n s2 vg/data
+    lvcreate -s -pr -L 10G -n s2 vg/data
     lvmsync send --from vg/s1 vg/s2 backup:/dev/vg/data
 
   The same into a file, and applied later:
@@ -170,6 +170,12 @@ impl TalkArgs {
     fn terminal(&self) -> Terminal {
         start_logging(self.verbose);
         Terminal::new(self.progress, self.quiet, self.verbose > 0)
+    }
+
+    /// For several things that are done at a time.
+    fn terminal_without_progress(&self) -> Terminal {
+        start_logging(self.verbose);
+        Terminal::new(ProgressMode::None, self.quiet, self.verbose > 0)
     }
 }
 

@@ -39,10 +39,12 @@ pub(super) fn stream_out() -> Result<File> {
     Ok(out)
 }
 
-/// A line for the user on stderr.
+/// A line for the user on stderr, in one piece: commands that we have started write there, too.
 pub(super) fn message(text: &str) {
     // If stderr is gone, nobody can be told.
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = io::stderr()
+        .lock()
+        .write_all(format!("{text}\n").as_bytes());
 }
 
 /// Help and usage errors as clap writes them.

@@ -1,12 +1,15 @@
 //! `lvmsync replicate`: the periodic cycle, from files that say what is replicated where.
 //!
 //! Guarantees: one run of a job is one snapshot and one increment for each target; jobs that fail do not keep others from
-//! running; a run is told to stop between two steps and leaves everything as the next run wants it.
+//! running, and the exit code is that of the worst; a run is told to stop between two steps and leaves everything as the
+//! next run wants it.
 
 pub(super) mod cycle;
+mod several;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -20,6 +23,7 @@ use crate::job::state::JobState;
 use crate::job::store::load;
 use crate::monitor::Monitor;
 use crate::record::keeper::now;
+use several::{Turn, Turns, hold, run_each, with_threads};
 
 const AFTER_HELP: &str = "\
 A job is a file: /etc/lvmsync/jobs.d/NAME.toml
@@ -34,6 +38,7 @@ All keys are in docs/replicate.md.
 Examples:
   lvmsync replicate data                  one run of the job `data`, now
   lvmsync replicate --all                 of all that are due, as from a timer
+  lvmsync replicate --all --jobs 4        four of them at a time
   lvmsync replicate --watch               stay, and run each on time, as a service
   lvmsync replicate --check               are all files in order?
   lvmsync replicate data --resume         after a rollback of a target: send to it again
@@ -53,6 +58,11 @@ pub(super) struct ReplicateArgs {
     /// All jobs that are due
     #[arg(long, conflicts_with_all = ["jobs", "watch", "check"])]
     all: bool,
+
+    /// So many jobs at a time; with more than one no progress is shown
+    #[arg(long = "jobs", value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64), conflicts_with = "check")]
+    at_once: u16,
 
     /// Stay, and run jobs when they are due: those named, or all
     #[arg(long, conflicts_with = "check")]
@@ -165,7 +175,11 @@ pub(super) fn due_in(job: &JobConfig, state: &JobState, now: i64) -> f64 {
 }
 
 pub(super) fn run(args: &ReplicateArgs, cancel: &Cancel) -> Result<ExitCode> {
-    let terminal = args.talk.terminal();
+    let terminal = match args.at_once {
+        1 => args.talk.terminal(),
+        // Two bars would tear each other.
+        _ => args.talk.terminal_without_progress(),
+    };
     if args.check {
         return check(args);
     }
@@ -182,23 +196,18 @@ pub(super) fn run(args: &ReplicateArgs, cancel: &Cancel) -> Result<ExitCode> {
             "name a job, or --all for those that are due, or --watch to stay".to_owned(),
         ));
     }
-    let mut first_error = None;
-    for (name, job) in args.place.load(&args.jobs)? {
-        cancel.check()?;
-        let done = job.and_then(|job| {
-            if args.all && due_in(&job, &state_of(&args.state, &name)?, now()) > 0.0 {
-                return Ok(());
-            }
-            cycle::run(&name, &job, args.resume, &args.state, &terminal, cancel)
-        });
-        terminal.finish();
-        if let Err(error) = done {
-            output::message(&format!("lvmsync: {name}: {}", error.chain()));
-            first_error.get_or_insert(error);
+    let jobs = args.place.load(&args.jobs)?;
+    let code = run_each(jobs, args.at_once.into(), cancel, |name, job| {
+        let job = job?;
+        if args.all && due_in(&job, &state_of(&args.state, name)?, now()) > 0.0 {
+            return Ok(());
         }
-    }
+        let done = cycle::run(name, &job, args.resume, &args.state, &terminal, cancel);
+        terminal.finish();
+        done
+    });
     cancel.check()?;
-    Ok(first_error.map_or(ExitCode::Done, |error| error.exit_code()))
+    Ok(code)
 }
 
 fn check(args: &ReplicateArgs) -> Result<ExitCode> {
@@ -242,38 +251,84 @@ const LOOK_AGAIN: f64 = 10.0;
 
 /// Until told to stop. Files are read each time, so that what is changed holds from the next run on.
 fn watch(args: &ReplicateArgs, terminal: &Terminal, cancel: &Cancel) -> Result<ExitCode> {
+    let turns = Mutex::new(Turns::default());
     // What is wrong with a file is said once.
-    let mut told: Vec<String> = Vec::new();
-    loop {
-        let mut wait = LOOK_AGAIN;
-        for (name, job) in args.place.load(&args.jobs)? {
-            cancel.check()?;
-            let done = job.and_then(|job| {
-                let left = due_in(&job, &state_of(&args.state, &name)?, now());
-                if left > 0.0 {
-                    wait = wait.min(left);
-                    return Ok(false);
+    let told: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    // A directory that cannot be read ends it all.
+    let ended: Mutex<Option<Error>> = Mutex::new(None);
+    with_threads(args.at_once.into(), || {
+        while !cancel.is_cancelled() && hold(&ended).is_none() {
+            match watch_once(args, terminal, cancel, (&turns, &told)) {
+                Ok(wait) => {
+                    cancel.sleep(Duration::try_from_secs_f64(wait).unwrap_or_default());
                 }
-                cycle::run(&name, &job, false, &args.state, terminal, cancel).map(|()| true)
-            });
-            terminal.finish();
-            match done {
                 Err(error) => {
-                    cancel.check()?;
-                    let text = format!("{name}: {}", error.chain());
-                    if !told.contains(&text) {
-                        terminal.warn(&text);
-                        told.push(text);
-                    }
+                    hold(&ended).get_or_insert(error);
                 }
-                Ok(true) => told.retain(|text| !text.starts_with(&format!("{name}: "))),
-                Ok(false) => {}
             }
         }
-        cancel.check()?;
-        cancel.sleep(Duration::try_from_secs_f64(wait.max(1.0)).unwrap_or_default());
-        cancel.check()?;
+    });
+    cancel.check()?;
+    let ended = ended.into_inner().ok().flatten();
+    ended.map_or(Ok(ExitCode::Done), Err)
+}
+
+/// Runs the job that has waited longest, if one is due; seconds until the next look.
+fn watch_once(
+    args: &ReplicateArgs,
+    terminal: &Terminal,
+    cancel: &Cancel,
+    (turns, told): (&Mutex<Turns>, &Mutex<Vec<String>>),
+) -> Result<f64> {
+    let tell = |name: &str, error: &Error| {
+        let text = format!("{name}: {}", error.chain());
+        let mut told = hold(told);
+        if !cancel.is_cancelled() && !told.contains(&text) {
+            terminal.warn(&text);
+            told.push(text);
+        }
+    };
+    let mut jobs = Vec::new();
+    for (name, job) in args.place.load(&args.jobs)? {
+        match job.and_then(|job| Ok((state_of(&args.state, &name)?, job))) {
+            Ok((state, job)) => {
+                jobs.push((name, due_in(&job, &state, now()), state.started, job));
+            }
+            Err(error) => tell(&name, &error),
+        }
     }
+    let looks: Vec<(&str, f64, i64)> = jobs
+        .iter()
+        .map(|(name, due_in, began, _)| (name.as_str(), *due_in, *began))
+        .collect();
+    let turn = hold(turns).next(&looks, Instant::now(), LOOK_AGAIN);
+    let (name, job) = match turn {
+        Turn::Wait(seconds) => return Ok(seconds.max(1.0)),
+        Turn::Run(number) => match jobs.get(number) {
+            Some((name, _, _, job)) => (name, job),
+            None => return Ok(LOOK_AGAIN),
+        },
+    };
+    // Between the look and its turn another thread may have run it.
+    let is_due = state_of(&args.state, name).map(|state| due_in(job, &state, now()) <= 0.0);
+    let done = is_due.and_then(|is_due| match is_due {
+        true => cycle::run(name, job, false, &args.state, terminal, cancel),
+        false => Ok(()),
+    });
+    terminal.finish();
+    let again = match &done {
+        Ok(()) => {
+            let of_it = format!("{name}: ");
+            hold(told).retain(|text| !text.starts_with(&of_it));
+            None
+        }
+        Err(error) => {
+            tell(name, error);
+            Instant::now().checked_add(Duration::from_secs_f64(LOOK_AGAIN))
+        }
+    };
+    hold(turns).ended(name, again);
+    Ok(0.0)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::apply::StateArgs;
-use super::history::{chosen, keeps_none};
+use super::history::{find, keeps_none, only};
 use super::points::there::{There, unexpected};
 use super::replicate::cycle::refused_as_put_back;
 use super::replicate::{JobsArgs, directory_of};
@@ -17,9 +17,7 @@ use crate::cancel::Cancel;
 use crate::commands::word;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::config::Target;
-use crate::job::points::{
-    Back, Chosen, Listing, Point, Reply, UNDO_SUFFIX, Wish, choose, file_name,
-};
+use crate::job::points::{Back, Listing, Point, Reply, UNDO_SUFFIX, Wish, choose, file_name};
 use crate::job::state::JobState;
 use crate::job::store::Held;
 use crate::record::keeper::{now, shown_time};
@@ -87,21 +85,13 @@ pub(super) fn run(args: &RollbackArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
     let wanted = choose(&args.to).map_err(Error::Usage)?;
     let job = args.place.load_only(&args.job)?;
-    let targets = chosen(&args.job, &job, args.target.as_deref())?;
-    let [target] = targets[..] else {
-        let names: Vec<&str> = targets.iter().map(|target| &*target.to).collect();
-        return Err(Error::Usage(format!(
-            "job {} has several targets; say which with --target: {}",
-            args.job,
-            names.join(", ")
-        )));
-    };
+    let target = only(&args.job, &job, args.target.as_deref())?;
     let there = There::of((&args.job, &job), target, &args.state, &terminal, cancel)?;
     let there = there.ok_or_else(|| keeps_none(&args.job))?;
     let directory = directory_of(&args.state)?;
     let held = Held::take(&directory, &args.job, &format!("job {}", args.job))?;
     let mut state: JobState = held.load()?.unwrap_or_default();
-    let listing = list(&there, target)?;
+    let listing = there.list()?;
     // One of which nobody here was told how it ended.
     if let Some(known) = state.targets.get_mut(&target.to)
         && !listing.incomplete
@@ -109,7 +99,7 @@ pub(super) fn run(args: &RollbackArgs, cancel: &Cancel) -> Result<ExitCode> {
         known.was_put_back(listing.held.as_deref());
         held.save(&state)?;
     }
-    let point = find(&listing, wanted, args, target)?;
+    let point = find(&listing, wanted, &args.job, target)?;
     if target.collects() {
         return Err(to_be_applied(&there, point, target));
     }
@@ -140,7 +130,7 @@ pub(super) fn run(args: &RollbackArgs, cancel: &Cancel) -> Result<ExitCode> {
         Err(error) => {
             // Refused, or failed before anything was written: then nothing was put back.
             let is_as_before = |now: Listing| !now.incomplete && now.held == listing.held;
-            if !args.dry_run && list(&there, target).is_ok_and(is_as_before) {
+            if !args.dry_run && there.list().is_ok_and(is_as_before) {
                 state.targets.insert(target.to.clone(), before);
                 held.save(&state)?;
             }
@@ -190,38 +180,6 @@ pub(super) fn run(args: &RollbackArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
-fn list(there: &There<'_>, target: &Target) -> Result<Listing> {
-    match there.ask(Wish::List)? {
-        Reply::Listing(listing) => Ok(listing),
-        _ => Err(unexpected(target)),
-    }
-}
-
-fn find<'a>(
-    listing: &'a Listing,
-    wanted: Chosen,
-    args: &RollbackArgs,
-    target: &Target,
-) -> Result<&'a Point> {
-    let points = &listing.points;
-    let found = match wanted {
-        Chosen::Number(number) => points.get(number.wrapping_sub(1)),
-        Chosen::NotLaterThan(time) => points.iter().find(|point| point.at <= time),
-    };
-    found.ok_or_else(|| {
-        let reason = match points.last() {
-            None => "there is no point in time that it can go back to".to_owned(),
-            Some(oldest) => format!(
-                "there is no such point: there are {}, the oldest is {}",
-                points.len(),
-                shown_time(oldest.at)
-            ),
-        };
-        let way_out = format!("lvmsync history {} shows them.", args.job);
-        Error::refused(target.to.clone(), reason, way_out)
-    })
-}
-
 /// Of the same way the same: a rollback that was cut goes on with the undo that it has begun.
 fn tag(files: &[String]) -> String {
     let digest = blake3::hash(files.join("/").as_bytes()).to_hex();
@@ -230,8 +188,8 @@ fn tag(files: &[String]) -> String {
 
 /// Nothing is applied to a directory.
 fn to_be_applied(there: &There<'_>, point: &Point, target: &Target) -> Error {
-    let path = |file: &String| word(&there.directory().join(file).to_string_lossy());
-    let files: Vec<String> = point.files.iter().map(path).collect();
+    let files = there.files_of(point);
+    let files: Vec<String> = files.iter().map(|file| word(file)).collect();
     Error::refused(
         target.to.clone(),
         "it collects deltas, and there is no volume that could be put back",

@@ -33,7 +33,7 @@ NEW is a snapshot, an origin, or any block device or file. With --from OLD only 
 NEW is sent; OLD is an older snapshot of the same origin. Without it everything is sent: the first copy.
 
 The rule that loses nothing: make the new snapshot first, then send, then remove the old one.
-  lvcreate -s -L 10G -n s2 vg/data
+  lvcreate -s -pr -L 10G -n s2 vg/data
   lvmsync send --from vg/s1 vg/s2 backup:/dev/vg/data
   lvremove vg/s1                                  # s2 is the next OLD
 
@@ -215,6 +215,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
             volume_size: args.thin.volume_size,
             snapshot: Some(SnapshotWish {
                 only_tracked: true,
+                only_look: args.dry_run,
                 ..SnapshotWish::default()
             }),
             compression: args.to.compress,

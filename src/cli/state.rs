@@ -249,6 +249,7 @@ fn adopt(args: &AdoptArgs) -> Result<ExitCode> {
         name: name.clone(),
         holds: Some(state.clone()),
         from: "adopted".to_owned(),
+        is_proven: true,
         since: now(),
         witness: Watch::of(&volume).ok().and_then(|watch| watch.now()),
         ..Record::default()

@@ -1,8 +1,12 @@
 //! `lvmsync status`: how far each job is, for people, scripts and monitoring.
 //!
-//! Guarantees: changes nothing; whoever watches it learns by the exit code that a target is later than its limit.
+//! Guarantees: changes nothing but the file that is asked for, which is whole whenever it is read; whoever watches it learns
+//! by the exit code that a target is later than its limit.
 
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
@@ -12,7 +16,8 @@ use super::replicate::{JobsArgs, due_in, state_of};
 use super::watched::fill_of;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
-use crate::error::{ExitCode, Result};
+use crate::error::{Error, ExitCode, Result};
+use crate::partial_file::PartialFile;
 use crate::record::keeper::{now, shown_time};
 use crate::units::Bytes;
 
@@ -22,7 +27,7 @@ Examples:
   lvmsync status data            of one job
   lvmsync status --watch         again and again
   lvmsync status --json          for a script
-  lvmsync status --prometheus > /var/lib/node_exporter/lvmsync.prom
+  lvmsync status --prometheus --textfile /var/lib/node_exporter/lvmsync.prom
 
 Ends with code 1 if a target is later than its limit (max_lag of the job, or three intervals), or a job's
 file is wrong.";
@@ -39,9 +44,13 @@ pub(super) struct StatusArgs {
     #[arg(long, conflicts_with = "prometheus")]
     json: bool,
 
-    /// Metrics in the text format of Prometheus, for the textfile collector of node_exporter
+    /// Metrics in the text format of Prometheus
     #[arg(long)]
     prometheus: bool,
+
+    /// Put them into FILE, for the textfile collector of node_exporter: it never sees half of them
+    #[arg(long, value_name = "FILE", requires = "prometheus")]
+    textfile: Option<PathBuf>,
 
     /// Show it again every two seconds until Ctrl-C
     #[arg(long, conflicts_with_all = ["json", "prometheus"])]
@@ -83,6 +92,8 @@ pub(super) fn run(args: &StatusArgs, cancel: &Cancel) -> Result<ExitCode> {
         let rows = rows(args)?;
         if args.json {
             output::json(&rows)?;
+        } else if let Some(path) = &args.textfile {
+            write_textfile(path, &rows)?;
         } else if args.prometheus {
             output::listing(|out| prometheus(&rows, out))?;
         } else {
@@ -103,6 +114,21 @@ pub(super) fn run(args: &StatusArgs, cancel: &Cancel) -> Result<ExitCode> {
         cancel.sleep(std::time::Duration::from_secs(2));
         cancel.check()?;
     }
+}
+
+/// Written beside, synced and renamed. Whoever collects it may be somebody else.
+fn write_textfile(path: &Path, rows: &[Row]) -> Result<()> {
+    let failed = |error| Error::io(format!("cannot write {}", path.display()), error);
+    let mut text = Vec::new();
+    prometheus(rows, &mut text).map_err(failed)?;
+    let file = PartialFile::create(path, true)?;
+    file.file()
+        .and_then(|mut file| {
+            file.set_permissions(Permissions::from_mode(0o644))?;
+            file.write_all(&text)
+        })
+        .map_err(failed)?;
+    file.persist()
 }
 
 fn rows(args: &StatusArgs) -> Result<Vec<Row>> {

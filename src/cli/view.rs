@@ -3,6 +3,7 @@
 //! Guarantees: the base and the deltas are only read; a snapshot that was made of a live base is removed whatever happens; a
 //! base that is in another state is refused; a file that is written appears when it is whole.
 
+mod at;
 mod base;
 mod export;
 mod file;
@@ -14,6 +15,7 @@ use clap::{ArgGroup, Args};
 
 use super::apply::StateArgs;
 use super::chain::Files;
+use super::progress::Terminal;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
@@ -24,6 +26,7 @@ use crate::units::{Bytes, count, parse_size};
 use crate::view::nbd::address::Address;
 use crate::view::state::{Below, View, check};
 use crate::volume::{ReadAt, Volume};
+use at::{AtArgs, Wanted};
 use base::{Base, Wish};
 
 const AFTER_HELP: &str = "\
@@ -33,6 +36,7 @@ Examples:
   lvmsync view tue.undo --base vg/copy --nbd unix:/run/monday.sock             for other programs, until Ctrl-C
   lvmsync view mon.delta --base vg/copy --nbd unix:/run/try.sock --overlay /var/tmp/try    with writes, which are lost
   lvmsync view full.delta mon.delta --nbd tcp:localhost:10809                  a full copy needs no base
+  lvmsync view data --at '2026-11-24 18:00' --nbd unix:/run/old.sock           what the target of job data held then
 
 The deltas are a chain, in any order: what follows what is in them. VOLUME is in the state that the first of them begins
 from; one that is live is read from a temporary snapshot. Nothing is applied, unpacked or written to it. One that is in
@@ -51,6 +55,9 @@ pub(super) struct ViewArgs {
     /// A volume in the state that the first delta begins from; a full copy begins from nothing
     #[arg(long, value_name = "VOLUME")]
     base: Option<String>,
+
+    #[command(flatten)]
+    point: AtArgs,
 
     /// Write these bytes of the state to stdout: 4k:512, 1M:64k; without LENGTH up to the end
     #[arg(long, value_name = "OFFSET:LENGTH", value_parser = parse_range)]
@@ -140,13 +147,14 @@ pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
         file::refuse_device(path)?;
     }
     allow_many_files();
-    let files = Files::open(&args.deltas)?;
+    let wanted = wanted(args, &terminal, cancel)?;
+    let files = Files::open(&wanted.deltas)?;
     let chain = files.chain()?;
     check(&chain)?;
     if let Some(path) = &args.to {
         files.refuse_as_output(path)?;
     }
-    let base = open_base(args, &chain, cancel, &terminal)?;
+    let base = open_base(args, wanted.base.as_deref(), &chain, cancel, &terminal)?;
     let explain = |error| match &base {
         Some(base) => base.explain(error),
         None => error,
@@ -165,7 +173,7 @@ pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
         )
     ));
     let unchanged = || {
-        files.check_unchanged(&args.deltas)?;
+        files.check_unchanged(&wanted.deltas)?;
         base.as_ref().map_or(Ok(()), Base::check_unchanged)
     };
     if let Some(range) = args.cat {
@@ -194,9 +202,31 @@ pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
+/// The files that were named, or those of a point in time of a job.
+fn wanted(args: &ViewArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Wanted> {
+    let Some(at) = &args.point.at else {
+        return Ok(Wanted {
+            deltas: args.deltas.clone(),
+            base: args.base.clone(),
+        });
+    };
+    let rest: Vec<String> = match (&args.cat, &args.to, &args.nbd) {
+        (Some(Range { offset, length }), ..) => {
+            let length = length.map_or(String::new(), |length| length.to_string());
+            vec!["--cat".to_owned(), format!("{offset}:{length}")]
+        }
+        (_, Some(path), _) => vec!["--to".to_owned(), path.display().to_string()],
+        (_, _, Some(address)) => vec!["--nbd".to_owned(), address.to_string()],
+        _ => Vec::new(),
+    };
+    let talk = (terminal, cancel);
+    at::of_point(&args.point, at, &args.deltas, &rest, &args.state, talk)
+}
+
 /// The base, held against what the chain begins from.
 fn open_base(
     args: &ViewArgs,
+    base: Option<&str>,
     chain: &[&Input<Volume>],
     cancel: &Cancel,
     monitor: &dyn Monitor,
@@ -205,7 +235,7 @@ fn open_base(
         return Err(Error::Usage("name the deltas".to_owned()));
     };
     let header = first.delta.header();
-    match &args.base {
+    match base {
         Some(name) if header.is_full_copy() => {
             monitor.remark(&format!(
                 "{}: a full copy begins from nothing; {name} is not read",

@@ -1,8 +1,8 @@
 //! Snapshots that must not overflow while something is sent.
 //!
 //! Guarantees: while the work runs, the fill of each thick snapshot is looked at every second, and one that is three quarters
-//! full gets more room, as long as its volume group has any; what cannot be done is said once, and the work goes on: a snapshot that
-//! overflows is noticed by whoever reads it.
+//! full, or soon will be, gets more room, as long as its volume group has any and the limit allows it; what cannot be done is
+//! said once, and the work goes on: a snapshot that overflows is noticed by whoever reads it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,6 +13,7 @@ use crate::dm::name::LvName;
 use crate::dm::resolve::active_volume;
 use crate::dm::snapshot::Role;
 use crate::dm::table::SnapshotStatus;
+use crate::job::room::{Due, LOOKS_AHEAD, Limits, due};
 use crate::monitor::Monitor;
 use crate::units::{Bytes, sectors_to_bytes};
 
@@ -23,11 +24,11 @@ pub(super) struct Growth<'a> {
     pub(super) of_thick: bool,
     /// Whose they are.
     pub(super) owner: &'a str,
+    /// How large they may become.
+    pub(super) limits: Limits,
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// In hundredths.
-const FULL_ENOUGH: u64 = 75;
 
 /// Runs `work`, and looks after `snapshots` meanwhile.
 pub(super) fn while_watched<T>(
@@ -42,9 +43,13 @@ pub(super) fn while_watched<T>(
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let watch = || {
-            let mut watched: Vec<&Base> = snapshots.to_vec();
+            // With what of each was in use at the last look.
+            let mut watched: Vec<(&Base, Option<u64>)> =
+                snapshots.iter().map(|base| (*base, None)).collect();
             while !done.load(Ordering::Acquire) {
-                watched.retain(|snapshot| look_after(snapshot, growth.owner, monitor));
+                watched.retain_mut(|(snapshot, used)| {
+                    look_after(snapshot, used, None, growth, monitor)
+                });
                 thread::park_timeout(LOOK_EVERY);
             }
         };
@@ -59,15 +64,38 @@ pub(super) fn while_watched<T>(
     })
 }
 
-/// Extends it if it is due. False if nothing can be done for it any more.
-fn look_after(snapshot: &Base, owner: &str, monitor: &dyn Monitor) -> bool {
+/// Extends it if it is due: by what came since the last look, or by what is `coming`. False if nothing can be done for it
+/// any more.
+pub(super) fn look_after(
+    snapshot: &Base,
+    last_used: &mut Option<u64>,
+    coming: Option<u64>,
+    growth: Growth<'_>,
+    monitor: &dyn Monitor,
+) -> bool {
     let Some((used, total)) = fill_of(snapshot) else {
         return true;
     };
-    if used.saturating_mul(100) < total.saturating_mul(FULL_ENOUGH) {
-        return true;
-    }
-    match base::extend(snapshot, owner, (total / 2).max(64 << 20)) {
+    let since_last_look = used.saturating_sub(last_used.unwrap_or(used));
+    *last_used = Some(used);
+    let coming = coming.unwrap_or(since_last_look.saturating_mul(LOOKS_AHEAD));
+    let failed = |reason: &str| {
+        monitor.warn(&format!(
+            "{}: {} of {} are used, and it cannot be made larger, so that it may overflow: {reason}",
+            snapshot.name,
+            Bytes(used),
+            Bytes(total),
+        ));
+        false
+    };
+    let more = match due((used, total), coming, growth.limits) {
+        Due::Nothing => return true,
+        Due::AtLimit => {
+            return failed("it has reached its limit: extend_limit, or --extend-limit, raises it");
+        }
+        Due::More(more) => more,
+    };
+    match base::extend(snapshot, growth.owner, more) {
         Ok(()) => {
             monitor.remark(&format!(
                 "{}: {} of {} were written to; it was made larger",
@@ -77,16 +105,7 @@ fn look_after(snapshot: &Base, owner: &str, monitor: &dyn Monitor) -> bool {
             ));
             true
         }
-        Err(error) => {
-            monitor.warn(&format!(
-                "{}: {} of {} are used, and it cannot be made larger, so that it may overflow: {}",
-                snapshot.name,
-                Bytes(used),
-                Bytes(total),
-                error.chain()
-            ));
-            false
-        }
+        Err(error) => failed(&error.chain()),
     }
 }
 

@@ -65,6 +65,9 @@ impl Source {
     }
 }
 
+/// Begins the [`Header::run`] of an increment whose target is the origin itself.
+pub const ORIGIN_RUN: &str = "origin ";
+
 /// What the writer set out to send; for progress only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Planned {

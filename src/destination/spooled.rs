@@ -84,10 +84,15 @@ impl Destination {
             what: what.to_owned(),
             source,
         })?;
-        self.admit(reader.header(), reader.samples(), cancel)?;
         // What comes may be another one than what was announced.
         let is_announced = StreamId::of(reader.header(), reader.samples()) == place.stream;
-        let place = match place.begun.filter(|_| is_announced) {
+        let begun = place.begun.filter(|_| is_announced);
+        // What is applied has the header of its beginning.
+        let goes_on = |begun: &&Begun<_>| begun.end() == reader.header().from_offset;
+        let header = begun.as_ref().filter(goes_on);
+        let header = header.map_or(reader.header(), |begun| &begun.part.header);
+        self.admit(header, reader.samples(), cancel)?;
+        let place = match begun {
             Some(begun) => Keep::Behind(Box::new(begun)),
             None => Keep::New(SpoolFile::create(&place.path)?),
         };

@@ -34,6 +34,8 @@ pub enum Store {
     Likely,
     /// So many bytes.
     Bytes(u64),
+    /// So many, or what is free.
+    About(u64),
     /// As much as can be used: such a snapshot never overflows.
     Most,
 }
@@ -102,16 +104,17 @@ pub fn check_room(origin: &LvName, size_bytes: u64, store: Store, beside: Beside
 }
 
 fn extents(origin: &LvName, size_bytes: u64, store: Store, beside: Beside) -> Result<u64> {
-    let asked = match store {
-        Store::Likely => None,
-        Store::Bytes(bytes) => Some(bytes),
-        // What is larger than can be used is cut down to that.
-        Store::Most => Some(size_bytes.saturating_mul(2)),
-    };
     let mut room = room_of(origin.vg())?;
     if beside == Beside::TheNext {
         room.free_extents /= 2;
     }
+    let asked = match store {
+        Store::Likely => None,
+        Store::Bytes(bytes) => Some(bytes),
+        Store::About(bytes) => Some(bytes.min(room.free_extents.saturating_mul(room.extent_bytes))),
+        // What is larger than can be used is cut down to that.
+        Store::Most => Some(size_bytes.saturating_mul(2)),
+    };
     store_extents(origin, size_bytes, asked, room).map_err(|_| {
         let vg = origin.vg();
         let twice = match beside {

@@ -121,6 +121,18 @@ pub struct Room {
     pub free_extents: u64,
 }
 
+/// More than this the store of a snapshot cannot use: with a place for every chunk, and for the table, it never overflows.
+pub fn useful_bytes(origin_bytes: u64) -> u64 {
+    origin_bytes
+        .saturating_add(origin_bytes / 256)
+        .saturating_add(1 << 16)
+}
+
+/// What is likely to be written to a volume of this size, of which nothing else is known.
+pub fn likely_bytes(origin_bytes: u64) -> u64 {
+    (origin_bytes / PART_WRITTEN).max(LEAST_STORE_BYTES)
+}
+
 /// Extents for the exception store of a snapshot of `origin`: `asked`, or what is likely to be written meanwhile and is
 /// there.
 pub fn store_extents(
@@ -129,12 +141,8 @@ pub fn store_extents(
     asked: Option<u64>,
     room: Room,
 ) -> Result<u64> {
-    // One that has a place for every chunk, and for the table, cannot overflow.
-    let most = origin_bytes
-        .saturating_add(origin_bytes / 256)
-        .saturating_add(1 << 16);
-    let likely = (origin_bytes / PART_WRITTEN).max(LEAST_STORE_BYTES);
-    let wanted = asked.unwrap_or(likely).min(most).max(1);
+    let most = useful_bytes(origin_bytes);
+    let wanted = asked.unwrap_or(likely_bytes(origin_bytes)).min(most).max(1);
     let wanted = wanted.div_ceil(room.extent_bytes.max(1));
     if room.free_extents == 0 || (asked.is_some() && wanted > room.free_extents) {
         return Err(no_room(origin, wanted, room));

@@ -10,6 +10,7 @@ use crate::delta::header::{Header, Source, State};
 use crate::delta::samples::Samples;
 use crate::delta::stream::StreamId;
 use crate::error::{Error, Result};
+use crate::record::Record;
 use crate::record::admission::Admission;
 use crate::record::keeper::{Keeper, Kept};
 
@@ -101,6 +102,10 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         ));
     }
     refuse_hopeless_undo(beginning, keeper, &admission)?;
+    if is_there_already(beginning, keeper, &stream) && !matches!(admission, Admission::Again { .. })
+    {
+        return Err(undo_too_late(target.name));
+    }
     let is_new = matches!(
         admission,
         Admission::Fresh { .. } | Admission::Forced { .. }
@@ -116,16 +121,19 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         ));
     }
     let matched = check(header, samples, target, options)?;
+    let resumes = matches!(admission, Admission::Resume { .. });
+    if resumes && !matched {
+        keeper.refuse_other_list(header)?;
+    }
     let forced = matches!(admission, Admission::Forced { .. });
     let old_size_bytes = match keeper
         .record()
         .and_then(|record| record.incomplete.as_ref())
     {
-        Some(cut) if matches!(admission, Admission::Resume { .. }) => cut.old_size_bytes,
+        Some(cut) if resumes => cut.old_size_bytes,
         _ if keeper.is_new_file() => 0,
         _ => target.volume.size_bytes(),
     };
-    let resumes = matches!(admission, Admission::Resume { .. });
     let is_longer_file = header.source == Source::Full
         && target.is_file
         && !keeper.is_new_file()
@@ -139,8 +147,8 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
             header.volume_size
         ));
     }
-    // A run that goes on was perhaps forced where it began.
-    let is_other = !matched || forced || (resumes && keeper.is_forced());
+    // A run that goes on was perhaps forced where it began, and so was one that left what this one finds.
+    let is_other = !matched || forced || keeper.stays_forced(header);
     let base = header.base.as_ref().filter(|_| !is_other);
     let is_neither = keeper.was_incomplete() && !resumes;
     let holds = keeper.held(base).filter(|_| !is_neither);
@@ -158,6 +166,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         undo: undo_name,
         old_size_bytes,
         holds,
+        is_proven: header.is_full_copy() || is_proven(keeper, &admission),
         offset,
         forced: is_other,
     };
@@ -250,11 +259,44 @@ fn undo_of_before(beginning: &Beginning<'_, '_>, undoes: &Undoes) -> Result<Opti
     if matches!(beginning.undo.find(name, undoes)?, FoundUndo::Whole) {
         return Ok(Some(name.to_owned()));
     }
-    Err(Error::refused(
-        beginning.target.name,
+    Err(undo_too_late(beginning.target.name))
+}
+
+fn undo_too_late(name: &str) -> Error {
+    Error::refused(
+        name,
         "this delta was applied already, so an undo that is made now would not lead back",
         "Apply it without --undo. If the record is wrong: lvmsync state forget DEST",
-    ))
+    )
+}
+
+/// An undo is asked for of what is on record as applied, whoever wrote there since: the samples are of what it does not
+/// change, and cannot tell. That undo would be called the way to the base.
+fn is_there_already(beginning: &Beginning<'_, '_>, keeper: &Keeper, stream: &StreamId) -> bool {
+    let Beginning { header, undo, .. } = *beginning;
+    let target = header.target.as_ref().map(|state| &state.id);
+    let record = keeper.record().filter(|record| record.incomplete.is_none());
+    let is_it = |record: &Record| {
+        let held = record.holds.as_ref().map(|state| &state.id);
+        record.stream.as_ref() == Some(stream) || (held.is_some() && held == target)
+    };
+    // Put back by other means, it is perhaps the base again.
+    let is_there = record.is_some_and(is_it) && !keeper.was_put_back();
+    undo.asked().is_some() && !header.is_full_copy() && is_there
+}
+
+/// What the delta begins from is the base because it was copied or adopted, and not because samples say so.
+fn is_proven(keeper: &Keeper, admission: &Admission) -> bool {
+    let record = keeper.record();
+    match admission {
+        Admission::Fresh { remark: None } | Admission::Again { .. } => {
+            record.is_some_and(|record| record.is_proven)
+        }
+        Admission::UndoUnfinished => record
+            .and_then(|record| record.incomplete.as_ref())
+            .is_some_and(|cut| cut.is_proven),
+        _ => false,
+    }
 }
 
 type OpenUndo<'a> = (

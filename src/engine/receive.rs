@@ -277,8 +277,7 @@ impl<'a> Receiving<'a> {
                 undo: None,
                 old_size_bytes: size,
                 holds: keeper.held(None),
-                offset: 0,
-                forced: false,
+                ..Kept::default()
             };
             keeper.begin_anonymous(&stream, kept)?;
             let mut applier = Applier::<File>::new(
@@ -313,8 +312,7 @@ impl<'a> Receiving<'a> {
             undo: Some(name.to_owned()),
             old_size_bytes: size,
             holds: old.holds.clone(),
-            offset: 0,
-            forced: false,
+            ..Kept::default()
         };
         let header = undo_header(&header, &keeper.undoes(&stream), old, size);
         let recorder = UndoRecorder::new(

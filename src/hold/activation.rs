@@ -10,7 +10,7 @@
 //! a thin volume. What shows that somebody else has made it theirs meanwhile (it is writable, or active anew) is left
 //! active. What LVM is told of a volume that is active already shows nowhere.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::thread;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::dm::name::LvName;
 use crate::dm::wire::{DeviceInfo, Selector};
 use crate::error::{Error, Result};
 use crate::sys::ioctl;
-use crate::volume::host::boot_id;
+use crate::volume::host::{boot_id, disk_sequence};
 
 /// udev looks at a device that has just appeared, and holds it meanwhile.
 const ATTEMPTS: u32 = 10;
@@ -192,10 +192,9 @@ struct Seen {
 
 impl Seen {
     fn of(info: &DeviceInfo) -> Self {
-        let sequence = fs::read_to_string(format!("/sys/dev/block/{}/diskseq", info.device));
         Self {
             read_only: info.read_only,
-            sequence: sequence.ok().map(|text| text.trim().to_owned()),
+            sequence: disk_sequence(info.device),
         }
     }
 }

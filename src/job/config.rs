@@ -11,7 +11,7 @@ use super::grid::Grid;
 use crate::delta::codec::Compression;
 use crate::dm::base::Store;
 use crate::error::{Error, Result};
-use crate::units::{parse_seconds, parse_size};
+use crate::units::{Bytes, parse_seconds, parse_size};
 
 /// A job that is later than so many intervals is late, if nothing else is said.
 const LATE_AFTER_INTERVALS: f64 = 3.0;
@@ -31,6 +31,9 @@ pub struct JobConfig {
     /// Room for what is written to a thick volume between two runs.
     #[serde(default, deserialize_with = "store")]
     pub snapshot_size: Store,
+    /// A snapshot that fills is not made larger than this; `None`: as long as its group has room.
+    #[serde(default, deserialize_with = "maybe_size")]
+    pub extend_limit: Option<u64>,
     /// As on the command line.
     #[serde(default, deserialize_with = "compression")]
     pub compress: Compression,
@@ -159,6 +162,15 @@ impl JobConfig {
         }
         if self.interval < 1.0 {
             return Err("interval is less than a second".to_owned());
+        }
+        if let (Store::Bytes(size), Some(limit)) = (self.snapshot_size, self.extend_limit)
+            && limit < size
+        {
+            return Err(format!(
+                "extend_limit ({}) is less than snapshot_size ({}), with which a snapshot begins",
+                Bytes(limit),
+                Bytes(size)
+            ));
         }
         for target in self.targets.iter().filter(|target| target.collects()) {
             target.check_collecting()?;
@@ -297,6 +309,11 @@ verify = true
                 ["line 3", "unknown field `intervall`"],
             ),
             ("\"15m\"", "\"soon\"", ["line 3", "`soon` is not a time"]),
+            (
+                "\"20M\"",
+                "\"20M\"\nextend_limit = \"5G\"",
+                ["extend_limit (5.0 GiB) is less", "snapshot_size (10.0 GiB)"],
+            ),
             ("\"20M\"", "\"fast\"", ["line 7", "`fast` is not a size"]),
             ("zstd:3", "zip", ["line 6", "`zip` is not a compression"]),
             (

@@ -5,6 +5,7 @@ pub mod config;
 pub mod grid;
 pub mod hooks;
 pub mod points;
+pub mod room;
 pub mod rounds;
 pub mod state;
 pub mod store;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::room::Seen;
 use crate::dm::base::Base;
 
 /// One job.
@@ -17,6 +18,9 @@ pub struct JobState {
     pub number: u64,
     /// When the last run began: seconds since 1970 UTC.
     pub started: i64,
+    /// What bases took in, the newest last; of thick ones alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub seen: Vec<Seen>,
     /// By the name of the destination.
     pub targets: BTreeMap<String, TargetState>,
 }
@@ -78,18 +82,31 @@ impl JobState {
             .collect()
     }
 
+    /// The base that was made last, and when: seconds since 1970 UTC.
+    pub fn newest_base(&self) -> Option<(&Base, i64)> {
+        let targets = self.targets.values();
+        targets
+            .filter_map(|target| Some((target.base.as_ref()?, target.holds_since)))
+            .max_by_key(|(_, since)| *since)
+    }
+
     /// Forgets snapshots that are not among `there`, which are in order, and destinations that are not among `wanted`.
-    pub fn retain(&mut self, there: &[&str], wanted: &[&str]) {
+    /// Gives back the destinations that lost what they would have gone on from, and the snapshot that is gone.
+    pub fn retain(&mut self, there: &[&str], wanted: &[&str]) -> Vec<(String, Base)> {
         self.targets
             .retain(|name, _| wanted.contains(&name.as_str()));
-        for target in self.targets.values_mut() {
+        let mut lost = Vec::new();
+        for (name, target) in &mut self.targets {
             let is_gone = |kept: &mut Base| !there.contains(&kept.uuid.as_str());
-            target.base.take_if(is_gone);
-            if target.pending.take_if(is_gone).is_some() {
+            let base = target.base.take_if(is_gone);
+            let pending = target.pending.take_if(is_gone);
+            if pending.is_some() {
                 // Part of it may be there: nothing but comparing goes on from that.
                 target.base = None;
             }
+            lost.extend(base.or(pending).map(|gone| (name.clone(), gone)));
         }
+        lost
     }
 }
 
@@ -187,15 +204,17 @@ mod tests {
         assert_eq!(near.lag(230), Some(30));
         assert_eq!(state.needed(), ["0", "2"]);
         // Removed by hand; not wanted any more.
-        state.retain(&["2"], &["near", "away"]);
+        let lost = state.retain(&["2"], &["near", "away"]);
+        assert_eq!(lost, [("away".to_owned(), base("0"))]);
         assert_eq!(state.needed(), ["2"]);
-        state.retain(&["2"], &["away"]);
+        assert!(state.retain(&["2"], &["away"]).is_empty());
         assert!(state.needed().is_empty());
         assert_eq!(state.targets["away"].lag(5), None);
         // Half of something that is gone is no base.
         let away = state.targets.entry("away".to_owned()).or_default();
         (away.base, away.pending) = (Some(base("0")), Some(base("1")));
-        state.retain(&["0"], &["away"]);
+        let lost = state.retain(&["0"], &["away"]);
+        assert_eq!(lost, [("away".to_owned(), base("1"))]);
         assert_eq!(state.targets["away"], TargetState::default());
     }
 

@@ -23,7 +23,7 @@ const MAX_BYTES: u64 = 1 << 20;
 pub struct Held {
     path: PathBuf,
     /// Locked as long as it lives.
-    _lock: File,
+    lock: File,
 }
 
 impl Held {
@@ -53,11 +53,8 @@ impl Held {
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
             // Between open and lock the run that had it may have removed it: then it locks nobody out.
-            let ours = file.metadata().map_err(failed)?;
-            let is_still_there = fs::metadata(&lock)
-                .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()));
-            if is_still_there {
-                return Ok(Self { path, _lock: file });
+            if is_at(&file, &lock).map_err(failed)? {
+                return Ok(Self { path, lock: file });
             }
         }
     }
@@ -87,11 +84,27 @@ impl Held {
             _ => sync_directory_of(&self.path),
         };
         let action = || format!("cannot remove {}", self.path.display());
-        removed.map_err(|error| Error::io(action(), error))?;
-        // Whoever waits for the lock finds another file under its name, or none, and takes that one.
-        let _ = fs::remove_file(self.path.with_extension("lock"));
-        Ok(())
+        removed.map_err(|error| Error::io(action(), error))
     }
+}
+
+/// Where nothing is on record there is nothing to lock: a run that was refused leaves nothing either.
+impl Drop for Held {
+    fn drop(&mut self) {
+        let lock = self.path.with_extension("lock");
+        // Only who holds the lock removes it. Whoever waits for it finds another file under its name, or none, and takes
+        // that one.
+        if !self.path.exists() && is_at(&self.lock, &lock).unwrap_or(false) {
+            let _ = fs::remove_file(lock);
+        }
+    }
+}
+
+/// Whether `file` is the one of this name.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    let there = fs::metadata(path);
+    Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())))
 }
 
 /// Reads a file of this kind, whoever holds it; `None` where there is none.
@@ -132,11 +145,13 @@ mod tests {
         let other = Held::take(&below, "x", "vg/x").unwrap_err();
         assert_eq!(other.exit_code(), ExitCode::Refused);
         drop(held);
+        drop(Held::take(&below, "refused", "vg/y").unwrap());
         let held = Held::take(&below, "x", "vg/x").unwrap();
         fs::write(below.join("x.json"), "{").unwrap();
         let error = held.load::<Vec<u32>>().unwrap_err();
         assert!(error.chain().contains("x.json"), "{}", error.chain());
         held.remove().unwrap();
+        drop(held);
         assert_eq!(fs::read_dir(&below).unwrap().count(), 0);
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::witness::Touched;
 use super::{ANONYMOUS, Incomplete, Record, shown};
 use crate::commands::{Caller, word};
-use crate::delta::header::{Header, Source};
+use crate::delta::header::{Header, ORIGIN_RUN, Source, State};
 use crate::delta::stream::StreamId;
 use crate::partial_file::PARTIAL_SUFFIX;
 
@@ -115,6 +115,24 @@ pub fn admit(
     if header.is_full_copy() && (policy.force || !is_there) {
         return Ok(Admission::Fresh { remark: None });
     }
+    // Two runs have one undo, by its name. Where the base was not the base, the older one does not know what only the other
+    // list overwrites.
+    let is_proven = record.is_proven && !record.forced;
+    let is_other_list = record.stream.as_ref() == Some(stream) && record.list != header.list;
+    if is_other_list
+        && !is_proven
+        && (!is_there || policy.force)
+        && let Some(undo) = record.undo.as_deref()
+    {
+        return Err(Refusal {
+            reason: format!(
+                "this delta was applied already, {}, and its list is another one now: no undo would lead back. Nothing was \
+                 written",
+                why_unproven(record.forced)
+            ),
+            way_out: back_or_equal(called, undo),
+        });
+    }
     if policy.touched == Touched::Yes {
         return unknown(
             header,
@@ -146,6 +164,27 @@ pub fn admit(
     }
     if undoes_last {
         return Ok(Admission::Fresh { remark: None });
+    }
+    if header.source == Source::Cow
+        && header.run.is_some()
+        && header.target.is_some()
+        && same_id(record, header.target.as_ref())
+    {
+        let reason = format!(
+            "on record since {} as holding {} already; that one could be written to, and was activated anew since",
+            super::keeper::shown_time(record.since),
+            record.shown_state()
+        );
+        if policy.touched == Touched::No && !policy.force {
+            let remark = format!(
+                "{reason}: if somebody wrote to it, lvmsync sync NEW DEST; nothing was written"
+            );
+            return Ok(Admission::Already { remark });
+        }
+        return forced_or(policy, reason, || {
+            "If nobody wrote to either, nothing is to be done. To be sure: lvmsync sync NEW DEST."
+                .to_owned()
+        });
     }
     match (&header.base, &record.holds) {
         (Some(base), Some(held)) if base.id == held.id => Ok(Admission::Fresh { remark: None }),
@@ -217,18 +256,10 @@ fn to_incomplete(
         return Ok(Admission::Fresh { remark: None });
     };
     if cut.stream.as_ref() == Some(stream) {
-        // On another state than its base a longer list overwrites, behind what the undo has saved already, what is not the
-        // same before and after.
-        if let Some(undo) = cut.undo.as_deref().filter(|_| record.forced)
-            && cut.list != header.list
+        if (record.forced || !cut.is_proven)
+            && let Some(refusal) = refuse_other_list(record, header, called)
         {
-            return Err(Refusal {
-                reason: format!(
-                    "{}. That write was forced, and its list is longer now: its undo would not lead back",
-                    incomplete_reason(record)
-                ),
-                way_out: format!("Take it back first: {}", called.take_back(undo)),
-            });
+            return Err(refusal);
         }
         let offset = cut.durable_offset;
         return Ok(Admission::Resume { offset });
@@ -250,38 +281,98 @@ fn to_incomplete(
             remark: Some("was on record as incomplete; a full copy replaces everything".to_owned()),
         });
     }
-    // The table of one snapshot only grows, so a later list from it holds every block that an earlier one had. That one
-    // was made of several says nothing of when it was read.
-    let same_live_run = header.source == Source::Cow
-        && !header.is_combined()
-        && cut.source == Source::Cow.word()
-        && header.target.is_none()
-        && cut.target.is_none()
-        && header.base.is_some()
-        && header.base.as_ref().map(|base| &base.id) == cut.base.as_ref().map(|base| &base.id)
-        // A stored one may be older.
-        && header.created >= cut.created
-        && cut.undo.is_none();
-    // The same of what was written since an era: later it is more. The base names the metadata that counts it, and the
-    // target is another with every run.
-    let same_era_run = header.source == Source::Era
-        && !header.is_combined()
-        && cut.source == Source::Era.word()
-        && header.base.is_some()
-        && header.base.as_ref().map(|base| &base.id) == cut.base.as_ref().map(|base| &base.id)
-        && header.created >= cut.created
-        && cut.undo.is_none();
-    if same_live_run || same_era_run {
-        return Ok(Admission::Fresh {
-            remark: Some(
-                "a run from the same state was cut; its source may have changed since, so this one begins anew"
-                    .to_owned(),
+    if is_later_list(header, cut) {
+        let Some(undo) = cut.undo.as_deref() else {
+            return Ok(Admission::Fresh {
+                remark: Some(
+                    "a run from the same state was cut; what is sent may have changed since, so this one begins anew"
+                        .to_owned(),
+                ),
+            });
+        };
+        let (why, next) = match header.source {
+            Source::Era => (
+                "the volume was written to, and its list is another one now",
+                "",
             ),
+            _ => (
+                "it is no snapshot, or one that can be written to, or could be, and was activated anew",
+                " The next one, if it is read-only (lvcreate -s -pr), goes on where it was cut.",
+            ),
+        };
+        let reason = format!(
+            "{}. What is sent may have changed since: {why}",
+            incomplete_reason(record)
+        );
+        return forced_or(policy, reason, || {
+            format!("{}{next}", back_or_equal(called, undo))
         });
     }
     forced_or(policy, incomplete_reason(record), || {
         ways_out(record, called)
     })
+}
+
+fn is_of_origin(run: &Option<String>) -> bool {
+    run.as_deref()
+        .is_some_and(|run| run.starts_with(ORIGIN_RUN))
+}
+
+/// It comes from the same snapshots as what was cut, or from the same one and its origin, or lists what was written since the
+/// same era of the same record. Tables and records only grow, so that its list holds every block that the other one had. That
+/// one was made of several deltas says nothing of when they were read.
+fn is_later_list(header: &Header, cut: &Incomplete) -> bool {
+    let id = |state: &Option<State>| state.as_ref().map(|state| state.id.clone());
+    let is_same = match header.source {
+        Source::Cow => {
+            id(&header.target) == id(&cut.target)
+                && (header.target.is_some()
+                    || (is_of_origin(&header.run) && is_of_origin(&cut.run)))
+        }
+        // The base names the record; the target is another with every run.
+        Source::Era => true,
+        _ => false,
+    };
+    is_same
+        && !header.is_combined()
+        && cut.source == header.source.word()
+        && header.base.is_some()
+        && id(&header.base) == id(&cut.base)
+        // A stored one may be older.
+        && header.created >= cut.created
+}
+
+/// The refusal of a run that was cut, keeps an undo, and comes again with another list, on what is not known to be its base.
+/// What only one list has is the same in base and target, so that on the base nothing is lost if the undo has not saved it;
+/// on anything else it would be. `None` for a run that is no such one.
+pub fn refuse_other_list(record: &Record, header: &Header, called: Called<'_>) -> Option<Refusal> {
+    let cut = record.incomplete.as_ref()?;
+    let undo = cut.undo.as_deref()?;
+    if header.is_full_copy() || cut.list == header.list {
+        return None;
+    }
+    Some(Refusal {
+        reason: format!(
+            "{}, {}, and its list is another one now: its undo would not lead back",
+            incomplete_reason(record),
+            why_unproven(record.forced)
+        ),
+        way_out: back_or_equal(called, undo),
+    })
+}
+
+fn back_or_equal(called: Called<'_>, undo: &str) -> String {
+    format!(
+        "Take it back first: {} Or, where that undo is gone, make it equal: lvmsync sync NEW DEST.",
+        called.take_back(undo)
+    )
+}
+
+fn why_unproven(forced: bool) -> &'static str {
+    match forced {
+        true => "forced onto another state than its base",
+        false => "with nothing on record to say that it began from its base",
+    }
 }
 
 fn unknown(header: &Header, policy: Policy, why: &str) -> Result<Admission, Refusal> {
@@ -319,7 +410,7 @@ fn forced_or(
     })
 }
 
-fn same_id(record: &Record, state: Option<&crate::delta::header::State>) -> bool {
+fn same_id(record: &Record, state: Option<&State>) -> bool {
     match (&record.holds, state) {
         (Some(held), Some(state)) => held.id == state.id,
         _ => false,

@@ -6,7 +6,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::admission::{Admission, Called, Policy, Refusal, admit, admit_anonymous};
+use super::admission::{
+    Admission, Called, Policy, Refusal, admit, admit_anonymous, refuse_other_list,
+};
 use super::marks::{self, Mark, Places};
 use super::store::RecordFile;
 use super::witness::{Touched, Watch, touched};
@@ -39,6 +41,8 @@ pub struct Keeper {
     lies_on: Vec<String>,
     /// The destination is a file that was made for this copy, or for one that was cut.
     is_new_file: bool,
+    /// Something of what the last run wrote is there no more: perhaps somebody has put back what was there before.
+    was_put_back: bool,
     /// As it was when the run began.
     before: Option<Record>,
     now: Option<Record>,
@@ -73,10 +77,12 @@ impl Keeper {
             cut.witness = None;
         }
         // Writes from below are not counted. An incomplete destination has other marks by now.
+        let mut was_put_back = false;
         if let Some(record) = before.as_ref().filter(|record| record.incomplete.is_none())
             && !marks::hold(volume, &record.marks).map_err(cannot_read)?
         {
             touched = Touched::Yes;
+            was_put_back = true;
         }
         let policy = Policy { touched, ..policy };
         Ok(Self {
@@ -86,6 +92,7 @@ impl Keeper {
             elsewhere: None,
             lies_on: Vec::new(),
             is_new_file: false,
+            was_put_back,
             now: current,
             before,
             file: Some(file),
@@ -110,6 +117,7 @@ impl Keeper {
             elsewhere: None,
             lies_on: Vec::new(),
             is_new_file: false,
+            was_put_back: false,
             before: record.clone(),
             now: record,
         }
@@ -154,6 +162,14 @@ impl Keeper {
         }
     }
 
+    /// For a run that goes on although the samples, by now, say that this never was its base: see [`refuse_other_list`].
+    pub fn refuse_other_list(&self, header: &Header) -> Result<()> {
+        let refusal = self
+            .record()
+            .and_then(|record| refuse_other_list(record, header, self.called()));
+        refusal.map_or(Ok(()), |refusal| Err(self.refused(refusal)))
+    }
+
     /// The command that takes back the run that is under way.
     pub fn way_back(&self) -> Option<String> {
         let undo = self.record()?.incomplete.as_ref()?.undo.as_deref()?;
@@ -196,6 +212,11 @@ impl Keeper {
             stream: stream.clone(),
             destination: self.identity().map(str::to_owned),
         }
+    }
+
+    /// Something of what the last run wrote is there no more, see [`marks`].
+    pub fn was_put_back(&self) -> bool {
+        self.was_put_back
     }
 
     /// On record as whole, and nobody is known to have written to it since.
@@ -307,9 +328,11 @@ impl Keeper {
             saved_offset: kept.undo.is_some().then_some(0),
             undo_of: header.undo_of.clone().map(StreamId::from),
             base: header.base.clone(),
+            is_proven: kept.is_proven,
             target: header.target.clone(),
             source: header.source.word().to_owned(),
             created: header.created,
+            run: header.run.clone(),
             list: header.list.clone(),
             from: self.from.clone(),
             undo: kept.undo,
@@ -325,7 +348,7 @@ impl Keeper {
 
     /// What was put on another state than its base stays no state, whatever is put on top of it; unless that takes
     /// it back, or replaces everything, or somebody else did.
-    fn stays_forced(&self, header: &Header) -> bool {
+    pub fn stays_forced(&self, header: &Header) -> bool {
         let Some(record) = self.record().filter(|record| record.forced) else {
             return false;
         };
@@ -430,9 +453,13 @@ impl Keeper {
         record.witness = self.watch.as_ref().and_then(Watch::now);
         record.since = now();
         if let Some(done) = done {
+            let is_again = record.stream == done.stream;
             record.stream = done.stream;
+            record.list = done.list;
+            record.is_proven = done.is_proven;
             record.from = done.from;
-            record.undo = done.undo;
+            // Put there once more, without an undo, it is still what the older one takes back.
+            record.undo = done.undo.or(record.undo.filter(|_| is_again));
         }
         self.policy.touched = Touched::No;
         self.put(record)
@@ -557,6 +584,8 @@ pub struct Kept {
     pub old_size_bytes: u64,
     /// The state that it held, as far as that is known.
     pub holds: Option<State>,
+    /// Which is the base of the delta, see [`Record::is_proven`].
+    pub is_proven: bool,
     /// Everything before this volume offset is as it should be.
     pub offset: u64,
     /// That is not the base of the delta.

@@ -41,6 +41,12 @@ pub struct Record {
     /// The delta that made it so.
     #[serde(default)]
     pub stream: Option<StreamId>,
+    /// Digest of that one's list, as in its header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<String>,
+    /// What it holds rests on a full copy or on what somebody adopted, and on what was applied to that: not on samples alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_proven: bool,
     /// Where that came from. For people.
     #[serde(default)]
     pub from: String,
@@ -93,6 +99,9 @@ pub struct Incomplete {
     /// The state that it begins from.
     #[serde(default)]
     pub base: Option<State>,
+    /// The destination was proven to hold that, see [`Record::is_proven`]; else samples alone say so, or nothing.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_proven: bool,
     /// The state that it leads to.
     #[serde(default)]
     pub target: Option<State>,
@@ -102,6 +111,9 @@ pub struct Incomplete {
     /// When it was made, as in the header: of two lists of one live snapshot the later one holds all of the other.
     #[serde(default)]
     pub created: i64,
+    /// What tells this run from others, as in the header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     /// Digest of its list, as in the header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub list: Option<String>,
@@ -135,6 +147,10 @@ pub struct Incomplete {
     /// When it began: seconds since 1970 UTC.
     #[serde(default)]
     pub since: i64,
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl Incomplete {

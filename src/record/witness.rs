@@ -8,11 +8,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use crate::sys::device::DeviceNumber;
 use crate::volume::Volume;
-use crate::volume::host::boot_id;
+use crate::volume::host::{boot_id, disk_sequence};
 
 /// Words of a device's `stat` that count what was written, from 0 (`Documentation/block/stat.rst`).
 const WRITTEN_SECTORS: usize = 6;
@@ -65,22 +64,27 @@ impl Watch {
                 ))
             }
             Self::Device(device) => {
-                let directory =
-                    Path::new("/sys/dev/block").join(format!("{}:{}", device.major, device.minor));
-                let stat = fs::read_to_string(directory.join("stat")).ok()?;
-                // Deactivated and activated, a volume is another device that counts from zero. Since Linux 5.15.
-                let sequence = fs::read_to_string(directory.join("diskseq")).ok();
-                of_device(&boot_id()?, sequence.as_deref(), &stat)
+                let stat = stat_of(*device).ok()?;
+                of_device(&boot_id()?, disk_sequence(*device).as_deref(), &stat)
             }
         }
     }
 }
 
+/// What a volume keeps as long as it is active, and never gets again: deactivated and activated it is another device that
+/// counts from zero. `None` before Linux 5.15, where that cannot be told.
+pub fn activation(device: DeviceNumber) -> Option<String> {
+    Some(format!("boot {}/{}", boot_id()?, disk_sequence(device)?))
+}
+
 /// Whether anything was written to or discarded in a device since it is active. What is below it does not count: the
 /// origin of a snapshot is another device.
 pub fn was_written(device: DeviceNumber) -> bool {
-    let path = format!("/sys/dev/block/{}:{}/stat", device.major, device.minor);
-    fs::read_to_string(path).is_ok_and(|stat| counts_writes(&stat))
+    stat_of(device).is_ok_and(|stat| counts_writes(&stat))
+}
+
+fn stat_of(device: DeviceNumber) -> io::Result<String> {
+    fs::read_to_string(format!("/sys/dev/block/{device}/stat"))
 }
 
 fn counts_writes(stat: &str) -> bool {
@@ -91,7 +95,7 @@ fn counts_writes(stat: &str) -> bool {
 }
 
 fn of_device(boot: &str, sequence: Option<&str>, stat: &str) -> Option<String> {
-    let sequence = sequence.map_or(String::new(), |sequence| format!("/{}", sequence.trim()));
+    let sequence = sequence.map_or(String::new(), |sequence| format!("/{sequence}"));
     let words: Vec<&str> = stat.split_whitespace().collect();
     let written = words.get(WRITTEN_SECTORS)?;
     let discarded = words.get(DISCARDED_SECTORS).unwrap_or(&"0");
@@ -143,7 +147,7 @@ mod tests {
     #[test]
     fn a_device_is_untouched_only_on_the_same_boot_with_the_same_counts() {
         let stat = "  10 0 80 5 20 0 160 7 0 12 12 3 0 24 1 0 0";
-        let then = of_device("a", Some("7\n"), stat).unwrap();
+        let then = of_device("a", Some("7"), stat).unwrap();
         assert_eq!(then, "boot a/7 160 24");
         let compare = |boot, from: &str, to: &str| {
             let now = of_device(boot, Some("7"), &stat.replace(from, to));

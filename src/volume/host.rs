@@ -52,6 +52,13 @@ pub fn boot_id() -> Option<String> {
     Some(text.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
+/// What no device had before under this kernel, and none gets again: a volume that is activated anew has another one.
+/// `None` before Linux 5.15.
+pub fn disk_sequence(device: DeviceNumber) -> Option<String> {
+    let text = fs::read_to_string(format!("/sys/dev/block/{device}/diskseq")).ok()?;
+    Some(text.trim().to_owned())
+}
+
 impl fmt::Display for VolumeIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -82,27 +82,8 @@ impl Model {
             kind: Kind::Data,
         };
         let changes: ChangeList = extents.iter().map(change).collect();
-        let header = header(name, base.len(), target.len(), &changes);
         let samples = Samples::take(&MemoryVolume::new(base.clone()), &changes).unwrap();
-        let mut writer = DeltaWriter::new(Vec::new(), &header, &samples).unwrap();
-        for (number, range) in extents.iter().enumerate() {
-            let extent = change(range).extent;
-            let data = &target[range.clone()];
-            if data.iter().all(|byte| *byte == 0) {
-                writer.zero(extent).unwrap();
-                continue;
-            }
-            let compression = [Compression::Lz4, Compression::Zstd(3)][number / 3 % 2];
-            let mut packed = Vec::new();
-            match Compressor::new(compression)
-                .unwrap()
-                .compress(data, &mut packed)
-            {
-                Some(codec) => writer.data(extent, codec, &packed).unwrap(),
-                None => writer.data(extent, Codec::None, data).unwrap(),
-            }
-        }
-        let delta = writer.finish().unwrap().1;
+        let delta = delta_of(&target, base.len(), name, &changes, &samples);
         Self {
             base,
             target,
@@ -110,6 +91,35 @@ impl Model {
             frames,
         }
     }
+}
+
+/// The delta to `target`, which is called `name`, with these changes.
+pub(crate) fn delta_of(
+    target: &[u8],
+    base_size: usize,
+    name: &str,
+    changes: &ChangeList,
+    samples: &Samples,
+) -> Vec<u8> {
+    let header = header(name, base_size, target.len(), changes);
+    let mut writer = DeltaWriter::new(Vec::new(), &header, samples).unwrap();
+    for (number, extent) in changes.iter().map(|change| change.extent).enumerate() {
+        let data = &target[extent.offset() as usize..extent.end() as usize];
+        if data.iter().all(|byte| *byte == 0) {
+            writer.zero(extent).unwrap();
+            continue;
+        }
+        let compression = [Compression::Lz4, Compression::Zstd(3)][number / 3 % 2];
+        let mut packed = Vec::new();
+        match Compressor::new(compression)
+            .unwrap()
+            .compress(data, &mut packed)
+        {
+            Some(codec) => writer.data(extent, codec, &packed).unwrap(),
+            None => writer.data(extent, Codec::None, data).unwrap(),
+        }
+    }
+    writer.finish().unwrap().1
 }
 
 fn header(name: &str, base: usize, target: usize, changes: &ChangeList) -> Header {
@@ -148,9 +158,20 @@ pub(crate) fn apply(
     keeper: &mut Keeper,
     is_file: bool,
 ) -> Result<Received> {
+    apply_with(delta, volume, undo, keeper, (is_file, false))
+}
+
+/// The same, perhaps with `--force`.
+pub(crate) fn apply_with(
+    delta: impl Read,
+    volume: &dyn WriteAt,
+    undo: &dyn UndoPlace,
+    keeper: &mut Keeper,
+    (is_file, force): (bool, bool),
+) -> Result<Received> {
     let cancel = Cancel::new();
     let options = ReceiveOptions {
-        force: false,
+        force,
         allow_smaller: false,
         unfinished: false,
         compared: false,

@@ -116,6 +116,15 @@ impl<'a> Bench<'a> {
     }
 }
 
+/// The snapshots that jobs and migrations keep in `vg`.
+pub(crate) fn bases(guest: &Guest) -> Vec<String> {
+    let rows = guest.sh("lvs --noheadings -o lv_name,lv_tags vg");
+    rows.lines()
+        .filter(|row| row.contains("lvmsync_base"))
+        .map(|row| row.split_whitespace().next().unwrap().to_owned())
+        .collect()
+}
+
 /// The device of a temporary snapshot.
 pub(crate) fn temporary() -> Option<String> {
     let devices = fs::read_dir("/sys/block").unwrap();

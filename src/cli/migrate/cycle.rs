@@ -22,8 +22,10 @@ use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
+use crate::dm::temporary::useful_bytes;
 use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
+use crate::job::room::Limits;
 use crate::job::rounds::Round;
 use crate::job::store::Held;
 use crate::monitor::{Monitor, Silent};
@@ -390,6 +392,10 @@ impl<'a> Cycle<'a> {
         Growth {
             of_thick: !self.is_thin && self.args.snapshot_size != Some(Store::Most),
             owner: &self.owner,
+            limits: Limits {
+                useful_bytes: useful_bytes(self.size_bytes),
+                allowed_bytes: self.args.extend_limit,
+            },
         }
     }
 

@@ -12,9 +12,10 @@ use crate::cli::apply::StateArgs;
 use crate::cli::progress::Terminal;
 use crate::cli::remote;
 use crate::cli::send::RemoteArgs;
+use crate::commands::Via;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::config::{History, JobConfig, Target};
-use crate::job::points::{Reply, Request, Wish, directory_name};
+use crate::job::points::{Listing, Point, Reply, Request, Wish, directory_name};
 use crate::monitor::Words;
 use crate::record::store::StateDir;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
@@ -29,7 +30,10 @@ const FAR_ROOT: &str = "/var/lib/lvmsync/history";
 /// The points of one target of a job.
 pub(in crate::cli) struct There<'a> {
     target: &'a Target,
-    endpoint: Endpoint,
+    /// Where the target is, if that is another machine.
+    host: Option<String>,
+    /// Its volume, as it is called there; none where it collects deltas.
+    volume: Option<String>,
     state: &'a StateArgs,
     terminal: &'a Terminal,
     cancel: &'a Cancel,
@@ -57,9 +61,9 @@ impl<'a> There<'a> {
                     .join("history"),
             ),
         };
-        let path = match &endpoint {
-            Endpoint::Remote { path, .. } => path.clone(),
-            Endpoint::Local(path) => path.to_string_lossy().into_owned(),
+        let (host, path) = match endpoint {
+            Endpoint::Remote { host, path } => (Some(host), path),
+            Endpoint::Local(path) => (None, path.to_string_lossy().into_owned()),
         };
         let directory = match root {
             Some(root) => root.join(name).join(directory_name(&path)),
@@ -69,7 +73,8 @@ impl<'a> There<'a> {
         let directory = std::path::absolute(&directory).unwrap_or(directory);
         Ok(Some(Self {
             target,
-            endpoint,
+            host,
+            volume: (!target.collects()).then_some(path),
             state,
             terminal,
             cancel,
@@ -82,20 +87,40 @@ impl<'a> There<'a> {
         &self.directory
     }
 
+    /// The files that lead to `point`, as they are called there.
+    pub(in crate::cli) fn files_of(&self, point: &Point) -> Vec<String> {
+        let path = |file: &String| self.directory.join(file).to_string_lossy().into_owned();
+        point.files.iter().map(path).collect()
+    }
+
+    /// The volume of the target, as it is called there; none where it collects deltas.
+    pub(in crate::cli) fn volume(&self) -> Option<&str> {
+        self.volume.as_deref()
+    }
+
+    /// How the user runs a command there, if that is another machine.
+    pub(in crate::cli) fn via(&self) -> Option<Via> {
+        let host = self.host.as_deref()?;
+        Some(remote::via(&remote_args(self.target), host))
+    }
+
+    /// What is there to go back to.
+    pub(in crate::cli) fn list(&self) -> Result<Listing> {
+        match self.ask(Wish::List)? {
+            Reply::Listing(listing) => Ok(listing),
+            _ => Err(unexpected(self.target)),
+        }
+    }
+
     pub(in crate::cli) fn ask(&self, wish: Wish) -> Result<Reply> {
-        let destination = match &self.endpoint {
-            _ if self.target.collects() => None,
-            Endpoint::Remote { path, .. } => Some(path.clone()),
-            Endpoint::Local(path) => Some(path.to_string_lossy().into_owned()),
-        };
         let request = Request {
             directory: self.directory.clone(),
-            destination,
+            destination: self.volume.clone(),
             wish,
         };
-        match &self.endpoint {
-            Endpoint::Local(_) => answer(&request, self.state, self.cancel, &Words(self.terminal)),
-            Endpoint::Remote { host, .. } => self.ask_far(host, &request),
+        match &self.host {
+            None => answer(&request, self.state, self.cancel, &Words(self.terminal)),
+            Some(host) => self.ask_far(host, &request),
         }
     }
 

@@ -5,16 +5,20 @@
 //! that fails does not keep the others from going on, and is caught up with later.
 
 mod keeping;
+mod room;
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Instant;
+
+use super::several::hold;
 
 use crate::cancel::Cancel;
 use crate::cli::apply::{StateArgs, WriteArgs};
 use crate::cli::points::there::remote_args;
 use crate::cli::progress::Terminal;
 use crate::cli::send::{Job, ToArgs};
-use crate::cli::watched::{Growth, fill_of, while_watched};
+use crate::cli::watched::{fill_of, while_watched};
 use crate::dm::base::{self, Base, Beside, Store};
 use crate::dm::lvm::{LvRow, volumes_of};
 use crate::dm::name::LvName;
@@ -31,6 +35,9 @@ use crate::record::keeper::now;
 use crate::source::SourceRequest;
 use crate::units::Bytes;
 pub(in crate::cli) use keeping::refused_as_put_back;
+
+/// Held by the job that makes a snapshot.
+static MAKING: Mutex<()> = Mutex::new(());
 
 /// One job, for one run.
 pub(super) struct Cycle<'a> {
@@ -128,6 +135,7 @@ impl<'a> Cycle<'a> {
             return first.map_or(Ok(()), Err);
         }
         self.state.started = now();
+        self.look_at_bases();
         let taken = now();
         let new = self.snapshot()?;
         self.new = Some(new.uuid.clone());
@@ -169,12 +177,8 @@ impl<'a> Cycle<'a> {
         let is_prepared = known.is_prepared;
         let begun = Instant::now();
         let bases: Vec<&Base> = old.iter().chain([new]).collect();
-        let growth = Growth {
-            of_thick: !self.is_thin && self.job.snapshot_size != Store::Most,
-            owner: &self.owner.clone(),
-        };
         let this = &*self;
-        let bytes = while_watched(&bases, growth, this.terminal, || {
+        let bytes = while_watched(&bases, this.growth(), this.terminal, || {
             let file = file.as_deref();
             let beside = this.beside(target, file, old.is_none(), is_prepared)?;
             match this.transfer(target, old.as_ref(), new, beside) {
@@ -313,7 +317,13 @@ impl<'a> Cycle<'a> {
         } else {
             Beside::Nothing
         };
-        let store = (!self.is_thin).then_some((self.job.snapshot_size, beside));
+        let size = match self.job.snapshot_size {
+            Store::Likely => self.likely_store(),
+            asked => asked,
+        };
+        let store = (!self.is_thin).then_some((size, beside));
+        // Two jobs that look at once what is free in a group would both take all of it.
+        let _alone = hold(&MAKING);
         base::make(&self.volume, &name, &self.owner, self.size_bytes, store)
     }
 
@@ -340,7 +350,17 @@ impl<'a> Cycle<'a> {
             .map(|row| row.lv_uuid.as_str())
             .collect();
         let wanted: Vec<&str> = self.job.targets.iter().map(|target| &*target.to).collect();
-        self.state.retain(&there, &wanted);
+        let lost = self.state.retain(&there, &wanted);
+        for (target, gone) in lost {
+            // Of one that is there something was said above.
+            if !rows.iter().any(|row| row.lv_uuid == gone.uuid) {
+                self.terminal.warn(&format!(
+                    "{}: {target}: snapshot {} is not there any more (was it removed by hand?), so the target is \
+                     compared, or written anew where it collects deltas",
+                    self.name, gone.name
+                ));
+            }
+        }
         self.remove_strays()
     }
 

@@ -181,9 +181,11 @@ fn a_live_source_begins_anew_only_from_the_same_snapshot() {
     let mut record = cut("s1", "s2", None);
     if let Some(cut) = &mut record.incomplete {
         cut.target = None;
+        cut.run = Some("origin 1".to_owned());
     }
     let mut live = delta("s1", "x");
     live.0.target = None;
+    live.0.run = Some("origin 2".to_owned());
     assert!(matches!(
         decide(Some(&record), &live),
         Ok(Admission::Fresh { .. })
@@ -199,24 +201,146 @@ fn a_live_source_begins_anew_only_from_the_same_snapshot() {
     assert!(decide(Some(&record), &combined).is_err());
     let mut other = delta("s0", "x");
     other.0.target = None;
+    other.0.run.clone_from(&live.0.run);
     assert!(decide(Some(&record), &other).is_err());
+    // A snapshot that was written to has no name either, and its list may hold what the origin's does not.
+    let mut written = live.clone();
+    written.0.run = Some("3".to_owned());
+    assert!(decide(Some(&record), &written).is_err());
+    record.incomplete.as_mut().unwrap().run = Some("3".to_owned());
+    assert!(decide(Some(&record), &live).is_err());
+    record
+        .incomplete
+        .as_mut()
+        .unwrap()
+        .run
+        .clone_from(&live.0.run);
     assert!(decide(Some(&record), &delta("s1", "s3")).is_err());
 }
 
+/// Between two snapshots, of which the newer one was activated anew: another identity, and the same states.
 #[test]
-fn a_longer_list_goes_on_unless_the_undo_of_a_forced_run_would_not_lead_back() {
+fn a_snapshot_that_could_be_written_begins_anew_unless_an_undo_is_kept() {
+    let mut later = delta("s1", "s2");
+    later.1 = StreamId::from("of another activation".to_owned());
+    later.0.run = Some("boot 1/2".to_owned());
+    let anew = decide(Some(&cut("s1", "s2", None)), &later);
+    assert!(
+        matches!(anew, Ok(Admission::Fresh { remark: Some(_) })),
+        "{anew:?}"
+    );
+    let refused = decide(Some(&cut("s1", "s2", Some("/u/undo"))), &later).unwrap_err();
+    assert!(refused.reason.contains("activated anew"), "{refused:?}");
+    assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
+    assert!(decide(Some(&cut("s1", "s3", None)), &later).is_err());
+
+    // Done before, and asked for again: nothing says that it is another state by now, and nothing that it is not.
+    let done = holding("s2");
+    let policy = |touched, force| Policy {
+        touched,
+        force,
+        ..Policy::default()
+    };
+    let called = Called::here("vg/copy");
+    let again = |policy| admit(Some(&done), &later.0, &later.1, called, policy);
+    let there = again(policy(Touched::No, false));
+    assert!(matches!(there, Ok(Admission::Already { .. })), "{there:?}");
+    let refused = again(policy(Touched::Unknown, false)).unwrap_err();
+    assert!(refused.way_out.contains("lvmsync sync"), "{refused:?}");
+    let forced = again(policy(Touched::Unknown, true));
+    assert!(matches!(forced, Ok(Admission::Forced { .. })), "{forced:?}");
+}
+
+#[test]
+fn what_was_written_since_an_era_begins_anew_unless_an_undo_is_kept() {
+    let mut later = delta("era 7", "era 12");
+    later.0.source = Source::Era;
+    let of_era = |base, undo| {
+        let mut record = cut(base, "era 9", undo);
+        record.incomplete.as_mut().unwrap().source = "era".to_owned();
+        record
+    };
+    let anew = decide(Some(&of_era("era 7", None)), &later);
+    assert!(
+        matches!(anew, Ok(Admission::Fresh { remark: Some(_) })),
+        "{anew:?}"
+    );
+    // The undo of the first run would be that of the second, which finds half of the new state there.
+    let refused = decide(Some(&of_era("era 7", Some("/u/undo"))), &later).unwrap_err();
+    assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
+    assert!(!refused.way_out.contains("lvcreate"), "{refused:?}");
+    // Of another era, another record, or from what is no record of eras.
+    assert!(decide(Some(&of_era("era 6", None)), &later).is_err());
+    assert!(decide(Some(&cut("era 7", "era 9", None)), &later).is_err());
+    let mut newer = of_era("era 7", None);
+    newer.incomplete.as_mut().unwrap().created = later.0.created + 1;
+    assert!(decide(Some(&newer), &later).is_err());
+    let mut combined = later.clone();
+    combined.0.features = vec![crate::delta::header::FEATURE_COMBINED.to_owned()];
+    assert!(decide(Some(&of_era("era 7", None)), &combined).is_err());
+    let mut offline = later;
+    offline.0.base = None;
+    assert!(decide(Some(&of_era("era 7", None)), &offline).is_err());
+}
+
+#[test]
+fn a_longer_list_goes_on_where_the_base_is_proven_or_no_undo_could_be_wrong() {
     let mut delta = delta("s1", "s2");
     delta.0.list = Some("b3:longer".to_owned());
-    let mut record = cut("s1", "s2", Some("/u/undo"));
     let resumed = Ok(Admission::Resume { offset: 4096 });
-    assert_eq!(decide(Some(&record), &delta), resumed);
-    record.forced = true;
-    let refused = decide(Some(&record), &delta).unwrap_err();
-    assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
-    // The same list, and no undo that could be wrong.
-    record.incomplete.as_mut().unwrap().list = delta.0.list.clone();
-    assert_eq!(decide(Some(&record), &delta), resumed);
-    record.incomplete.as_mut().unwrap().list = None;
-    record.incomplete.as_mut().unwrap().undo = None;
-    assert_eq!(decide(Some(&record), &delta), resumed);
+    let with = |forced, change: &dyn Fn(&mut Incomplete)| {
+        let mut record = cut("s1", "s2", Some("/u/undo"));
+        record.forced = forced;
+        change(record.incomplete.as_mut().unwrap());
+        decide(Some(&record), &delta)
+    };
+    assert_eq!(with(false, &|cut| cut.is_proven = true), resumed);
+    for (forced, proven) in [(true, true), (true, false), (false, false)] {
+        let refused = with(forced, &|cut| cut.is_proven = proven).unwrap_err();
+        assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
+        let same = with(forced, &|cut| cut.list.clone_from(&delta.0.list));
+        assert_eq!(same, resumed);
+        assert_eq!(with(forced, &|cut| cut.undo = None), resumed);
+    }
+}
+
+#[test]
+fn what_was_applied_is_not_applied_with_another_list_unless_its_base_is_proven() {
+    let mut delta = delta("s1", "s2");
+    delta.0.list = Some("b3:longer".to_owned());
+    let applied = |forced: bool, proven| Record {
+        stream: Some(delta.1.clone()),
+        list: Some("b3:list".to_owned()),
+        undo: Some("/u/undo".to_owned()),
+        holds: (!forced).then(|| state("s2")),
+        forced,
+        is_proven: proven,
+        ..Record::default()
+    };
+    let decide = |record: &Record, touched, force| {
+        let policy = Policy {
+            touched,
+            force,
+            ..Policy::default()
+        };
+        let called = Called::here("vg/copy");
+        admit(Some(record), &delta.0, &delta.1, called, policy)
+    };
+    // Nobody wrote to it, so nothing is written.
+    let there = decide(&applied(false, false), Touched::No, false);
+    assert!(matches!(there, Ok(Admission::Already { .. })), "{there:?}");
+    let proven = decide(&applied(false, true), Touched::Unknown, false);
+    assert!(matches!(proven, Ok(Admission::Again { .. })), "{proven:?}");
+    for (forced, proven) in [(true, true), (true, false), (false, false)] {
+        let record = applied(forced, proven);
+        for (touched, force) in [(Touched::Unknown, false), (Touched::Yes, true)] {
+            let refused = decide(&record, touched, force).unwrap_err();
+            assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
+        }
+        let same = Record {
+            list: delta.0.list.clone(),
+            ..record
+        };
+        assert!(decide(&same, Touched::Unknown, true).is_ok());
+    }
 }
