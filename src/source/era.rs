@@ -1,7 +1,7 @@
 //! dm-era's record in a file: `--era-metadata FILE --from era:N NEW`, without a kernel.
 //!
-//! Guarantees: the list has every block that was written since era N began or was in flight then, or there is an error of code 4; metadata
-//! that an active device writes to is refused, under whatever name, since what is read of it one block after another
+//! Guarantees: the list has every block that was written since era N began or was in flight then, or there is an error of
+//! code 4; metadata that an active device writes to is refused, under whatever name, since what is read of it one block after another
 //! belongs to no moment; a copy that was written while it was read is an error. The record knows only what went
 //! through the era device, and of a discard of several blocks only the first (docs/tracking.md).
 //!

@@ -6,6 +6,9 @@
 //! by an era that began before that moment; the next list from it begins one era earlier, for what was in flight. A record
 //! that was made anew has another name, and an era that has not begun is an error of code 4.
 
+use std::thread;
+use std::time::Duration;
+
 use super::era::overlapping;
 use super::thin::UntilCancelled;
 use super::{
@@ -30,6 +33,9 @@ use crate::units::{Bytes, SECTOR_BYTES};
 use crate::volume::ReadAt;
 use crate::volume::host::VolumeIdentity;
 use crate::volume::open::Volume;
+
+/// Far longer than a write that is on record takes to the volume below.
+const OVERLAP: Duration = Duration::from_millis(100);
 
 /// An era device, what is below it, and whose record it keeps.
 pub(super) struct Tracked {
@@ -124,8 +130,16 @@ impl Tracked {
         Ok(())
     }
 
-    /// Begins an era, and tells its number.
+    /// Begins the era that names what is sent from now on, and tells its number. The one before, which the next list begins
+    /// with, has lasted a while by then, so that nothing in flight is older, however many runs begin eras at a time.
     fn checkpoint(&self, dm: &DeviceMapper) -> Result<u32> {
+        let overlap = self.begin_era(dm)?;
+        thread::sleep(OVERLAP);
+        self.begin_era(dm)?;
+        Ok(overlap.saturating_add(1))
+    }
+
+    fn begin_era(&self, dm: &DeviceMapper) -> Result<u32> {
         let number = self.device.device;
         let info = dm.info(Selector::Device(number))?;
         if info.is_none_or(|info| info.suspended) {
@@ -142,15 +156,14 @@ impl Tracked {
         Ok(status_of(dm, number, &self.volume.name.to_string())?.era)
     }
 
-    /// What was written since `since`, and the size of a block. All of it is from one moment, which is now.
-    fn written_since(
+    /// What `read` finds in the record. All of it is from one moment, which is now.
+    fn read_record<T>(
         &self,
         request: &SourceRequest<'_>,
         dm: &DeviceMapper,
-        since: u32,
-        base_bytes: u64,
         guard: &mut Guard,
-    ) -> Result<(ChangeList, u64)> {
+        read: impl FnOnce(&EraMetadata<'_>) -> std::result::Result<T, EraError>,
+    ) -> Result<T> {
         let metadata = self.device.metadata;
         let info = dm.info(Selector::Device(metadata))?;
         let path = device_path(metadata, &info.map(|info| info.name).unwrap_or_default());
@@ -160,9 +173,9 @@ impl Tracked {
             cancel: request.cancel,
         };
         let found = EraMetadata::open(&device, Root::Held(root)).and_then(|era| {
-            let found = era.changes(since, base_bytes, self.volume.size_bytes)?;
+            let found = read(&era)?;
             era.check_unchanged()?;
-            Ok((found, era.block_bytes()))
+            Ok(found)
         });
         // First of all it must have been ours to the end: without that an error would be no news either.
         guard.release(request.monitor)?;
@@ -288,6 +301,11 @@ pub(super) fn increment(
             "{old} needs the volume that was written as NEW"
         )));
     };
+    if request.data_source.is_some() {
+        return Err(Error::Usage(format!(
+            "{old}: the data is read from a snapshot of {new}; leave --data-source out"
+        )));
+    }
     let tracked = Tracked::find(new, old)?;
     let size = tracked.volume.size_bytes;
     let base_size = request.base_size.unwrap_or(size);
@@ -309,20 +327,24 @@ pub(super) fn increment(
             },
         });
     }
-    let era = wants_data.then(|| tracked.checkpoint(&dm)).transpose()?;
-    let wish = request
-        .snapshot
-        .filter(|wish| wants_data && !wish.only_look);
+    let only_look = request.snapshot.is_some_and(|wish| wish.only_look);
+    let names_state = wants_data && !only_look;
+    let era = names_state.then(|| tracked.checkpoint(&dm)).transpose()?;
+    let wish = request.snapshot.filter(|_| names_state);
     let mut data = match wish {
         Some(wish) => Data::take(request, &tracked, wish)?,
         None => Data::below(request, &tracked)?,
     };
-    if wants_data && data.made.is_none() {
+    if names_state && data.made.is_none() {
         warn_if_written(&tracked.volume, request.monitor)?;
     }
     let since = overlapping(from);
-    let found = tracked.written_since(request, &dm, since, base_size, &mut data.guard);
-    let (changes, block_bytes) = found?;
+    let (changes, block_bytes) = tracked.read_record(request, &dm, &mut data.guard, |record| {
+        Ok((
+            record.changes(since, base_size, size)?,
+            record.block_bytes(),
+        ))
+    })?;
     let samples = match era {
         Some(_) => Samples::take(&data.volume, &changes)
             .map_err(|error| Error::io(format!("cannot read sampled blocks of {new}"), error))?,

@@ -14,6 +14,8 @@ pub const VOID_TAG: &str = "lvmsync_era_void";
 const OF_TAG: &str = "lvmsync_era_of_";
 /// Begins the tag with the size of a block in sectors, which must be the same each time the device comes up.
 const BLOCK_TAG: &str = "lvmsync_era_block_";
+/// Begins the tag with the size of the era device in sectors: a volume that was extended is longer.
+const SIZE_TAG: &str = "lvmsync_era_size_";
 /// Begins the device-mapper UUID of our era devices.
 const UUID_PREFIX: &str = "LVMSYNC-ERA-";
 /// What device-mapper takes as a name.
@@ -42,13 +44,19 @@ pub fn metadata_name(volume: &LvName) -> Option<LvName> {
 }
 
 /// The tags of a record that is being made.
-pub fn tags(volume_uuid: &str, block_sectors: u64) -> Vec<String> {
+pub fn tags(volume_uuid: &str, block_sectors: u64, sectors: u64) -> Vec<String> {
     vec![
         TAG.to_owned(),
         VOID_TAG.to_owned(),
         format!("{OF_TAG}{volume_uuid}"),
         format!("{BLOCK_TAG}{block_sectors}"),
+        size_tag(sectors),
     ]
+}
+
+/// The tag that tells how many sectors of the volume are tracked.
+pub fn size_tag(sectors: u64) -> String {
+    format!("{SIZE_TAG}{sectors}")
 }
 
 /// The tag that tells whose record it is.
@@ -69,6 +77,8 @@ pub struct Metadata {
     pub size_bytes: u64,
     /// Size of a block in sectors, if the tag is in order.
     pub block_sectors: Option<u64>,
+    /// How many sectors of the volume are tracked, if the tag is in order.
+    pub sectors: Option<u64>,
     /// It proves nothing.
     pub is_void: bool,
     /// It has a device.
@@ -82,12 +92,14 @@ pub fn metadata_in(row: &LvRow) -> Option<Metadata> {
         return None;
     }
     let after = |prefix| tags().find_map(|tag| tag.strip_prefix(prefix));
+    let number = |prefix| after(prefix).and_then(|text| text.parse().ok());
     Some(Metadata {
         name: LvName::new(&row.vg_name, row.name())?,
         uuid: row.lv_uuid.clone(),
         of: after(OF_TAG)?.to_owned(),
         size_bytes: row.lv_size.parse().ok()?,
-        block_sectors: after(BLOCK_TAG).and_then(|text| text.parse().ok()),
+        block_sectors: number(BLOCK_TAG),
+        sectors: number(SIZE_TAG),
         is_void: tags().any(|tag| tag == VOID_TAG),
         is_active: row.is_active(),
     })
@@ -104,11 +116,12 @@ mod tests {
             lv_name: "renamed".into(),
             lv_uuid: "m".into(),
             lv_size: "4194304".into(),
-            lv_tags: tags("u-1", 128).join(","),
+            lv_tags: tags("u-1", 128, 8192).join(","),
             ..LvRow::default()
         };
         let found = metadata_in(&row).unwrap();
         assert_eq!((found.of.as_str(), found.block_sectors), ("u-1", Some(128)));
+        assert_eq!(found.sectors, Some(8192));
         assert!(found.is_void && !found.is_active);
         let whole = LvRow {
             lv_tags: format!("x,{TAG},{}", of_tag("u-1")),

@@ -79,13 +79,13 @@ impl Seen {
         ))
     }
 
-    fn start(&self, metadata: LvName, block_sectors: u64) -> Result<[Step; 2]> {
+    fn start(&self, metadata: LvName, block_sectors: u64, sectors: u64) -> Result<[Step; 2]> {
         let device = device_name(&self.volume).ok_or_else(|| self.too_long())?;
         Ok([
             Step::StartDevice {
                 device: device.clone(),
                 uuid: device_uuid(&self.uuid),
-                sectors: sectors(self.size_bytes),
+                sectors,
                 metadata,
                 volume: self.volume.clone(),
                 block_sectors,
@@ -135,13 +135,13 @@ pub fn enable(seen: &Seen, asked_block_bytes: Option<u64>) -> Result<Vec<Step>> 
     }
     let block = block_bytes(seen.size_bytes, asked_block_bytes)?;
     let name = metadata_name(&seen.volume).ok_or_else(|| seen.too_long())?;
-    let block_sectors = sectors(block);
+    let (block_sectors, tracked) = (sectors(block), sectors(seen.size_bytes));
     steps.push(Step::MakeMetadata {
         name: name.clone(),
         size_bytes: metadata_bytes(seen.size_bytes, block)?,
-        tags: tags(&seen.uuid, block_sectors),
+        tags: tags(&seen.uuid, block_sectors, tracked),
     });
-    steps.extend(seen.start(name.clone(), block_sectors)?);
+    steps.extend(seen.start(name.clone(), block_sectors, tracked)?);
     steps.push(Step::Unvoid {
         metadata: name,
         tag: VOID_TAG,
@@ -215,12 +215,22 @@ pub fn up(seen: &Seen) -> Result<Up> {
         };
         return Ok(Up::Hole(vec![mark], seen.holders.join("; ")));
     }
-    let Some(block_sectors) = metadata.block_sectors else {
+    let (Some(block_sectors), Some(tracked)) = (metadata.block_sectors, metadata.sectors) else {
         return Err(Error::Lvm {
             what: metadata.name.to_string(),
-            reason: "its tags do not tell the size of a block any more".to_owned(),
+            reason: "its tags do not tell any more what is tracked, and in blocks of which size"
+                .to_owned(),
         });
     };
+    if sectors(seen.size_bytes) < tracked {
+        return Err(Error::TrackingLost {
+            volume: what.clone(),
+            reason: format!(
+                "it became smaller without its era device, and its record does not know what was cut off\nBegin anew: \
+                 lvmsync track disable {what}, then lvmsync track enable {what}"
+            ),
+        });
+    }
     let mut steps = Vec::new();
     if let Some(device) = &seen.device {
         let device = device.name.clone();
@@ -229,7 +239,8 @@ pub fn up(seen: &Seen) -> Result<Up> {
     if !metadata.is_active {
         steps.push(Step::Activate(metadata.name.clone()));
     }
-    steps.extend(seen.start(metadata.name.clone(), block_sectors)?);
+    // Where it was extended meanwhile, what is new is tracked when `track resize` has put that on record.
+    steps.extend(seen.start(metadata.name.clone(), block_sectors, tracked)?);
     Ok(Up::Steps(steps))
 }
 

@@ -32,6 +32,7 @@ fn after(mut seen: Seen, step: &Step) -> Seen {
                 of: seen.uuid.clone(),
                 size_bytes: *size_bytes,
                 block_sectors: Some(128),
+                sectors: Some(131_072),
                 is_void: true,
                 is_active: true,
             });
@@ -185,6 +186,20 @@ fn a_record_whose_device_is_down_comes_up_only_if_nobody_got_past_it() {
     };
     assert_eq!(steps.len(), 3);
     assert!(is_tracked(&all_after(booted.clone(), &steps)));
+    // Extended meanwhile: nobody has put on record yet since when it is longer.
+    let longer = Seen {
+        size_bytes: booted.size_bytes * 2,
+        ..booted.clone()
+    };
+    assert_eq!(up(&longer).unwrap(), Up::Steps(steps));
+    let shorter = Seen {
+        size_bytes: booted.size_bytes / 2,
+        ..booted.clone()
+    };
+    assert_eq!(
+        up(&shorter).unwrap_err().exit_code(),
+        ExitCode::TrackingLost
+    );
     // Mounted by its label before that: the record has a hole, and says so from then on.
     booted.holders = vec!["mounted on /srv".into()];
     let Up::Hole(steps, by) = up(&booted).unwrap() else {

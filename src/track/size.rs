@@ -10,8 +10,8 @@ use crate::units::{Bytes, SECTOR_BYTES};
 const USUAL_BLOCK_BYTES: u64 = 64 << 10;
 /// Beyond that many blocks larger ones are chosen: their array has 256 MiB.
 const MANY_BLOCKS: u64 = 1 << 26;
-/// dm-era counts them in 32 bits.
-const MOST_BLOCKS: u64 = u32::MAX as u64;
+/// dm-era counts no more.
+const MOST_BLOCKS: u64 = (1 << 31) - 1;
 /// dm-era takes multiples of that.
 const BLOCK_UNIT_BYTES: u64 = 4096;
 /// Larger ones would make each list coarser than is of any use.
@@ -46,7 +46,7 @@ pub fn block_bytes(size_bytes: u64, asked: Option<u64>) -> Result<u64> {
     }
     if size_bytes.div_ceil(asked) > MOST_BLOCKS {
         return Err(Error::Usage(format!(
-            "blocks of {}: the volume would have more of them than dm-era can count (2^32)",
+            "blocks of {}: the volume would have more of them than dm-era can count (2^31)",
             Bytes(asked)
         )));
     }
@@ -93,7 +93,8 @@ mod tests {
         for asked in [0, 512, 4097, 2 << 30] {
             assert!(block_bytes(TIB, Some(asked)).is_err(), "{asked}");
         }
-        assert!(block_bytes(17 * TIB, Some(4096)).is_err());
+        assert!(block_bytes(8 * TIB, Some(4096)).is_err());
+        assert!(block_bytes(8 * TIB - 4096, Some(4096)).is_ok());
     }
 
     #[test]
