@@ -62,6 +62,7 @@ pub mod session;
 pub mod source;
 pub mod spool_file;
 pub mod sys;
+pub mod track;
 pub mod undo_file;
 pub mod units;
 pub mod view;

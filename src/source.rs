@@ -8,6 +8,7 @@
 //! The status of a snapshot is looked at before its table is read and again after.
 
 mod era;
+mod era_live;
 mod live;
 mod recovery;
 mod thin;
@@ -212,20 +213,24 @@ impl SendSource {
     /// Finds the changes that `request` asks for. Reads kernel metadata and sampled blocks, no data.
     pub fn open(request: &SourceRequest<'_>) -> Result<Self> {
         thin_offline::needs_data(request)?;
-        Self::list(request)
+        Self::find(request, true)
     }
 
     /// As [`Self::open`] for whoever wants the list alone: its data may be missing.
     pub fn list(request: &SourceRequest<'_>) -> Result<Self> {
+        Self::find(request, false)
+    }
+
+    fn find(request: &SourceRequest<'_>, wants_data: bool) -> Result<Self> {
         match request.thin_metadata {
             Some(MetadataFile::Thin(file)) => return thin_offline::open(request, file),
             Some(MetadataFile::Era(file)) => return era::open(request, file),
             None => {}
         }
         if let Some(old) = request.from
-            && let Some(since) = era::era_of(old)
+            && let Some(era) = era::era_of(old)
         {
-            return Err(since.err().unwrap_or_else(|| era::needs_metadata(old)));
+            return era_live::increment(request, (old, era?), wants_data);
         }
         if let (Some(old), None, Some(path)) = (request.from, request.new, request.data_source)
             && is_snapshot(path)
@@ -241,7 +246,13 @@ impl SendSource {
                 }
                 (None, new) => increment(request, old, new)?,
             },
-            (None, Some(new)) => match request.snapshot {
+            (None, Some(new))
+                if let Some(wish) = request.snapshot.filter(|wish| !wish.only_look)
+                    && let Some(tracked) = era_live::Tracked::named(new)? =>
+            {
+                era_live::full_copy(request, new, &tracked, wish)?
+            }
+            (None, Some(new)) => match request.snapshot.filter(|wish| !wish.only_tracked) {
                 Some(wish) => live::full_copy(request, new, wish)?,
                 None => whole(request, new, find(new)?, None)?,
             },

@@ -24,8 +24,9 @@ Examples:
   lvmsync diff --from cow:store.img disk.img  from an exception store in a file
   lvmsync diff --thin-metadata meta.img --from thin:1 thin:2
                                               from a copy of a thin pool's metadata
+  lvmsync diff --from era:7 vg/data           what was written since era 7, from the record of its era device
   lvmsync diff --era-metadata meta.img --from era:7 disk.img
-                                              what was written since era 7, from a copy of dm-era's metadata";
+                                              the same from a copy of dm-era's metadata";
 
 /// List the extents that changed between two states of a volume
 #[derive(Args, Debug)]

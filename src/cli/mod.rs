@@ -40,6 +40,7 @@ mod sync;
 mod sync_far;
 mod thin;
 mod timeout;
+mod track;
 mod verify;
 mod view;
 mod watched;
@@ -52,7 +53,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use progress::{ProgressMode, Terminal};
 
-const VERBS: [&str; 19] = [
+const VERBS: [&str; 20] = [
     "diff",
     "send",
     "apply",
@@ -69,6 +70,7 @@ const VERBS: [&str; 19] = [
     "inspect",
     "state",
     "doctor",
+    "track",
     "serve",
     "help",
     points::VERB,
@@ -141,6 +143,7 @@ enum Verb {
     Inspect(inspect::InspectArgs),
     State(state::StateVerb),
     Doctor(doctor::DoctorArgs),
+    Track(track::TrackVerb),
     Serve(serve::ServeArgs),
     #[command(hide = true, name = crate::hold::VERB)]
     Hold(hold::HoldArgs),
@@ -281,6 +284,7 @@ fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {
         Verb::Inspect(args) => inspect::run(&args, cancel),
         Verb::State(args) => state::run(&args),
         Verb::Doctor(args) => doctor::run(&args, cancel),
+        Verb::Track(args) => track::run(&args, cancel),
         Verb::Serve(args) => serve::run(&args, cancel),
         Verb::Hold(args) => hold::run(&args),
         Verb::Points(args) => points::run(&args, cancel),

@@ -24,7 +24,7 @@ use crate::monitor::Monitor;
 use crate::partial_file::PartialFile;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
 use crate::session::text::sanitise;
-use crate::source::{SendSource, SourceRequest, source_of_sync};
+use crate::source::{SendSource, SnapshotWish, SourceRequest, source_of_sync};
 use crate::units::{Bytes, count, parse_size};
 use crate::volume::VolumeIdentity;
 
@@ -42,6 +42,7 @@ More examples:
   lvmsync send vg/s1 backup:vg/data --create                and make the volume there, thin if there is a pool
   lvmsync send vg/s1 backup:vg/data --create=thin:pool2
   lvmsync send --from vg/s1 vg/s2 -o monday.delta -z zstd   into a file
+  lvmsync send --from era:7 vg/data backup:vg/data          what was written since, as dm-era has recorded
   lvmsync send --from vg/s1 vg/s2 --stdout | gpg -e > x.gpg
   lvmsync send --from vg/s1 vg/s2 backup:vg/data --undo /var/undo/monday
   lvmsync send --from vg/s1 vg/s2 backup:vg/data -n         what would be sent?
@@ -212,7 +213,11 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
             base_size: args.base_size,
             thin_metadata: args.thin.metadata(),
             volume_size: args.thin.volume_size,
-            snapshot: None,
+            snapshot: Some(SnapshotWish {
+                only_tracked: true,
+                only_look: args.dry_run,
+                ..SnapshotWish::default()
+            }),
             compression: args.to.compress,
             state: args.write.state.directory(),
             cancel,

@@ -118,10 +118,23 @@ pub fn parse_report(json: &str) -> std::result::Result<Vec<LvRow>, serde_json::E
 
 /// All volumes of a group, hidden ones included.
 pub fn volumes_of(vg: &str) -> Result<Vec<LvRow>> {
+    volumes(Some(vg))
+}
+
+/// All volumes of all groups, hidden ones included.
+pub fn all_volumes() -> Result<Vec<LvRow>> {
+    volumes(None)
+}
+
+fn volumes(vg: Option<&str>) -> Result<Vec<LvRow>> {
     let failed = |reason: String| Error::Lvm {
-        what: format!("volume group {vg}"),
+        what: match vg {
+            Some(vg) => format!("volume group {vg}"),
+            None => "LVM".to_owned(),
+        },
         reason,
     };
+    super::era::refuse_any_suspended()?;
     let output = lvm_command("lvs")
         .args([
             "-a",
@@ -133,12 +146,13 @@ pub fn volumes_of(vg: &str) -> Result<Vec<LvRow>> {
             "-o",
             COLUMNS,
         ])
-        .args(["--", vg])
+        .arg("--")
+        .args(vg)
         .output()
         .map_err(|error| failed(explain_spawn(&error)))?;
     if !output.status.success() {
         return Err(failed(explain_failure(
-            vg,
+            vg.unwrap_or_default(),
             &String::from_utf8_lossy(&output.stderr),
         )));
     }

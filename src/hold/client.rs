@@ -74,7 +74,7 @@ impl Guard {
         }
     }
 
-    /// Reserves the metadata snapshot of a pool; the block of its superblock.
+    /// Reserves the metadata snapshot of a pool or an era device; the block of its superblock.
     pub fn reserve(&mut self, pool: DeviceNumber, monitor: &dyn Monitor) -> Result<u64> {
         let pool = pool.to_string();
         match self.ask(&Request::Reserve { pool }, monitor)? {

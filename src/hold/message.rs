@@ -20,9 +20,9 @@ pub enum Request {
         /// LVM's UUID of it.
         uuid: String,
     },
-    /// Reserve the metadata snapshot of the pool with this device.
+    /// Reserve the metadata snapshot of the pool, or era device, with this number.
     Reserve {
-        /// The `-tpool` device, `major:minor`.
+        /// The `-tpool` device or the era device, `major:minor`.
         pool: String,
     },
     /// Release it again.

@@ -64,6 +64,11 @@ impl HeldFile {
         Self::within(&in_state(state), &name_of("pool", uuid))
     }
 
+    /// The record of the metadata snapshot of the era device with this UUID.
+    pub fn of_era_device(state: &StateDir, uuid: &str) -> Self {
+        Self::within(&in_state(state), &name_of("era", uuid))
+    }
+
     /// The record of the volume with this UUID, which is active to be read.
     pub fn of_volume(uuid: &str) -> Self {
         Self::within(lock::directory(), &name_of("volume", uuid))

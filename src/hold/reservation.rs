@@ -1,14 +1,19 @@
-//! A pool's metadata snapshot: the kernel keeps one for each pool, without an owner, and it outlives the process
-//! that asked for it, even the activation of the pool.
+//! A metadata snapshot, of a thin pool or of an era device: the kernel keeps one for each, without an owner, and it
+//! outlives the process that asked for it, even the activation of the device.
 //!
 //! Guarantees: one lvmsync at a time asks for it; it is released only where a record proves that it is ours: the
 //! pool's UUID, the block where it is, and the bytes of that block, whose copied superblock changes with every
-//! transaction; a foreign one is left alone and reported. The pool is never suspended. What was read is good only
-//! if [`Reservation::release`] still found it held.
+//! transaction; a foreign one is left alone and reported. Nothing is suspended, and an era device that somebody else has
+//! suspended is asked for nothing, since it would not answer. What was read is good only if [`Reservation::release`] still
+//! found it held.
+
+use std::thread;
+use std::time::Duration;
 
 use super::lock::LockFile;
 use super::record::{Held, HeldFile, name_of};
 use crate::dm::device::{DeviceMapper, device_path};
+use crate::dm::era::{status_of, suspended};
 use crate::dm::name::{LvName, split_dm_name};
 use crate::dm::pool_status::{PoolStatus, parse_pool_status};
 use crate::dm::table::{Target, parse_target};
@@ -21,12 +26,55 @@ use crate::volume::ReadAt;
 use crate::volume::host::boot_id;
 use crate::volume::open::Volume;
 
-/// Blocks of the pool's metadata.
+/// Blocks of the metadata.
 const BLOCK_BYTES: usize = 4096;
 
-/// An active pool.
+/// So long is waited for somebody to resume an era device, before its metadata snapshot is left to the next run.
+const ATTEMPTS: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What has the metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    ThinPool,
+    Era,
+}
+
+impl Kind {
+    /// For messages.
+    fn noun(self) -> &'static str {
+        match self {
+            Self::ThinPool => "pool",
+            Self::Era => "era device",
+        }
+    }
+
+    fn take(self) -> &'static str {
+        match self {
+            Self::ThinPool => "reserve_metadata_snap",
+            Self::Era => "take_metadata_snap",
+        }
+    }
+
+    fn release(self) -> &'static str {
+        match self {
+            Self::ThinPool => "release_metadata_snap",
+            Self::Era => "drop_metadata_snap",
+        }
+    }
+
+    fn readers(self) -> &'static str {
+        match self {
+            Self::ThinPool => "thin_delta, thin_dump, a backup",
+            Self::Era => "era_invalidate, era_dump, a backup",
+        }
+    }
+}
+
+/// An active pool, or an era device.
 #[derive(Debug)]
 pub struct Pool {
+    kind: Kind,
     device: DeviceNumber,
     /// `vg/pool`, or the device's name where LVM did not make it.
     name: String,
@@ -51,23 +99,31 @@ pub struct Reservation {
 pub type Wait<'a> = &'a mut dyn FnMut(&str) -> Result<()>;
 
 impl Pool {
-    /// The pool with this `-tpool` device, its metadata opened for reading past the page cache.
+    /// The pool with this `-tpool` device, or the era device with this number, its metadata opened for reading past the page cache.
     pub fn open(dm: &DeviceMapper, device: DeviceNumber) -> Result<Self> {
         let absent = || Error::Lvm {
             what: format!("device {device}"),
-            reason: "there is no such thin pool any more".to_owned(),
+            reason: "there is no such thin pool or era device any more".to_owned(),
         };
         let info = dm.info(Selector::Device(device))?.ok_or_else(absent)?;
         let line = dm.table(device)?.into_iter().next().ok_or_else(absent)?;
-        let Ok(Target::ThinPool { metadata, .. }) = parse_target(&line.kind, &line.params) else {
-            return Err(Error::Lvm {
-                what: info.name,
-                reason: format!("it is no thin pool: its table says `{}`", line.kind),
-            });
+        let (kind, metadata) = match parse_target(&line.kind, &line.params) {
+            Ok(Target::ThinPool { metadata, .. }) => (Kind::ThinPool, metadata),
+            Ok(Target::Era { metadata, .. }) => (Kind::Era, metadata),
+            _ => {
+                return Err(Error::Lvm {
+                    what: info.name,
+                    reason: format!(
+                        "it is neither a thin pool nor an era device: its table says `{}`",
+                        line.kind
+                    ),
+                });
+            }
         };
-        let name = match split_dm_name(&info.name) {
-            Some((name, _)) => name.to_string(),
-            None => info.name.clone(),
+        let name = match (kind, split_dm_name(&info.name)) {
+            (Kind::ThinPool, Some((name, _))) => name.to_string(),
+            (Kind::Era, _) => format!("/dev/mapper/{}", info.name),
+            _ => info.name.clone(),
         };
         let uuid = match info.uuid.is_empty() {
             true => format!("name:{}", info.name),
@@ -75,6 +131,7 @@ impl Pool {
         };
         let metadata_name = dm.info(Selector::Device(metadata))?.map(|info| info.name);
         Ok(Self {
+            kind,
             device,
             name,
             dm_name: info.name,
@@ -86,13 +143,17 @@ impl Pool {
     /// The command that gives the snapshot back by hand.
     pub fn release_command(&self) -> String {
         format!(
-            "dmsetup message /dev/mapper/{} 0 release_metadata_snap",
-            self.dm_name
+            "dmsetup message /dev/mapper/{} 0 {}",
+            self.dm_name,
+            self.kind.release()
         )
     }
 
     /// The block of the snapshot's superblock, while there is one.
     pub fn held_root(&self, dm: &DeviceMapper) -> Result<Option<u64>> {
+        if self.kind == Kind::Era {
+            return status_of(dm, self.device, &self.name).map(|status| status.held_root);
+        }
         let lines = dm.status(self.device)?;
         let status = lines.first().map_or("", |line| line.params.as_str());
         match parse_pool_status(status) {
@@ -132,8 +193,30 @@ impl Pool {
         Ok(blake3::hash(&bytes[..BLOCK_BYTES]).to_hex().to_string())
     }
 
+    fn is_suspended(&self, dm: &DeviceMapper) -> Result<bool> {
+        let info = dm.info(Selector::Device(self.device))?;
+        Ok(info.is_some_and(|info| info.suspended))
+    }
+
+    /// Waits a while for an era device that is suspended.
+    fn wait_for_resume(&self, dm: &DeviceMapper) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            if self.kind != Kind::Era || !self.is_suspended(dm)? {
+                break;
+            }
+            thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
     fn message(&self, dm: &DeviceMapper, text: &str) -> Result<()> {
+        if self.kind == Kind::Era && self.is_suspended(dm)? {
+            return Err(suspended(&self.name, &self.dm_name));
+        }
         dm.message(self.device, text).map_err(|error| {
+            if self.kind == Kind::Era {
+                return self.wrong(format!("the era device does not accept `{text}`: {error}"));
+            }
             let status = dm.status(self.device).ok();
             let status = status.and_then(|lines| Some(lines.first()?.params.clone()));
             let status = status.unwrap_or_default();
@@ -153,14 +236,18 @@ impl Pool {
 impl Reservation {
     /// Takes the snapshot; one that a run of ours has left is released first.
     pub fn take(dm: &DeviceMapper, pool: Pool, state: &StateDir, wait: Wait<'_>) -> Result<Self> {
-        let lock = LockFile::open(&name_of("pool", &pool.uuid))?;
+        let lock = LockFile::open(&name_of(kind_word(pool.kind), &pool.uuid))?;
         while !lock.try_alone()? {
             wait(&format!(
-                "{}: another lvmsync reads the pool's metadata; waiting for it",
-                pool.name
+                "{}: another lvmsync reads the {}'s metadata; waiting for it",
+                pool.name,
+                pool.kind.noun()
             ))?;
         }
-        let file = HeldFile::of_pool(state, &pool.uuid);
+        let file = match pool.kind {
+            Kind::ThinPool => HeldFile::of_pool(state, &pool.uuid),
+            Kind::Era => HeldFile::of_era_device(state, &pool.uuid),
+        };
         if let Some(root) = pool.held_root(dm)? {
             release_left(dm, &pool, root, &file, wait)?;
         }
@@ -172,7 +259,7 @@ impl Reservation {
             ..Held::default()
         };
         file.save(&held)?;
-        if let Err(error) = pool.message(dm, "reserve_metadata_snap") {
+        if let Err(error) = pool.message(dm, pool.kind.take()) {
             file.remove()?;
             // Somebody was faster, and is no lvmsync.
             return Err(match pool.held_root(dm) {
@@ -184,7 +271,7 @@ impl Reservation {
         let root = match put_on_record(dm, &pool, &mut held, &file) {
             Ok(root) => root,
             Err(error) => {
-                if pool.message(dm, "release_metadata_snap").is_ok() {
+                if pool.message(dm, pool.kind.release()).is_ok() {
                     let _ = file.remove();
                 }
                 return Err(error);
@@ -206,6 +293,7 @@ impl Reservation {
 
     /// Gives it back. An error if it was not ours any more: then what was read may be of no moment at all.
     pub fn release(self, dm: &DeviceMapper) -> Result<()> {
+        self.pool.wait_for_resume(dm)?;
         let mut is_ours = self.pool.held_root(dm)? == Some(self.root);
         if is_ours {
             let digest = self.pool.digest(self.root);
@@ -216,7 +304,7 @@ impl Reservation {
             self.file.remove()?;
             return Err(taken_away(&self.pool));
         }
-        self.pool.message(dm, "release_metadata_snap")?;
+        self.pool.message(dm, self.pool.kind.release())?;
         self.file.remove()
     }
 }
@@ -246,12 +334,19 @@ fn release_left(
     {
         return Err(foreign(pool, root, held.as_ref()));
     }
-    pool.message(dm, "release_metadata_snap")?;
+    pool.message(dm, pool.kind.release())?;
     file.remove()?;
     wait(&format!(
         "{}: released the metadata snapshot that a killed run has left",
         pool.name
     ))
+}
+
+fn kind_word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::ThinPool => "pool",
+        Kind::Era => "era",
+    }
 }
 
 /// Whether what is held is what the record describes: of this pool, at this block, with these bytes. The bytes
@@ -270,10 +365,12 @@ fn foreign(pool: &Pool, root: u64, held: Option<&Held>) -> Error {
     };
     let reason = format!(
         "its metadata snapshot is held (root in block {root}), and no record proves that it is \
-         lvmsync's{doubt}. There is only one for each pool"
+         lvmsync's{doubt}. There is only one for each {}",
+        pool.kind.noun()
     );
     let way_out = format!(
-        "Wait until the program that holds it (thin_delta, thin_dump, a backup) is done. If none is at work: {}",
+        "Wait until the program that holds it ({}) is done. If none is at work: {}",
+        pool.kind.readers(),
         pool.release_command()
     );
     Error::refused(&pool.name, reason, way_out)
@@ -282,10 +379,11 @@ fn foreign(pool: &Pool, root: u64, held: Option<&Held>) -> Error {
 /// What cannot be read proves nothing, so it is not released. Its record stays, too, and is proof when the disk is well.
 fn stays(pool: &Pool, error: &Error) -> Error {
     pool.wrong(format!(
-        "{}. So nothing proves that the pool's metadata snapshot is still lvmsync's, and it is not released; what was \
+        "{}. So nothing proves that the {}'s metadata snapshot is still lvmsync's, and it is not released; what was \
          read counts for nothing. When the disk below the metadata is well, the next run releases it. If no other \
          program holds it: {}",
         error.chain(),
+        pool.kind.noun(),
         pool.release_command()
     ))
 }
@@ -293,10 +391,11 @@ fn stays(pool: &Pool, error: &Error) -> Error {
 fn taken_away(pool: &Pool) -> Error {
     Error::Lvm {
         what: pool.name.clone(),
-        reason:
-            "somebody released the pool's metadata snapshot while it was read, so what was read is \
-                 not to be trusted; run it again"
-                .to_owned(),
+        reason: format!(
+            "somebody released the {}'s metadata snapshot while it was read, so what was read is \
+             not to be trusted; run it again",
+            pool.kind.noun()
+        ),
     }
 }
 

@@ -316,21 +316,27 @@ fn to_incomplete(
         let Some(undo) = cut.undo.as_deref() else {
             return Ok(Admission::Fresh {
                 remark: Some(
-                    "a run between the same snapshots was cut; what is sent may have changed since, so this one begins anew"
+                    "a run from the same state was cut; what is sent may have changed since, so this one begins anew"
                         .to_owned(),
                 ),
             });
         };
+        let (why, next) = match header.source {
+            Source::Era => (
+                "the volume was written to, and its list is another one now",
+                "",
+            ),
+            _ => (
+                "it is no snapshot, or one that can be written to, or could be, and was activated anew",
+                " The next one, if it is read-only (lvcreate -s -pr), goes on where it was cut.",
+            ),
+        };
         let reason = format!(
-            "{}. What is sent may have changed since: it is no snapshot, or one that can be written to, or could be, and was \
-             activated anew",
+            "{}. What is sent may have changed since: {why}",
             incomplete_reason(record)
         );
         return forced_or(policy, reason, || {
-            format!(
-                "{} The next one, if it is read-only (lvcreate -s -pr), goes on where it was cut.",
-                back_or_equal(called, undo)
-            )
+            format!("{}{next}", back_or_equal(called, undo))
         });
     }
     forced_or(policy, incomplete_reason(record), || {
@@ -343,15 +349,24 @@ fn is_of_origin(run: &Option<String>) -> bool {
         .is_some_and(|run| run.starts_with(ORIGIN_RUN))
 }
 
-/// It comes from the same snapshots as what was cut, or from the same one and its origin. Their tables only grow, so that its
-/// list holds every block that the other one had. That one was made of several deltas says nothing of when they were read.
+/// It comes from the same snapshots as what was cut, or from the same one and its origin, or lists what was written since the
+/// same era of the same record. Tables and records only grow, so that its list holds every block that the other one had. That
+/// one was made of several deltas says nothing of when they were read.
 fn is_later_list(header: &Header, cut: &Incomplete) -> bool {
     let id = |state: &Option<State>| state.as_ref().map(|state| state.id.clone());
-    header.source == Source::Cow
+    let is_same = match header.source {
+        Source::Cow => {
+            id(&header.target) == id(&cut.target)
+                && (header.target.is_some()
+                    || (is_of_origin(&header.run) && is_of_origin(&cut.run)))
+        }
+        // The base names the record; the target is another with every run.
+        Source::Era => true,
+        _ => false,
+    };
+    is_same
         && !header.is_combined()
-        && cut.source == Source::Cow.word()
-        && id(&header.target) == id(&cut.target)
-        && (header.target.is_some() || (is_of_origin(&header.run) && is_of_origin(&cut.run)))
+        && cut.source == header.source.word()
         && header.base.is_some()
         && id(&header.base) == id(&cut.base)
         // A stored one may be older.

@@ -1,7 +1,7 @@
 //! dm-era's record in a file: `--era-metadata FILE --from era:N NEW`, without a kernel.
 //!
-//! Guarantees: the list has every block that was written since era N began, or there is an error of code 4; metadata
-//! that an active device writes to is refused, under whatever name, since what is read of it one block after another
+//! Guarantees: the list has every block that was written since era N began or was in flight then, or there is an error of
+//! code 4; metadata that an active device writes to is refused, under whatever name, since what is read of it one block after another
 //! belongs to no moment; a copy that was written while it was read is an error. The record knows only what went
 //! through the era device, and of a discard of several blocks only the first (docs/tracking.md).
 //!
@@ -33,11 +33,10 @@ pub(super) fn era_of(old: &str) -> Option<Result<u32>> {
     }))
 }
 
-/// Without a copy of the metadata there is nothing to read it from.
-pub(super) fn needs_metadata(old: &str) -> Error {
-    Error::Usage(format!(
-        "{old}: name a copy of the device's metadata with --era-metadata FILE; it is not read from an active device"
-    ))
+/// Where the list of what was written since the state of this era begins: one era earlier, since a write that was in
+/// flight when the era began may be on record in the one before, and not in the state.
+pub(super) fn overlapping(era: u32) -> u32 {
+    era.saturating_sub(1).max(1)
 }
 
 /// What was written since an era.
@@ -71,7 +70,11 @@ pub(super) fn open(request: &SourceRequest<'_>, file: &Path) -> Result<SendSourc
     let metadata = Volume::open(file)?;
     refuse_in_use(&metadata, &name)?;
     let (changes, block_bytes) = at_one_moment(&metadata, &name, |metadata| {
-        let changes = metadata.changes(since, base_size, size)?;
+        let current = metadata.superblock().current_era;
+        if since > current {
+            return Err(EraError::NotBegun { since, current });
+        }
+        let changes = metadata.changes(overlapping(since), base_size, size)?;
         Ok((changes, metadata.block_bytes()))
     })?;
     // It may have been activated meanwhile.

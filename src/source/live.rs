@@ -39,6 +39,8 @@ pub struct SnapshotWish<'a> {
     pub admit: Option<Admit<'a>>,
     /// Find out whether one would be made, and make none.
     pub only_look: bool,
+    /// Only of a volume that dm-era tracks; others are read as they are.
+    pub only_tracked: bool,
 }
 
 /// The snapshot that a source is read from, which was made for it.
@@ -83,17 +85,7 @@ pub(super) fn full_copy(
     if wish.only_look {
         return whole(request, new, found, None);
     }
-    let mut guard = Guard::start(&request.state, request.cancel)?;
-    let chosen = (wish.keep, wish.size_bytes);
-    let snapshot = guard.snapshot(&live.name, &live.uuid, chosen, request.monitor)?;
-    let made = Made {
-        origin: live.name,
-        origin_uuid: live.uuid,
-        identity: live.identity,
-        snapshot,
-        kept: wish.keep.is_some(),
-    };
-    request.monitor.note(&made.told());
+    let (made, guard) = live.make(request, wish)?;
     let name = if made.kept {
         made.snapshot.name.to_string()
     } else {
@@ -121,7 +113,56 @@ fn remove_left(request: &SourceRequest<'_>) {
     }
 }
 
+/// A snapshot of `volume`, made to be read; `None` where nobody can write to it. What it is, is in the other volume.
+pub(super) fn snapshot_of(
+    request: &SourceRequest<'_>,
+    volume: &LogicalVolume,
+    wish: SnapshotWish<'_>,
+) -> Result<Option<(Made, LogicalVolume, Guard)>> {
+    remove_left(request);
+    let name = volume.name.to_string();
+    let found = find(&format!("/dev/{name}"))?;
+    let Some(live) = Live::of(request, &name, &found, wish)? else {
+        return Ok(None);
+    };
+    if live.uuid != volume.uuid {
+        return Err(Error::Lvm {
+            what: name,
+            reason: "another LVM command replaced it just now; run this again".to_owned(),
+        });
+    }
+    if let Some(admit) = wish.admit {
+        admit(&live.name, None)?;
+    }
+    let (made, guard) = live.make(request, wish)?;
+    let snapshot = match made.find()? {
+        Found::Thin(thin) => thin.active.map(|active| *active),
+        Found::Other(Resolved::LogicalVolume(volume)) => Some(*volume),
+        Found::Other(_) => None,
+    };
+    let snapshot = snapshot.ok_or_else(|| Error::Lvm {
+        what: made.snapshot.name.to_string(),
+        reason: "LVM has made this snapshot, and did not activate it".to_owned(),
+    })?;
+    Ok(Some((made, snapshot, guard)))
+}
+
 impl Live {
+    fn make(self, request: &SourceRequest<'_>, wish: SnapshotWish<'_>) -> Result<(Made, Guard)> {
+        let mut guard = Guard::start(&request.state, request.cancel)?;
+        let chosen = (wish.keep, wish.size_bytes);
+        let snapshot = guard.snapshot(&self.name, &self.uuid, chosen, request.monitor)?;
+        let made = Made {
+            origin: self.name,
+            origin_uuid: self.uuid,
+            identity: self.identity,
+            snapshot,
+            kept: wish.keep.is_some(),
+        };
+        request.monitor.note(&made.told());
+        Ok((made, guard))
+    }
+
     /// `None` where there is no need for a snapshot, or none can be made.
     fn of(
         request: &SourceRequest<'_>,

@@ -276,9 +276,9 @@ pub(super) fn refuse_trouble(thin: &ThinVolume, name: &str) -> Result<()> {
 }
 
 /// Metadata whose reading ends when the run is told to stop: of a large pool it takes minutes.
-struct UntilCancelled<'a> {
-    device: Volume,
-    cancel: &'a Cancel,
+pub(super) struct UntilCancelled<'a> {
+    pub(super) device: Volume,
+    pub(super) cancel: &'a Cancel,
 }
 
 impl ReadAt for UntilCancelled<'_> {

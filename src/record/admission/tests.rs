@@ -298,6 +298,38 @@ fn a_snapshot_that_could_be_written_begins_anew_unless_an_undo_is_kept() {
 }
 
 #[test]
+fn what_was_written_since_an_era_begins_anew_unless_an_undo_is_kept() {
+    let mut later = delta("era 7", "era 12");
+    later.0.source = Source::Era;
+    let of_era = |base, undo| {
+        let mut record = cut(base, "era 9", undo);
+        record.incomplete.as_mut().unwrap().source = "era".to_owned();
+        record
+    };
+    let anew = decide(Some(&of_era("era 7", None)), &later);
+    assert!(
+        matches!(anew, Ok(Admission::Fresh { remark: Some(_) })),
+        "{anew:?}"
+    );
+    // The undo of the first run would be that of the second, which finds half of the new state there.
+    let refused = decide(Some(&of_era("era 7", Some("/u/undo"))), &later).unwrap_err();
+    assert!(refused.way_out.contains("apply /u/undo"), "{refused:?}");
+    assert!(!refused.way_out.contains("lvcreate"), "{refused:?}");
+    // Of another era, another record, or from what is no record of eras.
+    assert!(decide(Some(&of_era("era 6", None)), &later).is_err());
+    assert!(decide(Some(&cut("era 7", "era 9", None)), &later).is_err());
+    let mut newer = of_era("era 7", None);
+    newer.incomplete.as_mut().unwrap().created = later.0.created + 1;
+    assert!(decide(Some(&newer), &later).is_err());
+    let mut combined = later.clone();
+    combined.0.features = vec![crate::delta::header::FEATURE_COMBINED.to_owned()];
+    assert!(decide(Some(&of_era("era 7", None)), &combined).is_err());
+    let mut offline = later;
+    offline.0.base = None;
+    assert!(decide(Some(&of_era("era 7", None)), &offline).is_err());
+}
+
+#[test]
 fn a_longer_list_goes_on_where_the_base_is_proven_or_no_undo_could_be_wrong() {
     let mut delta = delta("s1", "s2");
     delta.0.list = Some("b3:longer".to_owned());

@@ -1,0 +1,284 @@
+//! `lvmsync track`: dm-era on a logical volume, set up, looked at, brought back after a boot, and taken away.
+//!
+//! Guarantees: what will be done is printed before it is done; one run at a time works on a volume, and what a killed one
+//! has started counts as long as it is at work; nothing waits for a suspended device.
+
+mod show;
+
+use std::thread;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::{TalkArgs, output};
+use crate::cancel::Cancel;
+use crate::dm::device::DeviceMapper;
+use crate::dm::name::LvName;
+use crate::error::{Error, ExitCode, Result};
+use crate::hold::lock::LockFile;
+use crate::hold::record::name_of;
+use crate::track::plan::{Seen, Up};
+use crate::track::step::Step;
+use crate::track::{kernel, look, plan};
+use crate::units::parse_size;
+
+const AFTER_HELP: &str = "\
+dm-era stands on top of a volume and records which blocks were written in which era. Everything that uses the volume
+must open /dev/mapper/VG-LV-era instead of it: what is written past it is on no record. See docs/tracking.md.
+
+Examples:
+  lvmsync track enable vg/data -n    what would be done
+  lvmsync track enable vg/data       make the record, put the era device up
+  lvmsync track status               all tracked volumes; --json for scripts
+  lvmsync track up --all             after a boot, before anything is mounted
+  lvmsync track disable vg/data      take the era device and the record away";
+
+/// Record with dm-era which blocks of a volume are written
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct TrackVerb {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand, Debug)]
+enum Action {
+    /// Make the record of a volume, and put an era device on top of it
+    Enable(EnableArgs),
+    /// Take era device and record away
+    Disable(DisableArgs),
+    /// Put the era device of a tracked volume up again
+    Up(UpArgs),
+    /// Show what is tracked
+    Status(StatusArgs),
+}
+
+#[derive(Args, Debug)]
+struct EnableArgs {
+    /// The volume; nothing may use it now
+    #[arg(value_name = "LV")]
+    volume: String,
+
+    /// Size of a block of the record, a multiple of 4K [default: 64K, more on volumes beyond 4T]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    block_size: Option<u64>,
+
+    /// Print what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+#[derive(Args, Debug)]
+struct DisableArgs {
+    /// The volume, or its era device; nothing may use that now
+    #[arg(value_name = "LV")]
+    volume: String,
+
+    /// Print what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+#[derive(Args, Debug)]
+struct UpArgs {
+    /// The volume
+    #[arg(value_name = "LV", required_unless_present = "all")]
+    volume: Option<String>,
+
+    /// All tracked volumes that are active
+    #[arg(long, conflicts_with = "volume")]
+    all: bool,
+
+    /// Print what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+#[derive(Args, Debug)]
+struct StatusArgs {
+    /// The volume; all that are tracked if left out
+    #[arg(value_name = "LV")]
+    volume: Option<String>,
+
+    /// A JSON array
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+pub(super) fn run(verb: &TrackVerb, cancel: &Cancel) -> Result<ExitCode> {
+    match &verb.action {
+        Action::Enable(args) => enable(args, cancel),
+        Action::Disable(args) => disable(args, cancel),
+        Action::Up(args) => up(args, cancel),
+        Action::Status(args) => {
+            args.talk.terminal();
+            show::run(args.volume.as_deref(), args.json)
+        }
+    }
+}
+
+fn enable(args: &EnableArgs, cancel: &Cancel) -> Result<ExitCode> {
+    let terminal = args.talk.terminal();
+    kernel::refuse_running()?;
+    let work = Work::begin(&args.volume, cancel)?;
+    let seen = work.look()?;
+    let steps = plan::enable(&seen, args.block_size)?;
+    if !work.carry_out(&steps, args.dry_run, cancel)? {
+        return Ok(ExitCode::Done);
+    }
+    let now = work.look()?;
+    let is_up = now.device.as_ref().is_some_and(|device| device.has_table);
+    let is_whole = now.metadata.as_ref().is_some_and(|found| !found.is_void);
+    if !(is_up && is_whole) {
+        return Err(Error::Lvm {
+            what: seen.volume.to_string(),
+            reason:
+                "another program took its era device or its record away just now; run this again"
+                    .to_owned(),
+        });
+    }
+    let device = now.device_name()?;
+    terminal.summary(&format!(
+        "{0} is tracked. From now on open /dev/mapper/{device} in its place: in /etc/fstab, in the configuration of the \
+         service, everywhere. What is written to /dev/{0} itself is on no record.\n\
+         At boot it must be put up before that: lvmsync track up {0} (contrib/lvmsync-track.service)",
+        seen.volume
+    ));
+    Ok(ExitCode::Done)
+}
+
+fn disable(args: &DisableArgs, cancel: &Cancel) -> Result<ExitCode> {
+    let terminal = args.talk.terminal();
+    let work = Work::begin(&args.volume, cancel)?;
+    let seen = work.look()?;
+    let steps = plan::disable(&seen)?;
+    if steps.is_empty() {
+        terminal.summary(&format!("{} is not tracked", seen.volume));
+        return Ok(ExitCode::Done);
+    }
+    if work.carry_out(&steps, args.dry_run, cancel)? {
+        terminal.summary(&format!(
+            "{0} is not tracked any more. Open /dev/{0} again",
+            seen.volume
+        ));
+    }
+    Ok(ExitCode::Done)
+}
+
+fn up(args: &UpArgs, cancel: &Cancel) -> Result<ExitCode> {
+    args.talk.terminal();
+    kernel::refuse_running()?;
+    let names = match &args.volume {
+        Some(name) => vec![name.clone()],
+        None => look::all_tracked()?.iter().map(LvName::to_string).collect(),
+    };
+    let mut result = Ok(ExitCode::Done);
+    for name in names {
+        let one = up_one(&name, args.dry_run, cancel);
+        // At boot the others come up all the same; the first error is the end's.
+        result = match (result, one) {
+            (Ok(_), Err(error)) => Err(error),
+            (Err(first), Err(error)) => {
+                output::message(&format!("lvmsync: {}", error.chain()));
+                Err(first)
+            }
+            (result, Ok(())) => result,
+        };
+    }
+    result
+}
+
+fn up_one(name: &str, dry_run: bool, cancel: &Cancel) -> Result<()> {
+    let work = Work::begin(name, cancel)?;
+    let seen = work.look()?;
+    match plan::up(&seen)? {
+        Up::Steps(steps) => work.carry_out(&steps, dry_run, cancel).map(|_| ()),
+        Up::Hole(steps, by) => {
+            work.carry_out(&steps, dry_run, cancel)?;
+            let volume = &seen.volume;
+            Err(Error::TrackingLost {
+                volume: volume.to_string(),
+                reason: format!(
+                    "it is in use without its era device: {by}. What was written is on no record, so the record is \
+                     marked as void\nStop what uses it, begin anew with `lvmsync track enable {volume}`, and open \
+                     /dev/mapper/{} in its place",
+                    seen.device_name()?
+                ),
+            })
+        }
+    }
+}
+
+/// How long a run waits for another one that works on the same volume.
+const ATTEMPTS: u32 = 300;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// One run's work on one volume.
+struct Work {
+    dm: DeviceMapper,
+    name: String,
+    lock: LockFile,
+}
+
+impl Work {
+    fn begin(name: &str, cancel: &Cancel) -> Result<Self> {
+        let dm = DeviceMapper::open()?;
+        let volume = look::volume(&dm, name)?;
+        let lock = LockFile::open(&name_of("track", &volume.uuid))?;
+        let mut attempts = 0;
+        while !lock.try_alone()? {
+            cancel.check()?;
+            if attempts == ATTEMPTS {
+                return Err(Error::held(
+                    name,
+                    "another lvmsync track is at work on it",
+                    "Wait for it and run this again.",
+                ));
+            }
+            attempts += 1;
+            thread::sleep(PAUSE);
+        }
+        Ok(Self {
+            dm,
+            name: volume.name.to_string(),
+            lock,
+        })
+    }
+
+    fn look(&self) -> Result<Seen> {
+        look::look(
+            &self.dm,
+            &look::volume(&self.dm, &format!("/dev/{}", self.name))?,
+        )
+    }
+
+    /// Prints the steps and, unless that was all, does them. False if it was all.
+    fn carry_out(&self, steps: &[Step], dry_run: bool, cancel: &Cancel) -> Result<bool> {
+        output::listing(|out| {
+            for step in steps {
+                writeln!(out, "{step}")?;
+            }
+            Ok(())
+        })?;
+        if dry_run {
+            return Ok(false);
+        }
+        for step in steps {
+            cancel.check()?;
+            step.run(&self.name, self.lock.share()?)?;
+        }
+        Ok(true)
+    }
+}

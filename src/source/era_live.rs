@@ -1,0 +1,364 @@
+//! A volume that dm-era tracks, as a source while it is in use: everything of it, or what was written since an era.
+//!
+//! Guarantees: a suspended era device is asked for nothing. What is sent is one moment of the volume below, of which a
+//! snapshot is made, and the list is read after that moment, from a metadata snapshot that was still held when the last
+//! block of it was read: so it has every block that was written by then. The state that is sent is named by the record and
+//! by an era that began before that moment; the next list from it begins one era earlier, for what was in flight. A record
+//! that was made anew has another name, and an era that has not begun is an error of code 4.
+
+use std::thread;
+use std::time::Duration;
+
+use super::era::overlapping;
+use super::thin::UntilCancelled;
+use super::{
+    SendSource, SnapshotWish, SourceRequest, check_source, header, live, lost, refuse_suspended,
+    snapshot_in, warn_if_written,
+};
+use crate::change_list::ChangeList;
+use crate::changes::era::{EraError, EraMetadata, Root};
+use crate::delta::header::{Header, Source, State};
+use crate::delta::samples::Samples;
+use crate::dm::device::{DeviceMapper, device_path, sysfs_name_and_uuid};
+use crate::dm::era::{EraDevice, era_device, era_device_on, status_of, suspended};
+use crate::dm::resolve::{Resolved, resolve};
+use crate::dm::snapshot::LogicalVolume;
+use crate::dm::uuid::DmUuid;
+use crate::dm::wire::Selector;
+use crate::engine::copy_list::whole_volume;
+use crate::error::{Error, Result};
+use crate::hold::client::Guard;
+use crate::track::{kernel, look};
+use crate::units::{Bytes, SECTOR_BYTES};
+use crate::volume::ReadAt;
+use crate::volume::host::VolumeIdentity;
+use crate::volume::open::Volume;
+
+/// Far longer than a write that is on record takes to the volume below.
+const OVERLAP: Duration = Duration::from_millis(100);
+
+/// An era device, what is below it, and whose record it keeps.
+pub(super) struct Tracked {
+    device: EraDevice,
+    volume: LogicalVolume,
+    /// LVM's UUID of the volume with the record: another one after it was made anew. None where that is no volume of LVM.
+    record: Option<String>,
+}
+
+impl Tracked {
+    /// The era device that `name` is the path of, if it is one.
+    pub(super) fn named(name: &str) -> Result<Option<Self>> {
+        let Ok(Resolved::BlockDevice(path)) = resolve(name) else {
+            return Ok(None);
+        };
+        let Ok(VolumeIdentity::Block(number)) = VolumeIdentity::of_path(&path) else {
+            return Ok(None);
+        };
+        if sysfs_name_and_uuid(number).is_none() {
+            return Ok(None);
+        }
+        let dm = DeviceMapper::open()?;
+        match era_device(&dm, number)? {
+            Some(device) => Self::of(look::volume(&dm, name)?, device).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The one that `name` means: the era device, or the one on this logical volume.
+    fn find(name: &str, old: &str) -> Result<Self> {
+        if matches!(resolve(name)?, Resolved::File(_)) {
+            return Err(Error::Usage(format!(
+                "{old}: {name} is a file; name a copy of the record of its era device with --era-metadata FILE"
+            )));
+        }
+        let dm = DeviceMapper::open()?;
+        let volume = look::volume(&dm, name)?;
+        match era_device_on(&dm, volume.device)? {
+            Some(device) => Self::of(volume, device),
+            None => Err(Error::refused(
+                name,
+                format!("{old} needs the record of its era device, and none is up on it"),
+                format!(
+                    "If it is tracked: lvmsync track up {}. To read a record that is down, or a copy of one: --era-metadata FILE",
+                    volume.name
+                ),
+            )),
+        }
+    }
+
+    fn of(volume: LogicalVolume, device: EraDevice) -> Result<Self> {
+        kernel::refuse_running()?;
+        let uuid = sysfs_name_and_uuid(device.metadata).and_then(|(_, uuid)| DmUuid::parse(&uuid));
+        let tracked_bytes = device.sectors.saturating_mul(SECTOR_BYTES);
+        if volume.size_bytes > tracked_bytes {
+            let untracked = Bytes(volume.size_bytes.saturating_sub(tracked_bytes));
+            let reason = format!(
+                "it was extended, and its last {untracked} are not below its era device {}, so what is written there is \
+                 on no record",
+                device.name
+            );
+            return Err(lost(&volume.name.to_string(), &reason));
+        }
+        Ok(Self {
+            record: uuid.map(|uuid| uuid.lv_uuid()),
+            device,
+            volume,
+        })
+    }
+
+    /// What the volume held when this era began, more or less: a base for lists that begin one era earlier.
+    fn state(&self, era: u32) -> Option<State> {
+        self.record.as_ref().map(|record| State {
+            id: format!("era:{record}:{era}"),
+            name: format!("{} era:{era}", self.volume.name),
+        })
+    }
+
+    /// Refuses what must not be read, and warns of what the record does not know.
+    fn check(&self, request: &SourceRequest<'_>, name: &str) -> Result<()> {
+        let resolved = Resolved::LogicalVolume(Box::new(self.volume.clone()));
+        check_source(request, name, &resolved)?;
+        refuse_suspended(&self.volume)?;
+        if look::lets_discards_through(self.device.device) == Some(true) {
+            request.monitor.warn(&format!(
+                "{name}: its era device lets discards through, and of one that spans several blocks only the first is on \
+                 record: what was discarded so is not in the list. To stop them: lvmsync track up {}; to make the copy \
+                 equal where they were: lvmsync sync",
+                self.volume.name
+            ));
+        }
+        Ok(())
+    }
+
+    /// Begins the era that names what is sent from now on, and tells its number. The one before, which the next list begins
+    /// with, has lasted a while by then, so that nothing in flight is older, however many runs begin eras at a time.
+    fn checkpoint(&self, dm: &DeviceMapper) -> Result<u32> {
+        let overlap = self.begin_era(dm)?;
+        thread::sleep(OVERLAP);
+        self.begin_era(dm)?;
+        Ok(overlap.saturating_add(1))
+    }
+
+    fn begin_era(&self, dm: &DeviceMapper) -> Result<u32> {
+        let number = self.device.device;
+        let info = dm.info(Selector::Device(number))?;
+        if info.is_none_or(|info| info.suspended) {
+            return Err(suspended(&self.volume.name.to_string(), &self.device.name));
+        }
+        dm.message(number, "checkpoint")
+            .map_err(|error| Error::Lvm {
+                what: self.volume.name.to_string(),
+                reason: format!(
+                    "its era device {} does not accept `checkpoint`: {error}",
+                    self.device.name
+                ),
+            })?;
+        Ok(status_of(dm, number, &self.volume.name.to_string())?.era)
+    }
+
+    /// What `read` finds in the record. All of it is from one moment, which is now.
+    fn read_record<T>(
+        &self,
+        request: &SourceRequest<'_>,
+        dm: &DeviceMapper,
+        guard: &mut Guard,
+        read: impl FnOnce(&EraMetadata<'_>) -> std::result::Result<T, EraError>,
+    ) -> Result<T> {
+        let metadata = self.device.metadata;
+        let info = dm.info(Selector::Device(metadata))?;
+        let path = device_path(metadata, &info.map(|info| info.name).unwrap_or_default());
+        let root = guard.reserve(self.device.device, request.monitor)?;
+        let device = UntilCancelled {
+            device: Volume::open(&path)?,
+            cancel: request.cancel,
+        };
+        let found = EraMetadata::open(&device, Root::Held(root)).and_then(|era| {
+            let found = read(&era)?;
+            era.check_unchanged()?;
+            Ok(found)
+        });
+        // First of all it must have been ours to the end: without that an error would be no news either.
+        guard.release(request.monitor)?;
+        request.cancel.check()?;
+        if era_device(dm, self.device.device)?.as_ref() != Some(&self.device) {
+            return Err(Error::Lvm {
+                what: self.volume.name.to_string(),
+                reason: "its era device was replaced just now; run this again".to_owned(),
+            });
+        }
+        found.map_err(|source| Error::EraMetadata {
+            what: path.display().to_string(),
+            source,
+        })
+    }
+
+    fn tell(&self, request: &SourceRequest<'_>, era: u32) {
+        request.monitor.remark(&format!(
+            "{}: what is sent is era:{era}, which the next list begins from: --from era:{era}",
+            self.volume.name
+        ));
+    }
+}
+
+/// What the data is read from.
+struct Data {
+    volume: Volume,
+    name: String,
+    snapshot: Option<LogicalVolume>,
+    made: Option<live::Made>,
+    guard: Guard,
+}
+
+impl Data {
+    /// A snapshot of the volume below. Taken after the checkpoint, and before the record is read.
+    fn take(
+        request: &SourceRequest<'_>,
+        tracked: &Tracked,
+        wish: SnapshotWish<'_>,
+    ) -> Result<Self> {
+        match live::snapshot_of(request, &tracked.volume, wish)? {
+            Some((made, snapshot, guard)) => {
+                let name = snapshot.name.to_string();
+                let volume = Volume::open(&snapshot.path)?;
+                let resolved = Resolved::LogicalVolume(Box::new(snapshot));
+                Ok(Self {
+                    volume,
+                    name,
+                    snapshot: snapshot_in(resolved),
+                    made: Some(made),
+                    guard,
+                })
+            }
+            None => Self::below(request, tracked),
+        }
+    }
+
+    /// The volume below as it is: for whoever wants the list alone, or may have no snapshot made. A blur of moments is a
+    /// base all the same: what was written since the checkpoint is in the next list.
+    fn below(request: &SourceRequest<'_>, tracked: &Tracked) -> Result<Self> {
+        Ok(Self {
+            volume: Volume::open(&tracked.volume.path)?,
+            name: tracked.volume.name.to_string(),
+            snapshot: None,
+            made: None,
+            guard: Guard::start(&request.state, request.cancel)?,
+        })
+    }
+
+    fn into_source(
+        self,
+        header: Header,
+        samples: Samples,
+        changes: ChangeList,
+    ) -> Result<SendSource> {
+        if self.volume.size_bytes() != header.volume_size {
+            return Err(Error::Lvm {
+                what: self.name,
+                reason: "its size changed just now; run this again".to_owned(),
+            });
+        }
+        Ok(SendSource {
+            header,
+            samples,
+            changes,
+            data: self.volume,
+            name: self.name,
+            snapshot: self.snapshot,
+            version: None,
+            made: self.made,
+            guard: Some(self.guard),
+        })
+    }
+}
+
+/// Everything, as the base of what is to come.
+pub(super) fn full_copy(
+    request: &SourceRequest<'_>,
+    name: &str,
+    tracked: &Tracked,
+    wish: SnapshotWish<'_>,
+) -> Result<SendSource> {
+    tracked.check(request, name)?;
+    let era = tracked.checkpoint(&DeviceMapper::open()?)?;
+    let data = Data::take(request, tracked, wish)?;
+    let changes = whole_volume(&data.volume, name, request.cancel)?;
+    tracked.tell(request, era);
+    let header = Header {
+        target: tracked.state(era),
+        ..header(request, Source::Full, tracked.volume.size_bytes, &changes)
+    };
+    data.into_source(header, Samples::default(), changes)
+}
+
+/// What was written since the state that was sent as era `from`.
+pub(super) fn increment(
+    request: &SourceRequest<'_>,
+    (old, from): (&str, u32),
+    wants_data: bool,
+) -> Result<SendSource> {
+    let Some(new) = request.new else {
+        return Err(Error::Usage(format!(
+            "{old} needs the volume that was written as NEW"
+        )));
+    };
+    if request.data_source.is_some() {
+        return Err(Error::Usage(format!(
+            "{old}: the data is read from a snapshot of {new}; leave --data-source out"
+        )));
+    }
+    let tracked = Tracked::find(new, old)?;
+    let size = tracked.volume.size_bytes;
+    let base_size = request.base_size.unwrap_or(size);
+    if base_size > size {
+        return Err(Error::Usage(format!(
+            "--base-size is {base_size} bytes, and {new} has only {size}: the record of a volume that became smaller \
+             does not say what was cut off"
+        )));
+    }
+    tracked.check(request, new)?;
+    let dm = DeviceMapper::open()?;
+    let current = status_of(&dm, tracked.device.device, new)?.era;
+    if from > current {
+        return Err(Error::EraMetadata {
+            what: new.to_owned(),
+            source: EraError::NotBegun {
+                since: from,
+                current,
+            },
+        });
+    }
+    let only_look = request.snapshot.is_some_and(|wish| wish.only_look);
+    let names_state = wants_data && !only_look;
+    let era = names_state.then(|| tracked.checkpoint(&dm)).transpose()?;
+    let wish = request.snapshot.filter(|_| names_state);
+    let mut data = match wish {
+        Some(wish) => Data::take(request, &tracked, wish)?,
+        None => Data::below(request, &tracked)?,
+    };
+    if names_state && data.made.is_none() {
+        warn_if_written(&tracked.volume, request.monitor)?;
+    }
+    let since = overlapping(from);
+    let (changes, block_bytes) = tracked.read_record(request, &dm, &mut data.guard, |record| {
+        Ok((
+            record.changes(since, base_size, size)?,
+            record.block_bytes(),
+        ))
+    })?;
+    let samples = match era {
+        Some(_) => Samples::take(&data.volume, &changes)
+            .map_err(|error| Error::io(format!("cannot read sampled blocks of {new}"), error))?,
+        None => Samples::default(),
+    };
+    if let Some(era) = era {
+        tracked.tell(request, era);
+    }
+    let header = Header {
+        base_size: Some(base_size),
+        base: tracked.state(from),
+        target: era.and_then(|era| tracked.state(era)),
+        granularity: block_bytes,
+        ..header(request, Source::Era, size, &changes)
+    };
+    data.into_source(header, samples, changes)
+}

@@ -1,0 +1,179 @@
+//! What is there: a volume, the era device on it, and the record of that.
+//!
+//! Guarantees: changes nothing. Whether the era device is suspended is the first question, and if it is there is no other:
+//! it would answer none, and LVM's commands, which look at all devices, would wait for it.
+
+use super::names::{self, Metadata, device_uuid, metadata_in, metadata_name, volume_of_device};
+use super::plan::{Seen, SeenDevice};
+use super::step::discard_bytes;
+use crate::dm::device::{DeviceMapper, sysfs_name_and_uuid};
+use crate::dm::era::{EraDevice, era_device, era_device_on, suspended};
+use crate::dm::lvm::{LvRow, all_volumes, volumes_of};
+use crate::dm::name::LvName;
+use crate::dm::openers::writers_open;
+use crate::dm::resolve::{Resolved, resolve};
+use crate::dm::snapshot::{LogicalVolume, Role};
+use crate::dm::wire::{DeviceInfo, Selector};
+use crate::error::{Error, Result};
+use crate::sys::device::DeviceNumber;
+use crate::volume::host::{Host, VolumeIdentity};
+use crate::volume::in_use::Holder;
+
+/// The volume that `name` means: the logical volume, or the one below the era device of this name.
+pub fn volume(dm: &DeviceMapper, name: &str) -> Result<LogicalVolume> {
+    match resolve(name)? {
+        Resolved::LogicalVolume(volume) => Ok(*volume),
+        Resolved::BlockDevice(path) => {
+            let not_one = || {
+                Error::Usage(format!(
+                    "{name} is neither a logical volume nor an era device on one"
+                ))
+            };
+            let identity = VolumeIdentity::of_path(&path)
+                .map_err(|error| Error::io(format!("cannot look at {name}"), error))?;
+            let VolumeIdentity::Block(device) = identity else {
+                return Err(not_one());
+            };
+            let found = era_device(dm, device)?.ok_or_else(not_one)?;
+            let (below, _) = sysfs_name_and_uuid(found.origin).ok_or_else(not_one)?;
+            match resolve(&format!("/dev/mapper/{below}"))? {
+                Resolved::LogicalVolume(volume) => Ok(*volume),
+                _ => Err(not_one()),
+            }
+        }
+        Resolved::File(_) => Err(Error::Usage(format!(
+            "{name} is a file; dm-era tracks logical volumes"
+        ))),
+    }
+}
+
+/// Everything that a plan needs to know of a volume.
+pub fn look(dm: &DeviceMapper, volume: &LogicalVolume) -> Result<Seen> {
+    if let Some(device) = suspended_device_on(dm, volume)? {
+        return Err(suspended(&volume.name.to_string(), &device.name));
+    }
+    let rows = volumes_of(volume.name.vg())?;
+    let metadata = rows.iter().filter_map(metadata_in);
+    let metadata = metadata.filter(|found| found.of == volume.uuid);
+    let metadata = at_most_one(volume, metadata.collect())?;
+    let host = Host::load();
+    let device = device_on(dm, &host, volume)?;
+    let shown = |holder: &Holder| holder.to_string();
+    let is_device = |holder: &Holder| matches!((holder, &device), (Holder::Device { name, .. }, Some(device)) if *name == device.name);
+    let mut holders: Vec<String> = host
+        .holders_of(VolumeIdentity::Block(volume.device))
+        .iter()
+        .filter(|holder| !is_device(holder))
+        .map(shown)
+        .collect();
+    let open = writers_open(volume.device)?.others;
+    if device.is_none() && holders.is_empty() && open > 0 {
+        holders.push(format!("open by {open} process(es)"));
+    }
+    let taken = metadata_name(&volume.name);
+    let has_name = |row: &LvRow| taken.as_ref().is_some_and(|name| row.name() == name.lv());
+    Ok(Seen {
+        volume: volume.name.clone(),
+        uuid: volume.uuid.clone(),
+        size_bytes: volume.size_bytes,
+        unfit: unfit(volume, &rows),
+        holders,
+        metadata,
+        device,
+        name_is_taken: rows.iter().any(has_name),
+    })
+}
+
+/// The era device on a volume, if that is suspended. LVM's commands would wait for it then, too.
+pub fn suspended_device_on(dm: &DeviceMapper, volume: &LogicalVolume) -> Result<Option<EraDevice>> {
+    let Some(found) = era_device_on(dm, volume.device)? else {
+        return Ok(None);
+    };
+    let info = dm.info(Selector::Device(found.device))?;
+    Ok(info.is_some_and(|info| info.suspended).then_some(found))
+}
+
+fn at_most_one(volume: &LogicalVolume, mut found: Vec<Metadata>) -> Result<Option<Metadata>> {
+    if let [first, second, ..] = found.as_slice() {
+        return Err(Error::refused(
+            volume.name.to_string(),
+            format!(
+                "two volumes are tagged as its record: {} and {}",
+                first.name, second.name
+            ),
+            format!(
+                "Take the tag off the wrong one: lvchange --deltag {} VG/NAME",
+                names::TAG
+            ),
+        ));
+    }
+    Ok(found.pop())
+}
+
+fn device_on(dm: &DeviceMapper, host: &Host, volume: &LogicalVolume) -> Result<Option<SeenDevice>> {
+    let ours = device_uuid(&volume.uuid);
+    let found = era_device_on(dm, volume.device)?;
+    let info: Option<DeviceInfo> = match &found {
+        Some(found) => dm.info(Selector::Device(found.device))?,
+        None => dm.info(Selector::Uuid(&ours))?,
+    };
+    let Some(info) = info else {
+        return Ok(None);
+    };
+    let holders = host.holders_of(VolumeIdentity::Block(info.device));
+    Ok(Some(SeenDevice {
+        is_ours: info.uuid == ours,
+        has_table: info.has_table,
+        open_count: info.open_count,
+        holders: holders.iter().map(ToString::to_string).collect(),
+        sectors: found.map_or(0, |found| found.sectors),
+        name: info.name,
+    }))
+}
+
+fn unfit(volume: &LogicalVolume, rows: &[LvRow]) -> Option<String> {
+    if volume.read_only {
+        return Some("it is read-only, so nothing will be written to it".to_owned());
+    }
+    let is_record = |row: &LvRow| row.lv_uuid == volume.uuid && metadata_in(row).is_some();
+    if rows.iter().any(is_record) {
+        return Some("it holds the record of another volume".to_owned());
+    }
+    match &volume.role {
+        Role::Plain | Role::Thin { .. } | Role::ThickOrigin { merging: false, .. } => None,
+        Role::ThickOrigin { merging: true, .. } => {
+            Some("a snapshot is being merged into it".to_owned())
+        }
+        Role::ThickSnapshot(_) => Some("it is a classic snapshot".to_owned()),
+        Role::ThinPool => Some("it is a thin pool".to_owned()),
+        Role::Other { kind } => Some(format!("it is a device of kind {kind}")),
+    }
+}
+
+/// All volumes that are tracked and active: those with a record, and those with an era device of ours.
+pub fn all_tracked() -> Result<Vec<LvName>> {
+    let rows = all_volumes()?;
+    let mut uuids: Vec<String> = rows
+        .iter()
+        .filter_map(metadata_in)
+        .map(|found| found.of)
+        .collect();
+    for device in Host::load().devices.values() {
+        let uuid = device.dm_uuid.as_deref().and_then(volume_of_device);
+        uuids.extend(uuid.map(str::to_owned));
+    }
+    let named = rows
+        .iter()
+        .filter(|row| row.is_active() && uuids.contains(&row.lv_uuid));
+    let mut names: Vec<LvName> = named
+        .filter_map(|row| LvName::new(&row.vg_name, row.name()))
+        .collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Whether discards get through an era device; `None` where that cannot be seen.
+pub fn lets_discards_through(device: DeviceNumber) -> Option<bool> {
+    discard_bytes(device).map(|bytes| bytes > 0)
+}

@@ -1,0 +1,319 @@
+//! From what was seen to the steps that set tracking up, take it away, or bring it back after a boot.
+//!
+//! Pure. Guarantees: nothing is planned on a volume that is in use, or on a device that somebody has open; a record is
+//! marked as void from before it is made until its device is up, and from before its device is taken away: what a killed
+//! run leaves is finished or undone by the same command, and never taken for a record of anything.
+
+use super::names::{Metadata, VOID_TAG, device_name, device_uuid, metadata_name, tags};
+use super::size::{block_bytes, metadata_bytes, sectors};
+use super::step::Step;
+use crate::dm::name::LvName;
+use crate::error::{Error, Result};
+
+/// The era device on a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SeenDevice {
+    /// Its name.
+    pub name: String,
+    /// It carries the volume's UUID: `track` has made it.
+    pub is_ours: bool,
+    /// A run that made it was killed before it gave it a table.
+    pub has_table: bool,
+    /// How often it is open.
+    pub open_count: u32,
+    /// By whom, as far as that can be seen.
+    pub holders: Vec<String>,
+    /// Its size.
+    pub sectors: u64,
+}
+
+/// What was seen of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its name.
+    pub volume: LvName,
+    /// LVM's UUID of it.
+    pub uuid: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Why it cannot be tracked, if it cannot.
+    pub unfit: Option<String>,
+    /// Who uses it, the era device aside.
+    pub holders: Vec<String>,
+    /// The record.
+    pub metadata: Option<Metadata>,
+    /// What stands on it.
+    pub device: Option<SeenDevice>,
+    /// Another volume has the name that the record would get.
+    pub name_is_taken: bool,
+}
+
+impl Seen {
+    /// The name of the era device, be it there or not.
+    pub fn device_name(&self) -> Result<String> {
+        if let Some(device) = &self.device {
+            return Ok(device.name.clone());
+        }
+        device_name(&self.volume).ok_or_else(|| self.too_long())
+    }
+
+    fn too_long(&self) -> Error {
+        Error::refused(
+            self.volume.to_string(),
+            "its name is so long that its era device could have none",
+            "Give the volume or its group a shorter name (lvrename, vgrename).",
+        )
+    }
+
+    fn refuse_use(&self) -> Result<()> {
+        if self.holders.is_empty() {
+            return Ok(());
+        }
+        Err(Error::held(
+            self.volume.to_string(),
+            format!(
+                "it is in use: {}. What uses it would go on writing past the era device",
+                self.holders.join("; ")
+            ),
+            "Stop what uses it (umount, swapoff, the service) and run this again.",
+        ))
+    }
+
+    fn start(&self, metadata: LvName, block_sectors: u64, sectors: u64) -> Result<[Step; 2]> {
+        let device = device_name(&self.volume).ok_or_else(|| self.too_long())?;
+        Ok([
+            Step::StartDevice {
+                device: device.clone(),
+                uuid: device_uuid(&self.uuid),
+                sectors,
+                metadata,
+                volume: self.volume.clone(),
+                block_sectors,
+            },
+            Step::RefuseDiscards { device },
+        ])
+    }
+}
+
+/// Steps that set tracking up with blocks of this size; none if all is as it should be.
+pub fn enable(seen: &Seen, asked_block_bytes: Option<u64>) -> Result<Vec<Step>> {
+    let what = seen.volume.to_string();
+    if let Some(reason) = &seen.unfit {
+        return Err(Error::refused(what, reason, ""));
+    }
+    let mut steps = Vec::new();
+    match (&seen.device, &seen.metadata) {
+        (Some(device), _) if !device.is_ours => return Err(foreign(seen, device)),
+        // Made, and killed before it had a table.
+        (Some(device), _) if !device.has_table => steps.push(Step::StopDevice {
+            device: device.name.clone(),
+        }),
+        (Some(device), Some(metadata)) => {
+            let device = device.name.clone();
+            steps.push(Step::RefuseDiscards { device });
+            if metadata.is_void {
+                steps.push(unvoid(metadata));
+            }
+            return Ok(steps);
+        }
+        (Some(device), None) => return Err(no_record(seen, device)),
+        (None, _) => {}
+    }
+    seen.refuse_use()?;
+    match &seen.metadata {
+        Some(metadata) if metadata.is_void => steps.push(remove(metadata)),
+        Some(metadata) => return Err(is_down(seen, metadata)),
+        None => {}
+    }
+    if seen.metadata.is_none() && seen.name_is_taken {
+        let name = metadata_name(&seen.volume).map_or_else(String::new, |name| name.to_string());
+        return Err(Error::refused(
+            what,
+            format!("its record would be in {name}, and another volume has that name"),
+            format!("Rename that one: lvrename {name} NAME"),
+        ));
+    }
+    let block = block_bytes(seen.size_bytes, asked_block_bytes)?;
+    let name = metadata_name(&seen.volume).ok_or_else(|| seen.too_long())?;
+    let (block_sectors, tracked) = (sectors(block), sectors(seen.size_bytes));
+    steps.push(Step::MakeMetadata {
+        name: name.clone(),
+        size_bytes: metadata_bytes(seen.size_bytes, block)?,
+        tags: tags(&seen.uuid, block_sectors, tracked),
+    });
+    steps.extend(seen.start(name.clone(), block_sectors, tracked)?);
+    steps.push(Step::Unvoid {
+        metadata: name,
+        tag: VOID_TAG,
+    });
+    Ok(steps)
+}
+
+/// Steps that take tracking away; none if there is none.
+pub fn disable(seen: &Seen) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    if let Some(device) = &seen.device {
+        if !device.is_ours {
+            return Err(foreign(seen, device));
+        }
+        refuse_open(seen, device)?;
+    }
+    // Before the device goes: from then on something may be written that is on no record.
+    if let Some(metadata) = seen.metadata.as_ref().filter(|metadata| !metadata.is_void) {
+        steps.push(Step::Void {
+            metadata: metadata.name.clone(),
+            tag: VOID_TAG,
+        });
+    }
+    if let Some(device) = &seen.device {
+        let device = device.name.clone();
+        steps.push(Step::StopDevice { device });
+    }
+    steps.extend(seen.metadata.as_ref().map(remove));
+    Ok(steps)
+}
+
+/// What [`up`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Up {
+    /// To be done; nothing if it is up.
+    Steps(Vec<Step>),
+    /// The volume is in use without the era device, so the record has a hole: it is to be marked, and the error told.
+    Hole(Vec<Step>, String),
+}
+
+/// Steps that put the era device of a tracked volume up again, after a boot for one.
+pub fn up(seen: &Seen) -> Result<Up> {
+    let what = seen.volume.to_string();
+    if let Some(device) = &seen.device {
+        if !device.is_ours {
+            return Err(foreign(seen, device));
+        }
+        if device.has_table {
+            let device = device.name.clone();
+            return Ok(Up::Steps(vec![Step::RefuseDiscards { device }]));
+        }
+    }
+    let Some(metadata) = &seen.metadata else {
+        return Err(Error::refused(
+            &what,
+            "it is not tracked",
+            format!("To track it: lvmsync track enable {what}"),
+        ));
+    };
+    if metadata.is_void {
+        return Err(Error::refused(
+            &what,
+            "its record proves nothing: it was not finished, or the volume was in use without its era device",
+            format!("Begin anew, and copy the whole volume once: lvmsync track enable {what}"),
+        ));
+    }
+    if !seen.holders.is_empty() {
+        let mark = Step::Void {
+            metadata: metadata.name.clone(),
+            tag: VOID_TAG,
+        };
+        return Ok(Up::Hole(vec![mark], seen.holders.join("; ")));
+    }
+    let (Some(block_sectors), Some(tracked)) = (metadata.block_sectors, metadata.sectors) else {
+        return Err(Error::Lvm {
+            what: metadata.name.to_string(),
+            reason: "its tags do not tell any more what is tracked, and in blocks of which size"
+                .to_owned(),
+        });
+    };
+    if sectors(seen.size_bytes) < tracked {
+        return Err(Error::TrackingLost {
+            volume: what.clone(),
+            reason: format!(
+                "it became smaller without its era device, and its record does not know what was cut off\nBegin anew: \
+                 lvmsync track disable {what}, then lvmsync track enable {what}"
+            ),
+        });
+    }
+    let mut steps = Vec::new();
+    if let Some(device) = &seen.device {
+        let device = device.name.clone();
+        steps.push(Step::StopDevice { device });
+    }
+    if !metadata.is_active {
+        steps.push(Step::Activate(metadata.name.clone()));
+    }
+    // Where it was extended meanwhile, what is new is tracked when `track resize` has put that on record.
+    steps.extend(seen.start(metadata.name.clone(), block_sectors, tracked)?);
+    Ok(Up::Steps(steps))
+}
+
+fn unvoid(metadata: &Metadata) -> Step {
+    Step::Unvoid {
+        metadata: metadata.name.clone(),
+        tag: VOID_TAG,
+    }
+}
+
+fn remove(metadata: &Metadata) -> Step {
+    Step::RemoveMetadata {
+        name: metadata.name.clone(),
+        uuid: metadata.uuid.clone(),
+    }
+}
+
+fn refuse_open(seen: &Seen, device: &SeenDevice) -> Result<()> {
+    if device.open_count == 0 && device.holders.is_empty() {
+        return Ok(());
+    }
+    let by = match device.holders.as_slice() {
+        [] => format!("open by {} process(es)", device.open_count),
+        holders => holders.join("; "),
+    };
+    Err(Error::held(
+        seen.volume.to_string(),
+        format!("its era device /dev/mapper/{} is in use: {by}", device.name),
+        "Stop what uses it (umount, swapoff, the service) and run this again.",
+    ))
+}
+
+fn foreign(seen: &Seen, device: &SeenDevice) -> Error {
+    Error::refused(
+        seen.volume.to_string(),
+        format!(
+            "the era device {} stands on it, and lvmsync track has not made that",
+            device.name
+        ),
+        format!("Take it down first: dmsetup remove {}", device.name),
+    )
+}
+
+fn no_record(seen: &Seen, device: &SeenDevice) -> Error {
+    Error::refused(
+        seen.volume.to_string(),
+        format!(
+            "its era device {} is up, and no volume of group {} is tagged as its record",
+            device.name,
+            seen.volume.vg()
+        ),
+        format!(
+            "Begin anew: lvmsync track disable {0}, then lvmsync track enable {0}",
+            seen.volume
+        ),
+    )
+}
+
+fn is_down(seen: &Seen, metadata: &Metadata) -> Error {
+    let volume = &seen.volume;
+    Error::refused(
+        volume.to_string(),
+        format!(
+            "it is tracked, with its record in {}, and its era device is down",
+            metadata.name
+        ),
+        format!(
+            "If nothing wrote to it meanwhile: lvmsync track up {volume}\n\
+             Otherwise begin anew, and copy the whole volume once: lvmsync track disable {volume}, then enable"
+        ),
+    )
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
