@@ -27,7 +27,7 @@ use crate::engine::receive::{OnDurable, Received, Receiving, rehearse};
 use crate::engine::target::{ReceiveOptions, Target};
 use crate::error::{Error, Result};
 use crate::extent::Extent;
-use crate::monitor::{Monitor, Silent};
+use crate::monitor::Monitor;
 use crate::partial_file::{partial_name, sync_directory_of};
 use crate::record::admission::{Called, Policy};
 use crate::record::half_written;
@@ -410,13 +410,19 @@ impl Destination {
     }
 
     /// Refuses a delta with this beginning as it would be refused when it is applied; writes nothing.
-    pub fn examine(&self, header: &Header, samples: &Samples, cancel: &Cancel) -> Result<()> {
+    pub fn examine(
+        &self,
+        header: &Header,
+        samples: &Samples,
+        cancel: &Cancel,
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
         let beginning = Beginning {
             header,
             samples,
             target: &self.target(),
             undo: &self.undo,
-            options: &self.receive_options(cancel, &Silent),
+            options: &self.receive_options(cancel, monitor),
         };
         examine(&beginning, &self.keeper).map(|_| ())
     }

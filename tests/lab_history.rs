@@ -164,7 +164,7 @@ fn rounds(name: &str, is_thin: bool) {
         let parsed: Grid = grid.parse().unwrap();
         // What the planner says, after each run.
         let (mut kept, mut held) = (Vec::new(), 0);
-        for round in 0..if long() { 40 } else { 7 } {
+        for round in 0..if long() { 40 } else { 5 } {
             bench.change();
             bench.run("replicate data").ok();
             assert_same(NEAR, &content("/dev/vg/data"), &format!("round {round}"));
@@ -202,7 +202,11 @@ fn rounds(name: &str, is_thin: bool) {
         assert!(status.contains("was put back to"), "{status}");
         bench.run("replicate data --resume").ok();
         assert_same(NEAR, &content("/dev/vg/data"), "resumed");
-        assert!(bench.times("there/near").contains(&oldest));
+        // Unless it was so slow that four later periods have points.
+        let times = bench.times("there/near");
+        let newest = *times.iter().max().unwrap();
+        let is_old = newest / 15 - oldest / 15 >= 4;
+        assert!(is_old || times.contains(&oldest), "{oldest}: {times:?}");
         bench.visit_all("there/near", NEAR);
         // The directory: what leads to each point makes a volume of that moment.
         let name = format!("{deltas}/");
@@ -265,7 +269,7 @@ fn runs_folds_and_ways_back_that_are_killed_cost_no_point() {
             bench.change();
             bench.run("replicate data").ok();
             let mut killed = 0;
-            for _ in 0..if long() { 60 } else { 8 } {
+            for _ in 0..if long() { 60 } else { 4 } {
                 bench.change();
                 let before = bench.times("there/near");
                 let mut child = bench.tool.start(&bench.line("replicate data"));

@@ -34,7 +34,7 @@ fn increments_under_four_writers() {
     let limit = Duration::from_secs(if long() { 300 } else { 120 });
     let setup = setup().disk("512M").disk("256M").time_limit(limit);
     lab::test("increments_under_four_writers", setup, |guest| {
-        let rounds = if long() { 20 } else { 5 };
+        let rounds = if long() { 20 } else { 3 };
         let tool = Tool::new(guest);
         guest.volume_group("vg", 0);
         guest.volume_group("backup", 1);

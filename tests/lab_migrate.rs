@@ -301,7 +301,7 @@ fn is_handed_over(tool: &Tool) -> bool {
 fn a_migration_that_is_killed_goes_on() {
     lab::test("a_migration_that_is_killed_goes_on", setup(), |guest| {
         let mut random = Random::new(seed(guest));
-        let kills = if long() { 50 } else { 3 };
+        let kills = if long() { 50 } else { 2 };
         make(guest, Kind::Thick);
         guest.sh("umount m");
         let tool = Tool::new(guest);

@@ -140,7 +140,7 @@ impl<'a> Ends<'a> {
 
 #[test]
 fn a_power_cut_leaves_the_truth_and_a_way() {
-    let cuts = if long() { 50 } else { 3 };
+    let cuts = if long() { 50 } else { 2 };
     let limit = Duration::from_secs(300);
     let setup = setup()
         .disk("96M")
@@ -279,7 +279,7 @@ fn killed_processes_and_pulled_cables_leave_the_truth_and_a_way() {
         let ends = Ends::start(guest);
         ends.tool.run(&format!("send vg/s1 far:{DESTINATION}")).ok();
         let mut random = Random::new(seed(guest));
-        let times = if long() { 20 } else { 2 };
+        let times = if long() { 20 } else { 1 };
         for what in ["sender", "receiver", "ssh", "stopped", "cable"] {
             let mut codes = Vec::new();
             for number in 0..times {

@@ -104,7 +104,7 @@ fn rounds(name: &str, kind: Kind) {
         );
         let run = line(&tool, "replicate data");
         let targets = ["/dev/there/near", "/dev/there/second"];
-        let count = if long() { 100 } else { 6 };
+        let count = if long() { 100 } else { 4 };
         let mut faults = [0; 4];
         for round in 0..count {
             change(&mut random);
@@ -230,7 +230,7 @@ fn away(name: &str, kind: Kind) {
             (found[0], found[1])
         };
         far.stop();
-        let rounds = if long() { 10 } else { 3 };
+        let rounds = if long() { 10 } else { 2 };
         for round in 0..rounds {
             change(&mut random);
             tool.run(&run).ends(7, &["far:there/far"]);
@@ -305,7 +305,7 @@ fn jobs_of_one_pool_and_of_one_volume_run_at_the_same_time() {
                 ),
             );
         }
-        for round in 0..if long() { 20 } else { 3 } {
+        for round in 0..if long() { 20 } else { 2 } {
             change(&mut random);
             let at = random.below(7 * MIB);
             write("/dev/vg/more", &random.bytes(50_000), at);

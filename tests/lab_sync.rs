@@ -165,7 +165,7 @@ fn killed(name: &str, kind: Kind) {
         tool.run("sync vg/data there/copy").ok();
         let whole = start.elapsed().as_millis() as u64;
         let mut left = 0;
-        let times = if long() { 40 } else { 4 };
+        let times = if long() { 40 } else { 2 };
         for number in 0..times {
             let child = tool.start("sync vg/data there/copy");
             std::thread::sleep(Duration::from_millis(random.below(whole)));

@@ -111,7 +111,7 @@ fn thin_increments_under_four_writers_and_a_discarder() {
     let setup = setup().disk("512M").disk("128M").time_limit(limit);
     let name = "thin_increments_under_four_writers_and_a_discarder";
     lab::test(name, setup, |guest| {
-        let rounds = if long() { 20 } else { 4 };
+        let rounds = if long() { 20 } else { 2 };
         cycle(guest, rounds, false);
     });
 }

@@ -286,7 +286,7 @@ fn content_size(device: &str) -> u64 {
 
 #[test]
 fn random_histories_agree_with_thin_delta() {
-    let histories = if long() { 200 } else { 6 };
+    let histories = if long() { 200 } else { 4 };
     let limit = Duration::from_secs(if long() { 3000 } else { 240 });
     let setup = setup().disk("1400M").disk("300M").time_limit(limit);
     let name = "random_histories_agree_with_thin_delta";

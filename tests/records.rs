@@ -817,7 +817,9 @@ fn an_undo_that_was_cut_stays_where_it_was_given_for_another_destination() {
     fs::write(dir.path("cut.sooner"), less).unwrap();
     dir.fails("apply cut.sooner third.img", 6, &[]);
     dir.fails("apply back third.img", 5, &["another destination"]);
-    dir.ok("apply back third.img --force");
+    dir.fails("apply back third.img --force", 6, &["back.partial"]);
+    dir.ok("apply back third.img --force --unfinished");
+    assert!(dir.state("third.img")["holds"].is_null());
     assert!(dir.path("back.partial").exists());
     dir.ok("apply back copy.img");
     assert!(dir.read("copy.img") == base);

@@ -52,6 +52,18 @@ fn from_one_moment_of_an_origin_to_the_next_no_undo_is_called_the_way_to_the_sna
     assert_eq!(held(&dir), "nothing", "it is not s1");
     dir.ok("apply u1 copy.img");
     assert!(dir.read("copy.img") == *s1);
+    assert_eq!(
+        held(&dir),
+        "nothing",
+        "whether it is the last one nobody knows"
+    );
+    // Not the newest first: what only the second one has written stays.
+    dir.ok("state adopt copy.img lvm:s1");
+    dir.ok("apply o1 copy.img --undo u3");
+    dir.ok("apply o2 copy.img");
+    dir.run("apply u3 copy.img");
+    assert!(dir.read("copy.img") != *s1);
+    assert_eq!(held(&dir), "nothing");
 }
 
 #[test]
@@ -226,4 +238,111 @@ fn what_was_forced_stays_no_state_whoever_writes_to_it() {
     assert!(dir.read("copy.img") == contents[3]);
     dir.ok("state adopt copy.img lvm:s0");
     assert_eq!(held(&dir), "lvm:s0");
+}
+
+#[test]
+fn what_is_taken_back_to_a_mixture_is_one_again() {
+    let (dir, contents) = Dir::chain(3);
+    dir.ok("state adopt copy.img lvm:s0");
+    dir.ok("apply s2.delta copy.img --force --undo u2");
+    let mixture = dir.read("copy.img");
+    let mut next = mixture.clone();
+    next[60 * CHUNK..][..CHUNK].fill(1);
+    fs::write(dir.path("s3.delta"), delta(3, &mixture, &next, &[60])).unwrap();
+    dir.ok("apply s3.delta copy.img --undo u3");
+    dir.ok("apply u3 copy.img");
+    assert!(dir.read("copy.img") == mixture);
+    dir.ok("apply s3.delta copy.img");
+    assert_eq!(held(&dir), "nothing", "s1 is not in it");
+    // Over a whole copy and back it is one, too.
+    dir.ok("state adopt copy.img lvm:s0");
+    fs::write(dir.path("copy.img"), &contents[0]).unwrap();
+    dir.ok("state adopt copy.img lvm:s0");
+    dir.ok("apply s2.delta copy.img --force");
+    fs::write(dir.path("full.img"), &contents[3]).unwrap();
+    dir.ok("send full.img copy.img --undo whole");
+    dir.ok("apply whole copy.img");
+    assert!(dir.read("copy.img") == mixture);
+    dir.ok("apply s3.delta copy.img");
+    assert_eq!(held(&dir), "nothing");
+}
+
+#[test]
+fn an_older_undo_does_not_end_what_was_forced() {
+    let (dir, _) = Dir::chain(2);
+    dir.ok("state adopt copy.img lvm:s0");
+    dir.ok("apply s1.delta copy.img --undo u");
+    dir.ok("apply u copy.img");
+    dir.ok("state adopt copy.img lvm:s5");
+    dir.ok("apply s1.delta copy.img --force");
+    dir.run("apply u copy.img");
+    assert_eq!(held(&dir), "nothing");
+}
+
+#[test]
+fn the_undo_of_a_repetition_that_was_cut_takes_all_of_it_back() {
+    let (dir, base, target) = large_chain();
+    dir.ok("state adopt copy.img lvm:s0");
+    dir.ok("apply s1.delta copy.img --undo u");
+    for options in ["--undo u", ""] {
+        // Nobody can tell whether somebody wrote to it: renamed, it has another time of change.
+        fs::rename(dir.path("copy.img"), dir.path("other.img")).unwrap();
+        fs::rename(dir.path("other.img"), dir.path("copy.img")).unwrap();
+        dir.fails(&format!("apply cut.delta copy.img {options}"), 6, &[]);
+        assert_eq!(dir.state("copy.img")["status"], "incomplete", "{options}");
+        // Damaged behind the place where the repetition was cut, it would leave the rest of the first run.
+        let sound = dir.read("u");
+        let mut damaged = sound.clone();
+        let at = damaged.len() - MIB / 2;
+        damaged[at] ^= 1;
+        fs::write(dir.path("u"), damaged).unwrap();
+        dir.fails("apply u copy.img", 6, &[]);
+        assert_eq!(dir.state("copy.img")["status"], "incomplete", "{options}");
+        fs::write(dir.path("u"), sound).unwrap();
+        dir.ok("apply u copy.img");
+        assert!(dir.read("copy.img") == base, "{options}");
+        assert_eq!(held(&dir), "lvm:s0", "{options}");
+        dir.ok("apply s1.delta copy.img --undo u --overwrite");
+        assert!(dir.read("copy.img") == target);
+    }
+}
+
+#[test]
+fn an_undo_that_was_made_beside_is_whole_or_none() {
+    let (dir, base, _) = large_chain();
+    dir.ok("state adopt copy.img lvm:s0");
+    dir.ok("invert s1.delta --base copy.img -o made");
+    dir.fails("apply cut.delta copy.img", 6, &[]);
+    let whole = dir.read("made");
+    fs::write(dir.path("short"), &whole[..whole.len() - 3 * MIB]).unwrap();
+    for options in ["", "--unfinished"] {
+        dir.fails(&format!("apply short copy.img {options}"), 6, &[]);
+        assert_eq!(dir.state("copy.img")["status"], "incomplete", "{options}");
+        dir.run("apply made copy.img");
+        assert!(dir.read("copy.img") == base, "{options}");
+        dir.fails("apply cut.delta copy.img", 6, &[]);
+    }
+}
+
+#[test]
+fn an_old_stream_on_what_is_half_written_keeps_no_undo() {
+    let dir = Dir::with(64);
+    dir.ok("state adopt copy.img lvm:s0");
+    let record = |offset: u64, byte: u8| {
+        let mut record = [&offset.to_be_bytes()[..], &4096u32.to_be_bytes()[..]].concat();
+        record.extend([byte; CHUNK]);
+        record
+    };
+    let mut stream = b"lvmsync PROTO[3]\n".to_vec();
+    stream.extend(record(0, 1));
+    stream.extend(record(8192, 2));
+    let cut = stream.len() - 100;
+    fs::write(dir.path("old"), &stream).unwrap();
+    fs::write(dir.path("old.cut"), &stream[..cut]).unwrap();
+    dir.fails("apply old.cut copy.img", 6, &[]);
+    assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    dir.fails("apply old copy.img --undo u", 5, &["incomplete", "--undo"]);
+    assert!(!dir.path("u").exists() && !dir.path("u.partial").exists());
+    dir.ok("apply old copy.img");
+    assert_eq!(held(&dir), "nothing");
 }

@@ -15,7 +15,7 @@ use crate::cancel::{Cancel, CancelableReader};
 use crate::commands::{Caller, Via};
 use crate::delta::FormatError;
 use crate::delta::codec::Compression;
-use crate::delta::header::Header;
+use crate::delta::header::{Header, Source};
 use crate::delta::reader::DeltaReader;
 use crate::delta::stream::StreamId;
 use crate::destination::{Destination, DestinationOptions, Make};
@@ -319,9 +319,16 @@ fn as_on_record(delta: String, keeper: &Keeper) -> String {
 /// An undo that was cut, applied as if it were whole, would leave the destination torn at its end.
 fn refuse_cut_undo(delta: &str, target: &Destination, unfinished: bool) -> Result<()> {
     let is_cut = |record: &Record| record.incomplete.is_some();
+    let is_undo = || {
+        let reader = File::open(delta)
+            .ok()
+            .and_then(|file| DeltaReader::new(file).ok());
+        reader.is_some_and(|reader| reader.header().source == Source::Undo)
+    };
     if unfinished
         || !delta.ends_with(PARTIAL_SUFFIX)
         || target.keeper().record().is_some_and(is_cut)
+        || !is_undo()
     {
         return Ok(());
     }
@@ -329,10 +336,14 @@ fn refuse_cut_undo(delta: &str, target: &Destination, unfinished: bool) -> Resul
         "{delta} is an undo that was cut, and nothing is on record of a run that was cut here with it"
     );
     let caller = target.caller();
-    let way_out = format!(
-        "If that run was cut all the same: {}\nIf it is not needed any more, remove it.",
-        caller.command("apply --unfinished", &[delta, target.name()])
-    );
+    let knows = |record: &Record| record.holds.is_some() || record.stream.is_some();
+    let way_out = match target.keeper().record().is_some_and(knows) {
+        true => "It is on record as whole: what is not needed any more can be removed.".to_owned(),
+        false => format!(
+            "If that run was cut all the same: {}\nIf it is not needed any more, remove it.",
+            caller.command("apply --unfinished", &[delta, target.name()])
+        ),
+    };
     Err(Error::refused(target.name(), reason, way_out))
 }
 
@@ -392,7 +403,7 @@ fn check(
 ) -> Result<()> {
     let whole = read_whole(input, name, cancel, terminal)?;
     match &whole.header {
-        Some(header) if first => target.examine(header, &whole.samples, cancel),
+        Some(header) if first => target.examine(header, &whole.samples, cancel, terminal),
         Some(_) => {
             terminal.warn(&format!(
                 "{name}: it is sound; whether it fits shows when the deltas before it are applied"

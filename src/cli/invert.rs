@@ -196,7 +196,7 @@ fn known(
     if is_there && !keeper.was_put_back() {
         return Err(Error::refused(
             keeper.name(),
-            "this delta is on record as applied, and something wrote to it since: what it holds is not the way back",
+            "on record as where this delta leads to: what it holds is not the way back",
             "If it was put back by other means: lvmsync state forget VOLUME",
         ));
     }

@@ -57,7 +57,7 @@ impl Job<'_> {
         };
         if self.dry_run {
             summary.goes_on_at(0, compares);
-            return destination.examine(header, &source.samples, self.cancel);
+            return destination.examine(header, &source.samples, self.cancel, self.monitor);
         }
         if self.write.atomic {
             summary.goes_on_at(0, compares);

@@ -41,17 +41,20 @@ pub(super) fn plan(name: &str, make: &Make, is_free_file_name: bool) -> Result<O
     let Some(volume) = name_of_volume(name) else {
         return Ok(None);
     };
-    match making::plan(&volume, &make.making) {
-        Ok(plan) if make.size_bytes.is_some() => Ok(Some(plan)),
-        Ok(_) => Err(Error::refused(
+    match (making::plan(&volume, &make.making), make.size_bytes) {
+        (Ok(plan), Some(size_bytes)) => {
+            plan.check_room(size_bytes)?;
+            Ok(Some(plan))
+        }
+        (Ok(_), None) => Err(Error::refused(
             name,
             "there is no such volume, and this is no full copy: a new one cannot be its base",
             "Make a full copy first: lvmsync send NEW DEST --create",
         )),
-        Err(error @ (Error::Usage(_) | Error::Refused { .. })) => Err(error),
+        (Err(error @ (Error::Usage(_) | Error::Refused { .. })), _) => Err(error),
         // There is no such group, but a directory of that name.
-        Err(_) if is_free_file_name && !Path::new(name).is_absolute() => Ok(None),
-        Err(error) => Err(error),
+        (Err(_), _) if is_free_file_name && !Path::new(name).is_absolute() => Ok(None),
+        (Err(error), _) => Err(error),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::delta::stream::StreamId;
 use crate::engine::receive::{OnDurable, Received};
 use crate::engine::spool::{Begun, Keep, keep, spool};
 use crate::error::{Error, Result};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Silent};
 use crate::record::keeper::Resume;
 use crate::record::store::{StateDir, spool_in};
 use crate::spool_file::SpoolFile;
@@ -74,7 +74,8 @@ impl Destination {
         on_durable: OnDurable<'_>,
     ) -> Result<Received> {
         let Some(place) = self.spool.take() else {
-            let admit = |header: &Header, samples: &Samples| self.examine(header, samples, cancel);
+            let admit =
+                |header: &Header, samples: &Samples| self.examine(header, samples, cancel, &Silent);
             let file = spool(input, what, self.spool_file()?, admit, cancel)?;
             self.note_whole(what, monitor);
             return self.receive_now(file, what, cancel, monitor, on_durable);
@@ -90,7 +91,7 @@ impl Destination {
         let goes_on = |begun: &&Begun<_>| begun.end() == reader.header().from_offset;
         let header = begun.as_ref().filter(goes_on);
         let header = header.map_or(reader.header(), |begun| &begun.part.header);
-        self.examine(header, reader.samples(), cancel)?;
+        self.examine(header, reader.samples(), cancel, &Silent)?;
         let place = match begun {
             Some(begun) => Keep::Behind(Box::new(begun)),
             None => Keep::New(SpoolFile::create(&place.path)?),

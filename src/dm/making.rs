@@ -10,7 +10,9 @@ use std::str::FromStr;
 use super::lvm::{LvRow, lvm_command, volumes_of};
 use super::name::{LvName, is_valid};
 use super::pool::status_by_name;
+use super::temporary::{Room, room_of};
 use crate::error::{Error, Result};
+use crate::units::Bytes;
 
 /// Carried by a volume that was made and of which nothing is on record yet.
 pub const NEW_TAG: &str = "lvmsync_new";
@@ -124,7 +126,36 @@ fn choose(name: &LvName, making: &Making, rows: &[LvRow]) -> Result<Plan> {
     })
 }
 
+/// The refusal of a thick volume of `size_bytes` where its group has only this `room`.
+fn lacking(name: &LvName, size_bytes: u64, room: Room) -> Option<Error> {
+    let needed = size_bytes.div_ceil(room.extent_bytes);
+    (needed > room.free_extents).then(|| {
+        let bytes = |extents: u64| Bytes(extents.saturating_mul(room.extent_bytes));
+        let vg = name.vg();
+        Error::refused(
+            name.to_string(),
+            format!(
+                "it would be made, with {}, and volume group {vg} has {} free",
+                bytes(needed),
+                bytes(room.free_extents)
+            ),
+            format!(
+                "Make room there (lvremove, vgextend {vg} DISK), or make it thin: --create=thin:POOL"
+            ),
+        )
+    })
+}
+
 impl Plan {
+    /// An error where there is no room for a volume of `size_bytes`. What a thin pool promises it need not have.
+    pub fn check_room(&self, size_bytes: u64) -> Result<()> {
+        if self.pool.is_some() {
+            return Ok(());
+        }
+        let room = room_of(self.name.vg())?;
+        lacking(&self.name, size_bytes, room).map_or(Ok(()), Err)
+    }
+
     /// Makes it, with at least `size_bytes`, which LVM rounds up to whole extents.
     pub fn make(&self, size_bytes: u64) -> Result<()> {
         let size = format!("{}b", size_bytes.max(1).next_multiple_of(512));
@@ -213,6 +244,21 @@ mod tests {
         choose(&name(), &making.parse().unwrap(), &rows)
             .map(|plan| plan.pool)
             .map_err(|error| error.chain())
+    }
+
+    #[test]
+    fn a_volume_for_which_there_is_no_room_is_refused_before_it_is_made() {
+        let name = LvName::parse("there/data").unwrap();
+        let room = Room {
+            extent_bytes: 4 << 20,
+            free_extents: 3,
+        };
+        assert!(lacking(&name, 12 << 20, room).is_none());
+        let text = lacking(&name, (12 << 20) + 1, room).unwrap().to_string();
+        assert!(
+            text.contains("16.0 MiB") && text.contains("12.0 MiB free"),
+            "{text}"
+        );
     }
 
     #[test]

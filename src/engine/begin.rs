@@ -1,7 +1,7 @@
 //! Before the first write: is this the base, where does the run begin, what is kept for the way back, and is it
 //! on record?
 //!
-//! Guarantees: [`examine`] refuses all that [`begin`] would refuse without looking at undo files, and changes nothing; when
+//! Guarantees: [`examine`] refuses what record, sizes and sampled blocks tell, and changes nothing; when
 //! [`begin`] returns, the record says *incomplete*, durably, and nothing was written but the size of a file; if it fails, the
 //! record is what it was.
 
@@ -111,13 +111,7 @@ pub fn examine(beginning: &Beginning<'_, '_>, keeper: &Keeper) -> Result<Examine
     }
     let is_too_short = is_too_short(beginning, keeper, &admission);
     if is_too_short && !options.force {
-        return Err(Error::refused(
-            target.name,
-            "on record as whole, or as torn by an undo that was taken for whole; an undo that was cut leads back only from \
-             where its run was cut",
-            "To make it equal: lvmsync sync NEW DEST. If the record is wrong: lvmsync state forget DEST. \
-             --force puts back what there is, and the result is neither state.",
-        ));
+        return Err(too_short(target.name, &admission));
     }
     let is_base = check(header, samples, target, options)?;
     if matches!(admission, Admission::Resume { .. }) && !is_base {
@@ -149,6 +143,21 @@ fn is_too_short(beginning: &Beginning<'_, '_>, keeper: &Keeper, admission: &Admi
             .is_some_and(|cut| cut.good_from.is_none()),
         _ => false,
     }
+}
+
+fn too_short(name: &str, admission: &Admission) -> Error {
+    let forced = "--force puts back what there is, and the result is neither state.";
+    let (reason, way_out) = match admission {
+        Admission::Resume { .. } => (
+            "this undo was begun as a whole one, and what it does not hold would stay",
+            "Run it without --unfinished. If it is not whole, make it equal: lvmsync sync NEW DEST.",
+        ),
+        _ => (
+            "on record as whole, and an undo that was cut leads back only from where its run was cut",
+            "If the undo is whole, apply it without --unfinished. If the record is wrong: lvmsync state forget DEST.",
+        ),
+    };
+    Error::refused(name, reason, format!("{way_out} {forced}"))
 }
 
 fn tell(beginning: &Beginning<'_, '_>, admission: &Admission) {
@@ -220,7 +229,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     }
     // A run that goes on was perhaps forced where it began, and so was one that left what this one finds.
     let is_short = is_too_short || (options.unfinished && options.force);
-    let is_other = !is_base || forced || is_short || keeper.stays_forced(header);
+    let is_other = !is_base || forced || is_short || keeper.stays_forced(header, &stream);
     let base = header.base.as_ref().filter(|_| !is_other);
     // Whether somebody has put back the base, or wrote to what was applied, nobody knows.
     let is_neither = (keeper.was_incomplete() && !resumes) || is_put_back;
@@ -235,8 +244,11 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
         name,
         stream: undo_stream,
     } = if matches!(admission, Admission::Again { .. }) {
-        let name = undo_of_before(beginning, keeper, &stream)?;
-        OpenUndo::named(name)
+        let found = undo_of_before(beginning, keeper, &stream)?;
+        OpenUndo {
+            stream: found.as_ref().map(|(_, stream)| stream.clone()),
+            ..OpenUndo::named(found.map(|(name, _)| name))
+        }
     } else {
         open_undo(beginning, keeper, &stream, resumes, old)?
     };
@@ -323,14 +335,19 @@ fn refuse_hopeless_undo(
             .base_size
             .is_some_and(|size| size > header.volume_size)
         || cuts_file(header, target);
-    let reason = if shrinks {
-        CUTS_OFF
-    } else if keeper.was_incomplete() && !matches!(admission, Admission::Resume { .. }) {
-        "it is incomplete now, and an undo would lead back to that"
-    } else {
-        return Ok(());
-    };
-    Err(Error::refused(target.name, reason, "Do without --undo."))
+    if shrinks {
+        return Err(no_undo_of_what_is_cut_off(target.name));
+    }
+    if keeper.was_incomplete() && !matches!(admission, Admission::Resume { .. }) {
+        return Err(no_undo_of_the_middle(target.name));
+    }
+    Ok(())
+}
+
+/// The refusal of an undo of what another run has left half-written.
+pub(super) fn no_undo_of_the_middle(name: &str) -> Error {
+    let reason = "it is incomplete now, and an undo would lead back to that";
+    Error::refused(name, reason, "Do without --undo.")
 }
 
 /// A delta that is put once more on what holds it already needs no new undo, and one that was made now would not
@@ -339,7 +356,7 @@ fn undo_of_before(
     beginning: &Beginning<'_, '_>,
     keeper: &Keeper,
     stream: &StreamId,
-) -> Result<Option<String>> {
+) -> Result<Option<(String, StreamId)>> {
     let Some(name) = beginning.undo.asked() else {
         return Ok(None);
     };
@@ -349,7 +366,7 @@ fn undo_of_before(
     match beginning.undo.find(name, &keeper.undoes(stream))? {
         // An older one of the same delta saved what was there then.
         FoundUndo::Whole(found) if kept.is_none_or(|kept| *kept == found) => {
-            Ok(Some(name.to_owned()))
+            Ok(Some((name.to_owned(), found)))
         }
         _ => Err(undo_too_late(beginning.target.name)),
     }
@@ -369,7 +386,7 @@ fn refuse_to_replace(beginning: &Beginning<'_, '_>, undoes: &Undoes) -> Result<(
             "this delta was applied already, something wrote to it since, and {name} is the undo of that first time: the \
              only way back if it was not put back already"
         ),
-        "Give another --undo, or remove that one.",
+        "Give another --undo, or remove that one. If it was put back: lvmsync state adopt DEST STATE",
     ))
 }
 

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 
 use super::apply::{Applied, Applier};
-use super::begin::{Beginning, Begun, Ready, begin, examine};
+use super::begin::{Beginning, Begun, Ready, begin, examine, no_undo_of_the_middle};
 use super::conclude::Conclusion;
 use super::in_flight;
 use super::order::Ordered;
@@ -238,7 +238,9 @@ impl<'a> Receiving<'a> {
             delta_bytes: reader.position(),
             header: Some(header),
             // Of one that nothing on record knows it is not known whether it did all its work.
-            took_back: good_from.is_some() && is_own && !options.unfinished,
+            took_back: good_from.is_some_and(|good| good > 0 || !options.unfinished)
+                && is_own
+                && !(options.unfinished && options.force),
             ends_at,
         })
     }
@@ -260,6 +262,11 @@ impl<'a> Receiving<'a> {
              stream that was cut between two records can be seen"
         ));
         keeper.admit_anonymous()?;
+        if undo.asked().is_some() && keeper.was_incomplete() {
+            return Err(no_undo_of_the_middle(target.name));
+        }
+        // Of what was cut before, this stream may be no part.
+        let held = keeper.held(None).filter(|_| !keeper.was_incomplete());
         let size = target.volume.size_bytes();
         let check_end = |end: u64| {
             if end <= size || options.allow_smaller {
@@ -284,7 +291,7 @@ impl<'a> Receiving<'a> {
             let kept = Kept {
                 undo: None,
                 old_size_bytes: size,
-                holds: keeper.held(None),
+                holds: held,
                 ..Kept::default()
             };
             keeper.begin_anonymous(&stream, kept)?;
@@ -313,7 +320,7 @@ impl<'a> Receiving<'a> {
         check_end(ordered.end())?;
         let old = Old {
             size_bytes: size,
-            holds: keeper.held(None),
+            holds: held,
             is_other: false,
         };
         let holds = old.holds.clone();

@@ -289,10 +289,17 @@ fn to_incomplete(
         let is_kept = record.way_back().1 == Some(stream);
         // What was made of several leads further back, from the same state.
         let is_further = header.is_combined()
+            && !record.forced
+            && cut.base.as_ref().map(|base| &base.id) == held.map(|held| &held.id)
             && header.base.is_some()
             && header.base.as_ref().map(|base| &base.id) == cut.target.as_ref().map(|to| &to.id);
+        // The run was a repetition, and held its target when it began.
+        let is_base = record.stream == cut.stream
+            && !record.forced
+            && leads_to.map(|to| &to.id) == cut.base.as_ref().map(|base| &base.id);
         if !is_kept
             && !is_further
+            && !is_base
             && leads_to
                 .zip(held)
                 .is_some_and(|(to, held)| to.id != held.id)

@@ -213,8 +213,8 @@ impl Keeper {
         })
     }
 
-    /// An undo of the delta that was applied last, and not the one that was kept then: an older one, or one that was made
-    /// beside. Where that delta led to no state nothing tells whether it belongs here. A run that goes on stays what it was.
+    /// An undo of what led to no state, and not the one that the last run kept: an older one, or one that was made beside.
+    /// Nothing tells whether it belongs here. A run that goes on stays what it was.
     pub fn leads_nowhere(&self, header: &Header, stream: &StreamId) -> bool {
         let Some(record) = self.record() else {
             return false;
@@ -223,9 +223,9 @@ impl Keeper {
         if let Some(cut) = cut.filter(|cut| cut.stream.as_ref() == Some(stream)) {
             return cut.target.is_none();
         }
-        let last = cut.map_or(record.stream.as_ref(), |cut| cut.stream.as_ref());
-        let is_undo = last.is_some_and(|last| header.undo_of.as_deref() == Some(last.as_str()));
-        is_undo && header.base.is_none() && record.way_back().1 != Some(stream)
+        let is_known = cut.is_some() || record.stream.is_some();
+        let is_nameless = header.undo_of.is_some() && header.base.is_none();
+        is_known && is_nameless && record.way_back().1 != Some(stream)
     }
 
     /// What it is called.
@@ -356,9 +356,20 @@ impl Keeper {
             let undone = cut.stream.as_ref().map(StreamId::as_str);
             undone.is_some() && undone == header.undo_of.as_deref()
         };
-        let good_from = cut.filter(undoes).map(Incomplete::undo_good_from);
-        let good_from = good_from.or(kept.is_unfinished.then_some(0));
-        let forced = kept.forced || self.stays_forced(header);
+        // Only the undo that this very run kept holds less for that it was cut. What repeats a run has overwritten what that
+        // one did, however early it was cut itself.
+        let last = self.record().and_then(|record| record.stream.as_ref());
+        let is_its_own = |cut: &&Incomplete| {
+            undoes(cut)
+                && cut.undo.is_some()
+                && cut.undo_stream.as_ref() == Some(stream)
+                && cut.stream.as_ref() != last
+        };
+        let good_from = match cut {
+            Some(cut) => Some(cut).filter(is_its_own).map(Incomplete::undo_good_from),
+            None => kept.is_unfinished.then_some(0),
+        };
+        let forced = kept.forced || self.stays_forced(header, stream);
         let incomplete = Incomplete {
             stream: Some(stream.clone()),
             good_from,
@@ -374,6 +385,7 @@ impl Keeper {
             from: self.from.clone(),
             undo: kept.undo,
             undo_stream: kept.undo_stream,
+            was_forced: self.is_forced(),
             durable_offset: kept.offset,
             marks: Vec::new(),
             // What was compared before is equal only as long as this is so.
@@ -385,15 +397,23 @@ impl Keeper {
     }
 
     /// What was put on another state than its base stays no state, whatever is put on top of it, and whoever writes to it;
-    /// unless that takes it back, or replaces everything.
-    pub fn stays_forced(&self, header: &Header) -> bool {
-        let Some(record) = self.record().filter(|record| record.forced) else {
+    /// unless that takes it back to what was none, or replaces everything.
+    pub fn stays_forced(&self, header: &Header, stream: &StreamId) -> bool {
+        let Some(record) = self.record().filter(|_| !header.is_full_copy()) else {
             return false;
         };
-        let last = record.incomplete.as_ref();
-        let last = last.map_or(record.stream.as_ref(), |cut| cut.stream.as_ref());
-        let is_undone = last.is_some_and(|last| header.undo_of.as_deref() == Some(last.as_str()));
-        !is_undone && !header.is_full_copy()
+        let cut = record.incomplete.as_ref();
+        if cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream)) {
+            // It goes on as it began.
+            return record.forced;
+        }
+        let last = cut.map_or(record.stream.as_ref(), |cut| cut.stream.as_ref());
+        let is_undone = last.is_some_and(|last| header.undo_of.as_deref() == Some(last.as_str()))
+            && record.way_back().1 == Some(stream);
+        match is_undone {
+            true => record.was_forced_before(),
+            false => record.forced,
+        }
     }
 
     /// The run that is under way, or the last one, was put on another state than its base: what it makes of that is
@@ -411,11 +431,13 @@ impl Keeper {
             saved_offset: kept.undo.is_some().then_some(0),
             undo: kept.undo,
             undo_stream: kept.undo_stream,
+            was_forced: self.is_forced(),
             old_size_bytes: kept.old_size_bytes,
             since: now(),
             ..Incomplete::default()
         };
-        self.put_incomplete(incomplete, kept.holds, kept.forced)
+        let forced = kept.forced || self.is_forced();
+        self.put_incomplete(incomplete, kept.holds, forced)
     }
 
     /// `holds` is what it held before, as far as that is known.
@@ -497,9 +519,13 @@ impl Keeper {
             record.is_proven = done.is_proven;
             record.from = done.from;
             // Put there once more, without an undo, it is still what the older one takes back.
-            record.undo = done.undo.or(record.undo.filter(|_| is_again));
-            let before = record.undo_stream.filter(|_| is_again);
-            record.undo_stream = done.undo_stream.or(before);
+            let is_same = is_again && self.policy.touched != Touched::Yes;
+            record.undo = done.undo.or(record.undo.filter(|_| is_same));
+            record.undo_stream = done.undo_stream.or(record.undo_stream.filter(|_| is_same));
+            record.was_forced = match is_same {
+                true => record.was_forced,
+                false => done.was_forced,
+            };
         }
         self.policy.touched = Touched::No;
         self.put(record)

@@ -69,6 +69,9 @@ pub struct Record {
     /// closed later (LUKS, a mapped partition) does not tell any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lies_on: Vec<String>,
+    /// It was forced already before the last run: its undo leads back to that.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub was_forced: bool,
     /// Which delta the undo of the last run is, if it kept one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo_stream: Option<StreamId>,
@@ -126,6 +129,9 @@ pub struct Incomplete {
     /// The undo that is being kept, as a path on this machine; called so when it is whole.
     #[serde(default)]
     pub undo: Option<String>,
+    /// [`Record::forced`] before this run.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub was_forced: bool,
     /// Which delta that undo is: there may be an older one of the same delta, from when it was applied before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo_stream: Option<StreamId>,
@@ -225,12 +231,22 @@ impl Record {
     /// The undo that takes back the run that is under way, or else the last one: where it is, and which delta. A run that
     /// repeats the one before and keeps none is taken back by that one's.
     pub fn way_back(&self) -> (Option<&str>, Option<&StreamId>) {
-        let last = (self.undo.as_deref(), self.undo_stream.as_ref());
-        match &self.incomplete {
-            None => last,
-            Some(cut) if cut.undo.is_none() && self.stream == cut.stream => last,
+        match self.run_with_undo() {
+            None => (self.undo.as_deref(), self.undo_stream.as_ref()),
             Some(cut) => (cut.undo.as_deref(), cut.undo_stream.as_ref()),
         }
+    }
+
+    /// What that leads back to was forced onto another state than its base.
+    pub fn was_forced_before(&self) -> bool {
+        self.run_with_undo()
+            .map_or(self.was_forced, |cut| cut.was_forced)
+    }
+
+    /// The run that is under way, unless it repeats the one before and keeps no undo.
+    fn run_with_undo(&self) -> Option<&Incomplete> {
+        let cut = self.incomplete.as_ref();
+        cut.filter(|cut| cut.undo.is_some() || self.stream != cut.stream)
     }
 
     /// The state that it holds, in words.

@@ -8,6 +8,7 @@ mod exceptions;
 mod first_copy;
 mod growth;
 mod hardware;
+mod history;
 mod inputs;
 mod lab_send;
 mod launcher;
@@ -44,7 +45,7 @@ pub(crate) struct BenchArgs {
     /// How often each thing is measured
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// How large the volumes are of hardware, compare, sync-ssh, first-copy, send-runs; growth goes up to 32 times that
+    /// How large the volumes are of hardware, compare, sync-ssh, first-copy, send-runs, history; growth goes up to 32 times that
     #[arg(long, default_value = "2G", value_parser = lvmsync::units::parse_size)]
     size: u64,
     /// A tool that Debian has not, to compare with: original (the Ruby lvmsync), bdsync, blocksync-fast, thin_send
@@ -75,6 +76,8 @@ enum Bench {
     LocalSend,
     /// Send from a real snapshot in the lab
     LabSend,
+    /// Make one delta of ten, and look into the state behind them
+    History,
     /// What differs between two thin snapshots
     ThinDiff,
     /// Send a thin volume of which little is mapped, in the lab
@@ -204,6 +207,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Done {
             Bench::Exceptions => exceptions::run(&setting)?,
             Bench::LocalSend => local_send::run(&setting)?,
             Bench::LabSend => lab_send::run(&setting)?,
+            Bench::History => history::run(&setting)?,
             Bench::ThinDiff => thin_diff::run(&setting)?,
             Bench::ThinSend => thin_send::run(&setting)?,
         });

@@ -145,7 +145,11 @@ pub(super) fn prepare(
     };
     let kept = cut.undo.map(PathBuf::from);
     if kept.as_ref() == Some(&wanted) {
-        return Ok(Prepared::Ready);
+        let is_there = partial_name(&wanted).is_file() || wanted.is_file();
+        // From a base that is not proven a run with a longer list does not go on.
+        if cut.is_proven || !is_there {
+            return Ok(Prepared::Ready);
+        }
     }
     let Some(kept) = kept.filter(|kept| kept.parent() == Some(place.directory)) else {
         return Ok(Prepared::Impossible {

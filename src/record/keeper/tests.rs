@@ -146,10 +146,22 @@ fn what_was_forced_stays_no_state_until_it_is_taken_back_or_replaced() {
     assert!(!begun(&|header| {
         (header.source, header.base) = (Source::Full, None);
     }));
-    assert!(!begun(&|header| {
+    let undo = |header: &mut Header| {
         header.source = Source::Undo;
         header.undo_of = Some(stream.as_str().to_owned());
-    }));
+    };
+    assert!(begun(&undo), "not the one that was kept");
+    let mut kept = header(1 << 20);
+    kept.list = Some("another".into());
+    undo(&mut kept);
+    let mut record = file.load().unwrap().unwrap();
+    record.undo_stream = Some(StreamId::of(&kept, &Samples::default()));
+    file.save(&record).unwrap();
+    assert!(!begun(&undo));
+    // What it leads back to was forced, too.
+    record.was_forced = true;
+    file.save(&record).unwrap();
+    assert!(begun(&undo));
 }
 
 #[test]
