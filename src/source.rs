@@ -8,7 +8,9 @@
 //! The status of a snapshot is looked at before its table is read and again after.
 
 mod era;
+mod era_data;
 mod era_live;
+mod era_watch;
 mod live;
 mod recovery;
 mod thin;

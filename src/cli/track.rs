@@ -31,6 +31,7 @@ Examples:
   lvmsync track enable vg/data       make the record, put the era device up
   lvmsync track status               all tracked volumes; --json for scripts
   lvmsync track up --all             after a boot, before anything is mounted
+  lvmsync track down --all           before a shutdown, when nothing is mounted any more
   lvmsync track disable vg/data      take the era device and the record away";
 
 /// Record with dm-era which blocks of a volume are written
@@ -49,6 +50,8 @@ enum Action {
     Disable(DisableArgs),
     /// Put the era device of a tracked volume up again
     Up(UpArgs),
+    /// Take the era device of a tracked volume down, and keep in mind what the volume holds
+    Down(UpArgs),
     /// Show what is tracked
     Status(StatusArgs),
 }
@@ -121,7 +124,8 @@ pub(super) fn run(verb: &TrackVerb, cancel: &Cancel) -> Result<ExitCode> {
     match &verb.action {
         Action::Enable(args) => enable(args, cancel),
         Action::Disable(args) => disable(args, cancel),
-        Action::Up(args) => up(args, cancel),
+        Action::Up(args) => each(args, &|name| up_one(name, args.dry_run, cancel)),
+        Action::Down(args) => each(args, &|name| down_one(name, args.dry_run, cancel)),
         Action::Status(args) => {
             args.talk.terminal();
             show::run(args.volume.as_deref(), args.json)
@@ -177,18 +181,16 @@ fn disable(args: &DisableArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
-fn up(args: &UpArgs, cancel: &Cancel) -> Result<ExitCode> {
+fn each(args: &UpArgs, one: &dyn Fn(&str) -> Result<()>) -> Result<ExitCode> {
     args.talk.terminal();
-    kernel::refuse_running()?;
     let names = match &args.volume {
         Some(name) => vec![name.clone()],
         None => look::all_tracked()?.iter().map(LvName::to_string).collect(),
     };
     let mut result = Ok(ExitCode::Done);
     for name in names {
-        let one = up_one(&name, args.dry_run, cancel);
-        // At boot the others come up all the same; the first error is the end's.
-        result = match (result, one) {
+        // The others come up, or go down, all the same; the first error is the end's.
+        result = match (result, one(&name)) {
             (Ok(_), Err(error)) => Err(error),
             (Err(first), Err(error)) => {
                 output::message(&format!("lvmsync: {}", error.chain()));
@@ -201,24 +203,39 @@ fn up(args: &UpArgs, cancel: &Cancel) -> Result<ExitCode> {
 }
 
 fn up_one(name: &str, dry_run: bool, cancel: &Cancel) -> Result<()> {
+    kernel::refuse_running()?;
     let work = Work::begin(name, cancel)?;
     let seen = work.look()?;
-    match plan::up(&seen)? {
+    let is_resting = seen
+        .metadata
+        .as_ref()
+        .is_some_and(|found| found.rest.is_some());
+    let rest = match is_resting && seen.device.is_none() {
+        true => Some(look::rest(&seen)?),
+        false => None,
+    };
+    match plan::up(&seen, rest.as_deref())? {
         Up::Steps(steps) => work.carry_out(&steps, dry_run, cancel).map(|_| ()),
-        Up::Hole(steps, by) => {
+        Up::Hole(steps, reason) => {
             work.carry_out(&steps, dry_run, cancel)?;
             let volume = &seen.volume;
             Err(Error::TrackingLost {
                 volume: volume.to_string(),
                 reason: format!(
-                    "it is in use without its era device: {by}. What was written is on no record, so the record is \
-                     marked as void\nStop what uses it, begin anew with `lvmsync track enable {volume}`, and open \
-                     /dev/mapper/{} in its place",
+                    "{reason}. What was written is on no record, so the record is marked as void\nStop what uses it, begin \
+                     anew with `lvmsync track enable {volume}`, and open /dev/mapper/{} in its place",
                     seen.device_name()?
                 ),
             })
         }
     }
+}
+
+fn down_one(name: &str, dry_run: bool, cancel: &Cancel) -> Result<()> {
+    let work = Work::begin(name, cancel)?;
+    let seen = work.look()?;
+    let steps = plan::down(&seen, &look::rest(&seen)?)?;
+    work.carry_out(&steps, dry_run, cancel).map(|_| ())
 }
 
 /// How long a run waits for another one that works on the same volume.

@@ -10,12 +10,13 @@ use std::thread;
 use std::time::Duration;
 
 use super::era::overlapping;
+use super::era_data::Data;
+use super::era_watch::Watch;
 use super::thin::UntilCancelled;
 use super::{
-    SendSource, SnapshotWish, SourceRequest, check_source, header, live, lost, refuse_suspended,
-    snapshot_in, warn_if_written,
+    SendSource, SnapshotWish, SourceRequest, check_source, header, lost, refuse_suspended,
+    warn_if_written,
 };
-use crate::change_list::ChangeList;
 use crate::changes::era::{EraError, EraMetadata, Root};
 use crate::delta::header::{Header, Source, State};
 use crate::delta::samples::Samples;
@@ -30,7 +31,6 @@ use crate::error::{Error, Result};
 use crate::hold::client::Guard;
 use crate::track::{kernel, look};
 use crate::units::{Bytes, SECTOR_BYTES};
-use crate::volume::ReadAt;
 use crate::volume::host::VolumeIdentity;
 use crate::volume::open::Volume;
 
@@ -130,6 +130,21 @@ impl Tracked {
         Ok(())
     }
 
+    /// The era that goes on.
+    fn era(&self, dm: &DeviceMapper) -> Result<u32> {
+        let name = self.volume.name.to_string();
+        Ok(status_of(dm, self.device.device, &name)?.era)
+    }
+
+    /// What was seen of it before. Nothing is kept of what has no name.
+    fn watch(&self, request: &SourceRequest<'_>) -> Result<Option<Watch>> {
+        let name = self.volume.name.to_string();
+        let record = self.record.as_ref();
+        record
+            .map(|record| Watch::open(request, &name, record))
+            .transpose()
+    }
+
     /// Begins the era that names what is sent from now on, and tells its number. The one before, which the next list begins
     /// with, has lasted a while by then, so that nothing in flight is older, however many runs begin eras at a time.
     fn checkpoint(&self, dm: &DeviceMapper) -> Result<u32> {
@@ -153,7 +168,7 @@ impl Tracked {
                     self.device.name
                 ),
             })?;
-        Ok(status_of(dm, number, &self.volume.name.to_string())?.era)
+        self.era(dm)
     }
 
     /// What `read` finds in the record. All of it is from one moment, which is now.
@@ -200,77 +215,6 @@ impl Tracked {
     }
 }
 
-/// What the data is read from.
-struct Data {
-    volume: Volume,
-    name: String,
-    snapshot: Option<LogicalVolume>,
-    made: Option<live::Made>,
-    guard: Guard,
-}
-
-impl Data {
-    /// A snapshot of the volume below. Taken after the checkpoint, and before the record is read.
-    fn take(
-        request: &SourceRequest<'_>,
-        tracked: &Tracked,
-        wish: SnapshotWish<'_>,
-    ) -> Result<Self> {
-        match live::snapshot_of(request, &tracked.volume, wish)? {
-            Some((made, snapshot, guard)) => {
-                let name = snapshot.name.to_string();
-                let volume = Volume::open(&snapshot.path)?;
-                let resolved = Resolved::LogicalVolume(Box::new(snapshot));
-                Ok(Self {
-                    volume,
-                    name,
-                    snapshot: snapshot_in(resolved),
-                    made: Some(made),
-                    guard,
-                })
-            }
-            None => Self::below(request, tracked),
-        }
-    }
-
-    /// The volume below as it is: for whoever wants the list alone, or may have no snapshot made. A blur of moments is a
-    /// base all the same: what was written since the checkpoint is in the next list.
-    fn below(request: &SourceRequest<'_>, tracked: &Tracked) -> Result<Self> {
-        Ok(Self {
-            volume: Volume::open(&tracked.volume.path)?,
-            name: tracked.volume.name.to_string(),
-            snapshot: None,
-            made: None,
-            guard: Guard::start(&request.state, request.cancel)?,
-        })
-    }
-
-    fn into_source(
-        self,
-        header: Header,
-        samples: Samples,
-        changes: ChangeList,
-    ) -> Result<SendSource> {
-        if self.volume.size_bytes() != header.volume_size {
-            return Err(Error::Lvm {
-                what: self.name,
-                reason: "its size changed just now; run this again".to_owned(),
-            });
-        }
-        Ok(SendSource {
-            header,
-            samples,
-            changes,
-            data: self.volume,
-            name: self.name,
-            snapshot: self.snapshot,
-            version: None,
-            made: self.made,
-            guard: Some(self.guard),
-        })
-    }
-}
-
 /// Everything, as the base of what is to come.
 pub(super) fn full_copy(
     request: &SourceRequest<'_>,
@@ -279,8 +223,24 @@ pub(super) fn full_copy(
     wish: SnapshotWish<'_>,
 ) -> Result<SendSource> {
     tracked.check(request, name)?;
-    let era = tracked.checkpoint(&DeviceMapper::open()?)?;
-    let data = Data::take(request, tracked, wish)?;
+    let dm = DeviceMapper::open()?;
+    let mut watch = tracked.watch(request)?;
+    if let Some(watch) = &watch {
+        watch.refuse_older(tracked.era(&dm)?)?;
+    }
+    let era = tracked.checkpoint(&dm)?;
+    let mut data = Data::take(request, &tracked.volume, wish)?;
+    if let Some(watch) = &mut watch {
+        watch.look(&data.volume, Some(era))?;
+        let size = tracked.volume.size_bytes;
+        let contradiction = match watch.is_there() {
+            true => tracked.read_record(request, &dm, &mut data.guard, |record| {
+                watch.compare(record, size, (None, 0))
+            })?,
+            false => None,
+        };
+        watch.seen_all(request, era, contradiction)?;
+    }
     let changes = whole_volume(&data.volume, name, request.cancel)?;
     tracked.tell(request, era);
     let header = Header {
@@ -317,7 +277,12 @@ pub(super) fn increment(
     }
     tracked.check(request, new)?;
     let dm = DeviceMapper::open()?;
-    let current = status_of(&dm, tracked.device.device, new)?.era;
+    let current = tracked.era(&dm)?;
+    let mut watch = tracked.watch(request)?;
+    if let Some(watch) = &watch {
+        watch.refuse_older(current)?;
+        watch.refuse_lost(from)?;
+    }
     if from > current {
         return Err(Error::EraMetadata {
             what: new.to_owned(),
@@ -332,19 +297,29 @@ pub(super) fn increment(
     let era = names_state.then(|| tracked.checkpoint(&dm)).transpose()?;
     let wish = request.snapshot.filter(|_| names_state);
     let mut data = match wish {
-        Some(wish) => Data::take(request, &tracked, wish)?,
-        None => Data::below(request, &tracked)?,
+        Some(wish) => Data::take(request, &tracked.volume, wish)?,
+        None => Data::below(request, &tracked.volume)?,
     };
     if names_state && data.made.is_none() {
         warn_if_written(&tracked.volume, request.monitor)?;
     }
     let since = overlapping(from);
-    let (changes, block_bytes) = tracked.read_record(request, &dm, &mut data.guard, |record| {
-        Ok((
-            record.changes(since, base_size, size)?,
-            record.block_bytes(),
-        ))
-    })?;
+    if let Some(watch) = &mut watch {
+        watch.look(&data.volume, era)?;
+    }
+    let (changes, block_bytes, contradiction) =
+        tracked.read_record(request, &dm, &mut data.guard, |record| {
+            let list = record.changes(since, base_size, size)?;
+            let compare = |watch: &Watch| watch.compare(record, size, (Some(&list), since));
+            let contradiction = watch.as_ref().map(compare).transpose()?.flatten();
+            let contradiction = contradiction.map(|at| (at, record.superblock().current_era));
+            Ok((list, record.block_bytes(), contradiction))
+        })?;
+    match (&mut watch, contradiction, era) {
+        (Some(watch), Some((offset, now)), _) => return Err(watch.contradicted(offset, now)?),
+        (Some(watch), None, Some(era)) => watch.seen(era)?,
+        _ => {}
+    }
     let samples = match era {
         Some(_) => Samples::take(&data.volume, &changes)
             .map_err(|error| Error::io(format!("cannot read sampled blocks of {new}"), error))?,

@@ -16,8 +16,11 @@ use crate::dm::snapshot::{LogicalVolume, Role};
 use crate::dm::wire::{DeviceInfo, Selector};
 use crate::error::{Error, Result};
 use crate::sys::device::DeviceNumber;
+use crate::track::witness;
+use crate::volume::ReadAt;
 use crate::volume::host::{Host, VolumeIdentity};
 use crate::volume::in_use::Holder;
+use crate::volume::open::Volume;
 
 /// The volume that `name` means: the logical volume, or the one below the era device of this name.
 pub fn volume(dm: &DeviceMapper, name: &str) -> Result<LogicalVolume> {
@@ -171,6 +174,17 @@ pub fn all_tracked() -> Result<Vec<LvName>> {
     names.sort();
     names.dedup();
     Ok(names)
+}
+
+/// The word for what the volume holds, as far as a witness looks at it. Of use while nobody writes to it.
+pub fn rest(seen: &Seen) -> Result<String> {
+    let name = &seen.volume;
+    let volume = Volume::open(format!("/dev/{name}"))?;
+    let size = seen.tracked_bytes().min(volume.size_bytes());
+    let blocks = witness::look(&volume, &witness::places(seen.uuid.as_bytes(), size));
+    let blocks = blocks
+        .map_err(|error| Error::io(format!("cannot read sampled blocks of {name}"), error))?;
+    Ok(witness::word(&blocks))
 }
 
 /// Whether discards get through an era device; `None` where that cannot be seen.

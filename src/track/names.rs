@@ -16,6 +16,8 @@ const OF_TAG: &str = "lvmsync_era_of_";
 const BLOCK_TAG: &str = "lvmsync_era_block_";
 /// Begins the tag with the size of the era device in sectors: a volume that was extended is longer.
 const SIZE_TAG: &str = "lvmsync_era_size_";
+/// Begins the tag with the word for what the volume held when its era device was taken down.
+const REST_TAG: &str = "lvmsync_era_rest_";
 /// Begins the device-mapper UUID of our era devices.
 const UUID_PREFIX: &str = "LVMSYNC-ERA-";
 /// What device-mapper takes as a name.
@@ -64,6 +66,11 @@ pub fn of_tag(volume_uuid: &str) -> String {
     format!("{OF_TAG}{volume_uuid}")
 }
 
+/// The tag that tells what the volume held when its era device was taken down.
+pub fn rest_tag(word: &str) -> String {
+    format!("{REST_TAG}{word}")
+}
+
 /// A volume with a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata {
@@ -79,6 +86,8 @@ pub struct Metadata {
     pub block_sectors: Option<u64>,
     /// How many sectors of the volume are tracked, if the tag is in order.
     pub sectors: Option<u64>,
+    /// The word for what the volume held when its era device was taken down, until it is up again.
+    pub rest: Option<String>,
     /// It proves nothing.
     pub is_void: bool,
     /// It has a device.
@@ -100,6 +109,7 @@ pub fn metadata_in(row: &LvRow) -> Option<Metadata> {
         size_bytes: row.lv_size.parse().ok()?,
         block_sectors: number(BLOCK_TAG),
         sectors: number(SIZE_TAG),
+        rest: after(REST_TAG).map(str::to_owned),
         is_void: tags().any(|tag| tag == VOID_TAG),
         is_active: row.is_active(),
     })

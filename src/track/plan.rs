@@ -4,11 +4,12 @@
 //! marked as void from before it is made until its device is up, and from before its device is taken away: what a killed
 //! run leaves is finished or undone by the same command, and never taken for a record of anything.
 
-use super::names::{Metadata, VOID_TAG, device_name, device_uuid, metadata_name, tags};
+use super::names::{Metadata, VOID_TAG, device_name, device_uuid, metadata_name, rest_tag, tags};
 use super::size::{block_bytes, metadata_bytes, sectors};
 use super::step::Step;
 use crate::dm::name::LvName;
 use crate::error::{Error, Result};
+use crate::units::sectors_to_bytes;
 
 /// The era device on a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +56,14 @@ impl Seen {
             return Ok(device.name.clone());
         }
         device_name(&self.volume).ok_or_else(|| self.too_long())
+    }
+
+    /// So much of it is below the era device.
+    pub fn tracked_bytes(&self) -> u64 {
+        let sectors = self.metadata.as_ref().and_then(|found| found.sectors);
+        sectors
+            .and_then(sectors_to_bytes)
+            .unwrap_or(self.size_bytes)
     }
 
     fn too_long(&self) -> Error {
@@ -111,6 +120,7 @@ pub fn enable(seen: &Seen, asked_block_bytes: Option<u64>) -> Result<Vec<Step>> 
         (Some(device), Some(metadata)) => {
             let device = device.name.clone();
             steps.push(Step::RefuseDiscards { device });
+            steps.extend(unrest(metadata));
             if metadata.is_void {
                 steps.push(unvoid(metadata));
             }
@@ -173,17 +183,43 @@ pub fn disable(seen: &Seen) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
+/// Steps that take the era device down, and put on record what the volume holds then: `rest` is the word for it. None if it
+/// is down.
+pub fn down(seen: &Seen, rest: &str) -> Result<Vec<Step>> {
+    let Some(device) = &seen.device else {
+        return Ok(Vec::new());
+    };
+    if !device.is_ours {
+        return Err(foreign(seen, device));
+    }
+    refuse_open(seen, device)?;
+    let mut steps = Vec::new();
+    if let Some(metadata) = seen.metadata.as_ref().filter(|metadata| !metadata.is_void) {
+        let tag = rest_tag(rest);
+        let old = metadata.rest.as_deref().map(rest_tag);
+        if old.as_ref() != Some(&tag) {
+            let metadata = metadata.name.clone();
+            steps.push(Step::Rest { metadata, tag, old });
+        }
+    }
+    let device = device.name.clone();
+    steps.push(Step::StopDevice { device });
+    Ok(steps)
+}
+
 /// What [`up`] found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Up {
     /// To be done; nothing if it is up.
     Steps(Vec<Step>),
-    /// The volume is in use without the era device, so the record has a hole: it is to be marked, and the error told.
+    /// The volume is in use without the era device, or was written to, so the record has a hole: it is to be marked, and the
+    /// error told.
     Hole(Vec<Step>, String),
 }
 
-/// Steps that put the era device of a tracked volume up again, after a boot for one.
-pub fn up(seen: &Seen) -> Result<Up> {
+/// Steps that put the era device of a tracked volume up again, after a boot for one. `rest` is the word for what the volume
+/// holds, where one is on record.
+pub fn up(seen: &Seen, rest: Option<&str>) -> Result<Up> {
     let what = seen.volume.to_string();
     if let Some(device) = &seen.device {
         if !device.is_ours {
@@ -191,7 +227,9 @@ pub fn up(seen: &Seen) -> Result<Up> {
         }
         if device.has_table {
             let device = device.name.clone();
-            return Ok(Up::Steps(vec![Step::RefuseDiscards { device }]));
+            let mut steps = vec![Step::RefuseDiscards { device }];
+            steps.extend(seen.metadata.as_ref().and_then(unrest));
+            return Ok(Up::Steps(steps));
         }
     }
     let Some(metadata) = &seen.metadata else {
@@ -208,12 +246,23 @@ pub fn up(seen: &Seen) -> Result<Up> {
             format!("Begin anew, and copy the whole volume once: lvmsync track enable {what}"),
         ));
     }
-    if !seen.holders.is_empty() {
+    let hole = |reason: String| {
         let mark = Step::Void {
             metadata: metadata.name.clone(),
             tag: VOID_TAG,
         };
-        return Ok(Up::Hole(vec![mark], seen.holders.join("; ")));
+        Ok(Up::Hole(vec![mark], reason))
+    };
+    if !seen.holders.is_empty() {
+        let by = seen.holders.join("; ");
+        return hole(format!("it is in use without its era device: {by}"));
+    }
+    if metadata.rest.is_some() && metadata.rest.as_deref() != rest {
+        return hole(
+            "it does not hold what it held when its era device was taken down: something wrote to it meanwhile (mounted \
+             without the era device, from a rescue system, by a program that opens the volume itself)"
+                .to_owned(),
+        );
     }
     let (Some(block_sectors), Some(tracked)) = (metadata.block_sectors, metadata.sectors) else {
         return Err(Error::Lvm {
@@ -241,6 +290,7 @@ pub fn up(seen: &Seen) -> Result<Up> {
     }
     // Where it was extended meanwhile, what is new is tracked when `track resize` has put that on record.
     steps.extend(seen.start(metadata.name.clone(), block_sectors, tracked)?);
+    steps.extend(unrest(metadata));
     Ok(Up::Steps(steps))
 }
 
@@ -249,6 +299,12 @@ fn unvoid(metadata: &Metadata) -> Step {
         metadata: metadata.name.clone(),
         tag: VOID_TAG,
     }
+}
+
+fn unrest(metadata: &Metadata) -> Option<Step> {
+    let tag = rest_tag(metadata.rest.as_deref()?);
+    let metadata = metadata.name.clone();
+    Some(Step::Unrest { metadata, tag })
 }
 
 fn remove(metadata: &Metadata) -> Step {

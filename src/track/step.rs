@@ -62,6 +62,22 @@ pub enum Step {
         /// The tag that comes.
         tag: &'static str,
     },
+    /// Put on record what the volume holds while nobody writes to it, in place of what was there.
+    Rest {
+        /// Where it is.
+        metadata: LvName,
+        /// The tag that comes.
+        tag: String,
+        /// The tag that goes.
+        old: Option<String>,
+    },
+    /// Take that off: from now on it may be written to.
+    Unrest {
+        /// Where it is.
+        metadata: LvName,
+        /// The tag.
+        tag: String,
+    },
     /// Take the era device down.
     StopDevice {
         /// Its name.
@@ -79,7 +95,9 @@ pub enum Step {
 impl Step {
     /// Program and arguments; empty for what no program does.
     fn words(&self) -> Vec<String> {
-        let strings = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let strings = |words: &[&str]| -> Vec<String> {
+            words.iter().map(|word| (*word).to_owned()).collect()
+        };
         match self {
             Self::MakeMetadata {
                 name,
@@ -127,6 +145,18 @@ impl Step {
             Self::Void { metadata, tag } => {
                 let name = metadata.to_string();
                 strings(&["lvchange", "-qq", "--addtag", tag, "--", &name])
+            }
+            Self::Rest { metadata, tag, old } => {
+                let mut words = strings(&["lvchange", "-qq"]);
+                if let Some(old) = old {
+                    words.extend(["--deltag".to_owned(), old.clone()]);
+                }
+                words.extend(strings(&["--addtag", tag, "--", &metadata.to_string()]));
+                words
+            }
+            Self::Unrest { metadata, tag } => {
+                let name = metadata.to_string();
+                strings(&["lvchange", "-qq", "--deltag", tag, "--", &name])
             }
             Self::StopDevice { device } => strings(&["dmsetup", "remove", device]),
             Self::RemoveMetadata { name, uuid } => {
