@@ -32,6 +32,7 @@ Examples:
   lvmsync track status               all tracked volumes; --json for scripts
   lvmsync track up --all             after a boot, before anything is mounted
   lvmsync track down --all           before a shutdown, when nothing is mounted any more
+  lvmsync track resize vg/data       after lvextend; it may stay in use
   lvmsync track disable vg/data      take the era device and the record away";
 
 /// Record with dm-era which blocks of a volume are written
@@ -47,11 +48,13 @@ enum Action {
     /// Make the record of a volume, and put an era device on top of it
     Enable(EnableArgs),
     /// Take era device and record away
-    Disable(DisableArgs),
+    Disable(LvArgs),
     /// Put the era device of a tracked volume up again
     Up(UpArgs),
     /// Take the era device of a tracked volume down, and keep in mind what the volume holds
     Down(UpArgs),
+    /// Track what a volume was extended by
+    Resize(LvArgs),
     /// Show what is tracked
     Status(StatusArgs),
 }
@@ -75,8 +78,8 @@ struct EnableArgs {
 }
 
 #[derive(Args, Debug)]
-struct DisableArgs {
-    /// The volume, or its era device; nothing may use that now
+struct LvArgs {
+    /// The volume, or its era device
     #[arg(value_name = "LV")]
     volume: String,
 
@@ -126,6 +129,7 @@ pub(super) fn run(verb: &TrackVerb, cancel: &Cancel) -> Result<ExitCode> {
         Action::Disable(args) => disable(args, cancel),
         Action::Up(args) => each(args, &|name| up_one(name, args.dry_run, cancel)),
         Action::Down(args) => each(args, &|name| down_one(name, args.dry_run, cancel)),
+        Action::Resize(args) => resize(args, cancel),
         Action::Status(args) => {
             args.talk.terminal();
             show::run(args.volume.as_deref(), args.json)
@@ -163,7 +167,7 @@ fn enable(args: &EnableArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
-fn disable(args: &DisableArgs, cancel: &Cancel) -> Result<ExitCode> {
+fn disable(args: &LvArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
     let work = Work::begin(&args.volume, cancel)?;
     let seen = work.look()?;
@@ -175,6 +179,21 @@ fn disable(args: &DisableArgs, cancel: &Cancel) -> Result<ExitCode> {
     if work.carry_out(&steps, args.dry_run, cancel)? {
         terminal.summary(&format!(
             "{0} is not tracked any more. Open /dev/{0} again",
+            seen.volume
+        ));
+    }
+    Ok(ExitCode::Done)
+}
+
+fn resize(args: &LvArgs, cancel: &Cancel) -> Result<ExitCode> {
+    let terminal = args.talk.terminal();
+    kernel::refuse_running()?;
+    let work = Work::begin(&args.volume, cancel)?;
+    let seen = work.look()?;
+    let steps = plan::resize(&seen, look::era(&work.dm, &seen)?)?;
+    if work.carry_out(&steps, args.dry_run, cancel)? {
+        terminal.summary(&format!(
+            "all of {} is tracked. The next list has what it was extended by; extend its copies before that",
             seen.volume
         ));
     }

@@ -94,8 +94,8 @@ impl Tracked {
             let untracked = Bytes(volume.size_bytes.saturating_sub(tracked_bytes));
             let reason = format!(
                 "it was extended, and its last {untracked} are not below its era device {}, so what is written there is \
-                 on no record",
-                device.name
+                 on no record. To track that as well: lvmsync track resize {}",
+                device.name, volume.name
             );
             return Err(lost(&volume.name.to_string(), &reason));
         }
@@ -134,6 +134,13 @@ impl Tracked {
     fn era(&self, dm: &DeviceMapper) -> Result<u32> {
         let name = self.volume.name.to_string();
         Ok(status_of(dm, self.device.device, &name)?.era)
+    }
+
+    /// How long a state of this era is at most.
+    fn bytes_at(&self, era: u32) -> Result<u64> {
+        let record = look::record_of(&self.volume)?;
+        let sectors = record.and_then(|record| record.sectors_at(era));
+        Ok(sectors.map_or(u64::MAX, |sectors| sectors.saturating_mul(SECTOR_BYTES)))
     }
 
     /// What was seen of it before. Nothing is kept of what has no name.
@@ -275,6 +282,7 @@ pub(super) fn increment(
              does not say what was cut off"
         )));
     }
+    let base_size = base_size.min(tracked.bytes_at(from)?);
     tracked.check(request, new)?;
     let dm = DeviceMapper::open()?;
     let current = tracked.era(&dm)?;

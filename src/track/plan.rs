@@ -4,9 +4,12 @@
 //! marked as void from before it is made until its device is up, and from before its device is taken away: what a killed
 //! run leaves is finished or undone by the same command, and never taken for a record of anything.
 
-use super::names::{Metadata, VOID_TAG, device_name, device_uuid, metadata_name, rest_tag, tags};
-use super::size::{block_bytes, metadata_bytes, sectors};
-use super::step::Step;
+use super::names::{
+    Metadata, VOID_TAG, device_name, device_uuid, grown_tag, metadata_name, rest_tag, size_tag,
+    tags,
+};
+use super::size::{block_bytes, least_metadata_bytes, metadata_bytes, sectors};
+use super::step::{Step, table};
 use crate::dm::name::LvName;
 use crate::error::{Error, Result};
 use crate::units::sectors_to_bytes;
@@ -183,6 +186,62 @@ pub fn disable(seen: &Seen) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
+/// Steps that track what the volume was extended by; none if all of it is. `era` is the one that goes on.
+pub fn resize(seen: &Seen, era: u32) -> Result<Vec<Step>> {
+    let what = seen.volume.to_string();
+    let (device, metadata) = match (&seen.device, &seen.metadata) {
+        (Some(device), _) if !device.is_ours => return Err(foreign(seen, device)),
+        (Some(device), Some(metadata)) if device.has_table && !metadata.is_void => {
+            (device, metadata)
+        }
+        _ => {
+            return Err(Error::refused(
+                &what,
+                "its era device is not up",
+                format!("Put it up first: lvmsync track up {what}"),
+            ));
+        }
+    };
+    let (Some(block_sectors), Some(tracked)) = (metadata.block_sectors, metadata.sectors) else {
+        return Err(no_tags(metadata));
+    };
+    let wanted = sectors(seen.size_bytes);
+    if wanted < tracked || wanted < device.sectors {
+        return Err(became_smaller(&what));
+    }
+    let block_bytes = sectors_to_bytes(block_sectors).unwrap_or(u64::MAX);
+    if least_metadata_bytes(seen.size_bytes, block_bytes) > metadata.size_bytes {
+        return Err(Error::refused(
+            &what,
+            format!(
+                "its record {} is too small for what it was extended by, and dm-era cannot enlarge one",
+                metadata.name
+            ),
+            format!(
+                "Begin anew, and make the copies equal once: lvmsync track disable {what}, lvmsync track enable {what}"
+            ),
+        ));
+    }
+    let mut steps = Vec::new();
+    if wanted != tracked {
+        steps.push(Step::Grow {
+            metadata: metadata.name.clone(),
+            tags: [size_tag(wanted), grown_tag(era, tracked)],
+            old: size_tag(tracked),
+        });
+    }
+    if wanted != device.sectors {
+        let table = |sectors| table(sectors, &metadata.name, &seen.volume, block_sectors);
+        steps.push(Step::Reload {
+            device: device.name.clone(),
+            tables: [table(wanted), table(device.sectors)],
+        });
+        let device = device.name.clone();
+        steps.push(Step::RefuseDiscards { device });
+    }
+    Ok(steps)
+}
+
 /// Steps that take the era device down, and put on record what the volume holds then: `rest` is the word for it. None if it
 /// is down.
 pub fn down(seen: &Seen, rest: &str) -> Result<Vec<Step>> {
@@ -265,20 +324,10 @@ pub fn up(seen: &Seen, rest: Option<&str>) -> Result<Up> {
         );
     }
     let (Some(block_sectors), Some(tracked)) = (metadata.block_sectors, metadata.sectors) else {
-        return Err(Error::Lvm {
-            what: metadata.name.to_string(),
-            reason: "its tags do not tell any more what is tracked, and in blocks of which size"
-                .to_owned(),
-        });
+        return Err(no_tags(metadata));
     };
     if sectors(seen.size_bytes) < tracked {
-        return Err(Error::TrackingLost {
-            volume: what.clone(),
-            reason: format!(
-                "it became smaller without its era device, and its record does not know what was cut off\nBegin anew: \
-                 lvmsync track disable {what}, then lvmsync track enable {what}"
-            ),
-        });
+        return Err(became_smaller(&what));
     }
     let mut steps = Vec::new();
     if let Some(device) = &seen.device {
@@ -298,6 +347,24 @@ fn unvoid(metadata: &Metadata) -> Step {
     Step::Unvoid {
         metadata: metadata.name.clone(),
         tag: VOID_TAG,
+    }
+}
+
+fn no_tags(metadata: &Metadata) -> Error {
+    Error::Lvm {
+        what: metadata.name.to_string(),
+        reason: "its tags do not tell any more what is tracked, and in blocks of which size"
+            .to_owned(),
+    }
+}
+
+fn became_smaller(what: &str) -> Error {
+    Error::TrackingLost {
+        volume: what.to_owned(),
+        reason: format!(
+            "it became smaller than what is tracked, and its record does not know what was cut off\nBegin anew: lvmsync track \
+             disable {what}, then lvmsync track enable {what}"
+        ),
     }
 }
 

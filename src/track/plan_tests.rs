@@ -33,6 +33,7 @@ fn after(mut seen: Seen, step: &Step) -> Seen {
                 size_bytes: *size_bytes,
                 block_sectors: Some(128),
                 sectors: Some(131_072),
+                grown: Vec::new(),
                 rest: None,
                 is_void: true,
                 is_active: true,
@@ -75,6 +76,19 @@ fn after(mut seen: Seen, step: &Step) -> Seen {
             assert!(seen.device.is_some(), "nobody keeps count");
             seen.metadata.as_mut().unwrap().rest =
                 tag.strip_prefix("lvmsync_era_rest_").map(str::to_owned);
+        }
+        Step::Grow { tags, old, .. } => {
+            let metadata = seen.metadata.as_mut().unwrap();
+            assert_eq!(Some(old.clone()), metadata.sectors.map(size_tag));
+            let [size, _] = tags;
+            metadata.sectors = size.rsplit('_').next().unwrap().parse().ok();
+            metadata.grown.push((0, 0));
+        }
+        Step::Reload { tables, .. } => {
+            let metadata = seen.metadata.as_ref().unwrap();
+            let sectors = tables[0].split(' ').nth(1).unwrap().parse().ok();
+            assert_eq!(metadata.sectors, sectors, "longer, and on no record");
+            seen.device.as_mut().unwrap().sectors = sectors.unwrap();
         }
         Step::Unrest { .. } => {
             assert!(seen.device.is_some(), "nobody keeps count");
@@ -278,4 +292,58 @@ fn what_was_written_while_the_device_was_down_is_a_hole() {
     let mut open = tracked;
     open.device.as_mut().unwrap().open_count = 1;
     refused(down(&open, "is"), "open by 1 process(es)");
+}
+
+#[test]
+fn what_a_volume_was_extended_by_is_tracked_wherever_a_run_was_killed() {
+    let tracked = all_after(seen(), &enable(&seen(), None).unwrap());
+    assert_eq!(resize(&tracked, 7).unwrap(), []);
+    let longer = Seen {
+        size_bytes: 96 << 20,
+        ..tracked.clone()
+    };
+    let steps = resize(&longer, 7).unwrap();
+    assert!(
+        steps[0].to_string().contains("lvmsync_era_grown_7_131072"),
+        "{}",
+        steps[0]
+    );
+    for left in killed(&longer, &steps) {
+        let again = all_after(left.clone(), &resize(&left, 8).unwrap());
+        assert_eq!(again.device.as_ref().unwrap().sectors, 196_608);
+        assert_eq!(again.metadata.as_ref().unwrap().grown.len(), 1);
+        assert_eq!(resize(&again, 9).unwrap(), []);
+        // Or it is booted.
+        let booted = Seen {
+            device: None,
+            ..left
+        };
+        let Up::Steps(steps) = up(&booted, None).unwrap() else {
+            panic!("a hole");
+        };
+        let up = all_after(booted, &steps);
+        assert_eq!(
+            up.device.unwrap().sectors,
+            up.metadata.unwrap().sectors.unwrap()
+        );
+    }
+    let shorter = Seen {
+        size_bytes: 32 << 20,
+        ..tracked.clone()
+    };
+    assert_eq!(
+        resize(&shorter, 7).unwrap_err().exit_code(),
+        ExitCode::TrackingLost
+    );
+    refused(
+        resize(
+            &Seen {
+                size_bytes: 1 << 50,
+                ..tracked
+            },
+            7,
+        ),
+        "too small",
+    );
+    refused(resize(&seen(), 7), "track up");
 }

@@ -78,6 +78,23 @@ pub enum Step {
         /// The tag.
         tag: String,
     },
+    /// Put on record that the volume is longer from now on.
+    Grow {
+        /// Where it is.
+        metadata: LvName,
+        /// The tags that come.
+        tags: [String; 2],
+        /// The tag that goes.
+        old: String,
+    },
+    /// Give the era device another size. It is suspended for a moment, by a command that lasts until it is not, whoever is
+    /// killed meanwhile: dm-era reads its record when a table is loaded, and nobody may write to that any more by then.
+    Reload {
+        /// Its name.
+        device: String,
+        /// The new table, and the old one, to which it goes back if the kernel refuses the new one.
+        tables: [String; 2],
+    },
     /// Take the era device down.
     StopDevice {
         /// Its name.
@@ -90,6 +107,15 @@ pub enum Step {
         /// LVM's UUID of it.
         uuid: String,
     },
+}
+
+const RELOAD: &str = "trap '' HUP INT TERM; dmsetup suspend \"$1\" || exit; \
+    dmsetup load \"$1\" --table \"$2\" && dmsetup resume \"$1\" && exit; \
+    dmsetup load \"$1\" --table \"$3\" && dmsetup resume \"$1\"; exit 1";
+
+/// The table of an era device.
+pub fn table(sectors: u64, metadata: &LvName, volume: &LvName, block_sectors: u64) -> String {
+    format!("0 {sectors} era /dev/{metadata} /dev/{volume} {block_sectors}")
 }
 
 impl Step {
@@ -131,8 +157,7 @@ impl Step {
                 volume,
                 block_sectors,
             } => {
-                let table =
-                    format!("0 {sectors} era /dev/{metadata} /dev/{volume} {block_sectors}");
+                let table = table(*sectors, metadata, volume, *block_sectors);
                 strings(&[
                     "dmsetup", "create", device, "--uuid", uuid, "--table", &table,
                 ])
@@ -154,6 +179,21 @@ impl Step {
                 words.extend(strings(&["--addtag", tag, "--", &metadata.to_string()]));
                 words
             }
+            Self::Grow {
+                metadata,
+                tags: [first, second],
+                old,
+            } => {
+                let name = metadata.to_string();
+                strings(&[
+                    "lvchange", "-qq", "--deltag", old, "--addtag", first, "--addtag", second,
+                    "--", &name,
+                ])
+            }
+            Self::Reload {
+                device,
+                tables: [new, old],
+            } => strings(&["sh", "-c", RELOAD, "sh", device, new, old]),
             Self::Unrest { metadata, tag } => {
                 let name = metadata.to_string();
                 strings(&["lvchange", "-qq", "--deltag", tag, "--", &name])
