@@ -16,7 +16,8 @@ mod recovery;
 mod thin;
 mod thin_offline;
 
-pub use live::{Admit, SnapshotWish};
+pub use era_live::{Tracking, tracking_of};
+pub use live::{Admit, Named, SnapshotWish};
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};

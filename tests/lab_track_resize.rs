@@ -82,7 +82,7 @@ fn a_tracked_volume_is_extended_while_it_is_in_use() {
             for copy in ["copy", "other"] {
                 send(&tool, &format!("vg/{copy}")).ok();
                 assert_same(
-                    &format!("/dev/vg/{copy}"),
+                    format!("/dev/vg/{copy}"),
                     &content(BELOW),
                     "after it was extended",
                 );

@@ -22,6 +22,7 @@ use crate::delta::header::{Header, Source, State};
 use crate::delta::samples::Samples;
 use crate::dm::device::{DeviceMapper, device_path, sysfs_name_and_uuid};
 use crate::dm::era::{EraDevice, era_device, era_device_on, status_of, suspended};
+use crate::dm::name::LvName;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::LogicalVolume;
 use crate::dm::uuid::DmUuid;
@@ -214,11 +215,38 @@ impl Tracked {
         })
     }
 
-    fn tell(&self, request: &SourceRequest<'_>, era: u32) {
+    fn tell(&self, request: &SourceRequest<'_>, wish: SnapshotWish<'_>, era: u32) -> Result<()> {
+        if let (Some(named), Some(state)) = (wish.named, self.state(era)) {
+            return named(&state);
+        }
         request.monitor.remark(&format!(
             "{}: what is sent is era:{era}, which the next list begins from: --from era:{era}",
             self.volume.name
         ));
+        Ok(())
+    }
+}
+
+/// How a volume is tracked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracking {
+    /// Path of its era device.
+    pub device: String,
+    /// LVM's UUID of the record.
+    pub record: String,
+}
+
+/// How the volume of this name is tracked; an error if it is not.
+pub fn tracking_of(name: &LvName) -> Result<Tracking> {
+    let tracked = Tracked::find(&format!("/dev/{name}"), "track = \"era\"")?;
+    let device = format!("/dev/mapper/{}", tracked.device.name);
+    match tracked.record {
+        Some(record) => Ok(Tracking { device, record }),
+        None => Err(Error::refused(
+            device,
+            "its record is in no logical volume, so its eras name no states",
+            format!("Have it made by lvmsync track enable {name}"),
+        )),
     }
 }
 
@@ -249,7 +277,7 @@ pub(super) fn full_copy(
         watch.seen_all(request, era, contradiction)?;
     }
     let changes = whole_volume(&data.volume, name, request.cancel)?;
-    tracked.tell(request, era);
+    tracked.tell(request, wish, era)?;
     let header = Header {
         target: tracked.state(era),
         ..header(request, Source::Full, tracked.volume.size_bytes, &changes)
@@ -334,7 +362,7 @@ pub(super) fn increment(
         None => Samples::default(),
     };
     if let Some(era) = era {
-        tracked.tell(request, era);
+        tracked.tell(request, wish.unwrap_or_default(), era)?;
     }
     let header = Header {
         base_size: Some(base_size),
