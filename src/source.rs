@@ -8,13 +8,16 @@
 //! The status of a snapshot is looked at before its table is read and again after.
 
 mod era;
+mod era_data;
 mod era_live;
+mod era_watch;
 mod live;
 mod recovery;
 mod thin;
 mod thin_offline;
 
-pub use live::{Admit, SnapshotWish};
+pub use era_live::{Tracking, tracking_of};
+pub use live::{Admit, Named, SnapshotWish};
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -169,6 +169,8 @@ impl Asked<'_> {
     fn wish<'w>(&'w self, admit: Admit<'w>) -> Option<SnapshotWish<'w>> {
         let pull = &self.open.pull;
         pull.snapshot.then_some(SnapshotWish {
+            taken: None,
+            named: None,
             only_tracked: false,
             size_bytes: pull.snapshot_size,
             keep: pull.keep_snapshot.as_deref(),

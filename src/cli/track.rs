@@ -31,6 +31,8 @@ Examples:
   lvmsync track enable vg/data       make the record, put the era device up
   lvmsync track status               all tracked volumes; --json for scripts
   lvmsync track up --all             after a boot, before anything is mounted
+  lvmsync track down --all           before a shutdown, when nothing is mounted any more
+  lvmsync track resize vg/data       after lvextend; it may stay in use
   lvmsync track disable vg/data      take the era device and the record away";
 
 /// Record with dm-era which blocks of a volume are written
@@ -46,9 +48,13 @@ enum Action {
     /// Make the record of a volume, and put an era device on top of it
     Enable(EnableArgs),
     /// Take era device and record away
-    Disable(DisableArgs),
+    Disable(LvArgs),
     /// Put the era device of a tracked volume up again
     Up(UpArgs),
+    /// Take the era device of a tracked volume down, and keep in mind what the volume holds
+    Down(UpArgs),
+    /// Track what a volume was extended by
+    Resize(LvArgs),
     /// Show what is tracked
     Status(StatusArgs),
 }
@@ -72,8 +78,8 @@ struct EnableArgs {
 }
 
 #[derive(Args, Debug)]
-struct DisableArgs {
-    /// The volume, or its era device; nothing may use that now
+struct LvArgs {
+    /// The volume, or its era device
     #[arg(value_name = "LV")]
     volume: String,
 
@@ -121,7 +127,9 @@ pub(super) fn run(verb: &TrackVerb, cancel: &Cancel) -> Result<ExitCode> {
     match &verb.action {
         Action::Enable(args) => enable(args, cancel),
         Action::Disable(args) => disable(args, cancel),
-        Action::Up(args) => up(args, cancel),
+        Action::Up(args) => each(args, &|name| up_one(name, args.dry_run, cancel)),
+        Action::Down(args) => each(args, &|name| down_one(name, args.dry_run, cancel)),
+        Action::Resize(args) => resize(args, cancel),
         Action::Status(args) => {
             args.talk.terminal();
             show::run(args.volume.as_deref(), args.json)
@@ -159,7 +167,7 @@ fn enable(args: &EnableArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
-fn disable(args: &DisableArgs, cancel: &Cancel) -> Result<ExitCode> {
+fn disable(args: &LvArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
     let work = Work::begin(&args.volume, cancel)?;
     let seen = work.look()?;
@@ -177,18 +185,31 @@ fn disable(args: &DisableArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
-fn up(args: &UpArgs, cancel: &Cancel) -> Result<ExitCode> {
-    args.talk.terminal();
+fn resize(args: &LvArgs, cancel: &Cancel) -> Result<ExitCode> {
+    let terminal = args.talk.terminal();
     kernel::refuse_running()?;
+    let work = Work::begin(&args.volume, cancel)?;
+    let seen = work.look()?;
+    let steps = plan::resize(&seen, look::era(&work.dm, &seen)?)?;
+    if work.carry_out(&steps, args.dry_run, cancel)? {
+        terminal.summary(&format!(
+            "all of {} is tracked. The next list has what it was extended by; extend its copies before that",
+            seen.volume
+        ));
+    }
+    Ok(ExitCode::Done)
+}
+
+fn each(args: &UpArgs, one: &dyn Fn(&str) -> Result<()>) -> Result<ExitCode> {
+    args.talk.terminal();
     let names = match &args.volume {
         Some(name) => vec![name.clone()],
         None => look::all_tracked()?.iter().map(LvName::to_string).collect(),
     };
     let mut result = Ok(ExitCode::Done);
     for name in names {
-        let one = up_one(&name, args.dry_run, cancel);
-        // At boot the others come up all the same; the first error is the end's.
-        result = match (result, one) {
+        // The others come up, or go down, all the same; the first error is the end's.
+        result = match (result, one(&name)) {
             (Ok(_), Err(error)) => Err(error),
             (Err(first), Err(error)) => {
                 output::message(&format!("lvmsync: {}", error.chain()));
@@ -201,24 +222,39 @@ fn up(args: &UpArgs, cancel: &Cancel) -> Result<ExitCode> {
 }
 
 fn up_one(name: &str, dry_run: bool, cancel: &Cancel) -> Result<()> {
+    kernel::refuse_running()?;
     let work = Work::begin(name, cancel)?;
     let seen = work.look()?;
-    match plan::up(&seen)? {
+    let is_resting = seen
+        .metadata
+        .as_ref()
+        .is_some_and(|found| found.rest.is_some());
+    let rest = match is_resting && seen.device.is_none() {
+        true => Some(look::rest(&seen)?),
+        false => None,
+    };
+    match plan::up(&seen, rest.as_deref())? {
         Up::Steps(steps) => work.carry_out(&steps, dry_run, cancel).map(|_| ()),
-        Up::Hole(steps, by) => {
+        Up::Hole(steps, reason) => {
             work.carry_out(&steps, dry_run, cancel)?;
             let volume = &seen.volume;
             Err(Error::TrackingLost {
                 volume: volume.to_string(),
                 reason: format!(
-                    "it is in use without its era device: {by}. What was written is on no record, so the record is \
-                     marked as void\nStop what uses it, begin anew with `lvmsync track enable {volume}`, and open \
-                     /dev/mapper/{} in its place",
+                    "{reason}. What was written is on no record, so the record is marked as void\nStop what uses it, begin \
+                     anew with `lvmsync track enable {volume}`, and open /dev/mapper/{} in its place",
                     seen.device_name()?
                 ),
             })
         }
     }
+}
+
+fn down_one(name: &str, dry_run: bool, cancel: &Cancel) -> Result<()> {
+    let work = Work::begin(name, cancel)?;
+    let seen = work.look()?;
+    let steps = plan::down(&seen, &look::rest(&seen)?)?;
+    work.carry_out(&steps, dry_run, cancel).map(|_| ())
 }
 
 /// How long a run waits for another one that works on the same volume.

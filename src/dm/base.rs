@@ -17,14 +17,48 @@ const OWNER_TAG: &str = "lvmsync_of_";
 /// What device-mapper takes as a name, less what LVM appends to it.
 const MAX_DM_NAME_BYTES: usize = 127 - 5;
 
-/// A snapshot that is kept.
+/// A snapshot that is kept, or an era of a volume that dm-era tracks, which nothing has to be kept for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Base {
-    /// `vg/lv`.
+    /// `vg/lv`, or `era:N`.
     pub name: String,
-    /// LVM's UUID of it.
+    /// LVM's UUID of it, or that of the record and the era.
     pub uuid: String,
 }
+
+impl Base {
+    /// The era that a state with this id is named by.
+    pub fn of_era(id: &str) -> Option<Self> {
+        let uuid = id.strip_prefix(ERA)?;
+        let (record, era) = uuid.rsplit_once(':')?;
+        let is_number = era.parse::<u32>().is_ok_and(|era| era > 0);
+        (is_number && !record.is_empty()).then(|| Self {
+            name: format!("{ERA}{era}"),
+            uuid: uuid.to_owned(),
+        })
+    }
+
+    /// It is no snapshot.
+    pub fn is_era(&self) -> bool {
+        self.name.starts_with(ERA)
+    }
+
+    /// It is an era of the record with this UUID.
+    pub fn is_of_record(&self, record: &str) -> bool {
+        let of = self.uuid.rsplit_once(':').map(|(of, _)| of);
+        self.is_era() && of == Some(record)
+    }
+
+    /// The id of the state.
+    pub fn id(&self) -> String {
+        match self.is_era() {
+            true => format!("{ERA}{}", self.uuid),
+            false => format!("lvm:{}", self.uuid),
+        }
+    }
+}
+
+const ERA: &str = "era:";
 
 /// How much room a thick one gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +72,16 @@ pub enum Store {
     About(u64),
     /// As much as can be used: such a snapshot never overflows.
     Most,
+}
+
+impl Store {
+    /// What was asked for, if it was said in bytes.
+    pub fn bytes(self) -> Option<u64> {
+        match self {
+            Self::Bytes(bytes) | Self::About(bytes) => Some(bytes),
+            Self::Likely | Self::Most => None,
+        }
+    }
 }
 
 /// What else needs room in the group.
@@ -216,6 +260,23 @@ fn change(name: &LvName, words: &[&str]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_era_is_a_base_of_one_record() {
+        let base = Base::of_era("era:aDZl59-Xtzc:12").unwrap();
+        assert_eq!(base.name, "era:12");
+        assert!(base.is_of_record("aDZl59-Xtzc") && !base.is_of_record("aDZl59"));
+        assert_eq!(base.id(), "era:aDZl59-Xtzc:12");
+        for id in ["lvm:x", "era:12", "era:x:", "era:x:0", "era::1", "era:x:-1"] {
+            assert_eq!(Base::of_era(id), None, "{id}");
+        }
+        let snapshot = Base {
+            name: "vg/s".into(),
+            uuid: "u".into(),
+        };
+        assert!(!snapshot.is_era() && !snapshot.is_of_record("u"));
+        assert_eq!(snapshot.id(), "lvm:u");
+    }
 
     #[test]
     fn names_tell_whose_they_are_and_have_room() {

@@ -28,6 +28,9 @@ pub struct JobConfig {
     /// After this long without success a target is late. `None`: three intervals.
     #[serde(default, deserialize_with = "maybe_seconds")]
     pub max_lag: Option<f64>,
+    /// What tells which blocks were written since the last run.
+    #[serde(default)]
+    pub track: Track,
     /// Room for what is written to a thick volume between two runs.
     #[serde(default, deserialize_with = "store")]
     pub snapshot_size: Store,
@@ -52,6 +55,17 @@ pub struct JobConfig {
     /// Where to.
     #[serde(rename = "target")]
     pub targets: Vec<Target>,
+}
+
+/// What tells which blocks were written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Track {
+    /// A snapshot that is kept from one run to the next.
+    #[default]
+    Snapshot,
+    /// dm-era, see docs/tracking.md.
+    Era,
 }
 
 /// Commands for `sh -c`.
@@ -176,6 +190,17 @@ impl JobConfig {
             target.check_collecting()?;
         }
         let collects = self.targets.iter().any(Target::collects);
+        if self.track == Track::Era && collects {
+            return Err(
+                "track = \"era\" follows volumes: a directory that collects deltas needs snapshots"
+                    .to_owned(),
+            );
+        }
+        if self.track == Track::Era && self.extend_limit.is_some() {
+            return Err(
+                "extend_limit is for snapshots that are kept, and with track = \"era\" there are none".to_owned(),
+            );
+        }
         if self.keep.is_some() && self.history == History::Off && !collects {
             return Err(
                 "keep says which points of a history are kept, and none is: add history = true"
@@ -298,6 +323,17 @@ verify = true
             (job.late_after(), job.snapshot_size),
             (10_800.0, Store::Likely)
         );
+        assert_eq!(job.track, Track::Snapshot);
+        let era = format!("track = \"era\"\n{short}");
+        let job = JobConfig::parse(&era, "x.toml").unwrap();
+        assert_eq!(job.track, Track::Era);
+        let collects = era.replace("h:vg/x", "/deltas/");
+        let error = JobConfig::parse(&collects, "x.toml").unwrap_err();
+        assert!(
+            error.chain().contains("needs snapshots"),
+            "{}",
+            error.chain()
+        );
     }
 
     #[test]
@@ -347,6 +383,16 @@ verify = true
                 ["x.toml", "create and verify are for volumes"],
             ),
             ("vg2/data", "backup:vg/data", ["x.toml", "two targets"]),
+            (
+                "\"20M\"",
+                "\"20M\"\ntrack = \"cow\"",
+                ["line 8", "unknown variant `cow`"],
+            ),
+            (
+                "\"20M\"",
+                "\"20M\"\ntrack = \"era\"\nextend_limit = \"50G\"",
+                ["x.toml", "extend_limit is for snapshots that are kept"],
+            ),
             ("sudo = true", "sudo = 3", ["line 16", "boolean"]),
             (
                 "source = \"vg/data\"",

@@ -132,7 +132,7 @@ impl TargetState {
 
     /// When the state `held` was taken, which the target says that it holds.
     pub fn taken(&self, held: &str) -> i64 {
-        let is_pending = |pending: &Base| held.strip_prefix("lvm:") == Some(&pending.uuid);
+        let is_pending = |pending: &Base| held == pending.id();
         match &self.pending {
             Some(pending) if is_pending(pending) => self.pending_since,
             _ => self.holds_since,

@@ -10,17 +10,19 @@ use std::thread;
 use std::time::Duration;
 
 use super::era::overlapping;
+use super::era_data::Data;
+use super::era_watch::Watch;
 use super::thin::UntilCancelled;
 use super::{
-    SendSource, SnapshotWish, SourceRequest, check_source, header, live, lost, refuse_suspended,
-    snapshot_in, warn_if_written,
+    SendSource, SnapshotWish, SourceRequest, check_source, header, lost, refuse_suspended,
+    warn_if_written,
 };
-use crate::change_list::ChangeList;
 use crate::changes::era::{EraError, EraMetadata, Root};
 use crate::delta::header::{Header, Source, State};
 use crate::delta::samples::Samples;
 use crate::dm::device::{DeviceMapper, device_path, sysfs_name_and_uuid};
 use crate::dm::era::{EraDevice, era_device, era_device_on, status_of, suspended};
+use crate::dm::name::LvName;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::LogicalVolume;
 use crate::dm::uuid::DmUuid;
@@ -30,7 +32,6 @@ use crate::error::{Error, Result};
 use crate::hold::client::Guard;
 use crate::track::{kernel, look};
 use crate::units::{Bytes, SECTOR_BYTES};
-use crate::volume::ReadAt;
 use crate::volume::host::VolumeIdentity;
 use crate::volume::open::Volume;
 
@@ -94,8 +95,8 @@ impl Tracked {
             let untracked = Bytes(volume.size_bytes.saturating_sub(tracked_bytes));
             let reason = format!(
                 "it was extended, and its last {untracked} are not below its era device {}, so what is written there is \
-                 on no record",
-                device.name
+                 on no record. To track that as well: lvmsync track resize {}",
+                device.name, volume.name
             );
             return Err(lost(&volume.name.to_string(), &reason));
         }
@@ -130,6 +131,28 @@ impl Tracked {
         Ok(())
     }
 
+    /// The era that goes on.
+    fn era(&self, dm: &DeviceMapper) -> Result<u32> {
+        let name = self.volume.name.to_string();
+        Ok(status_of(dm, self.device.device, &name)?.era)
+    }
+
+    /// How long a state of this era is at most.
+    fn bytes_at(&self, era: u32) -> Result<u64> {
+        let record = look::record_of(&self.volume)?;
+        let sectors = record.and_then(|record| record.sectors_at(era));
+        Ok(sectors.map_or(u64::MAX, |sectors| sectors.saturating_mul(SECTOR_BYTES)))
+    }
+
+    /// What was seen of it before. Nothing is kept of what has no name.
+    fn watch(&self, request: &SourceRequest<'_>) -> Result<Option<Watch>> {
+        let name = self.volume.name.to_string();
+        let record = self.record.as_ref();
+        record
+            .map(|record| Watch::open(request, &name, record))
+            .transpose()
+    }
+
     /// Begins the era that names what is sent from now on, and tells its number. The one before, which the next list begins
     /// with, has lasted a while by then, so that nothing in flight is older, however many runs begin eras at a time.
     fn checkpoint(&self, dm: &DeviceMapper) -> Result<u32> {
@@ -153,7 +176,7 @@ impl Tracked {
                     self.device.name
                 ),
             })?;
-        Ok(status_of(dm, number, &self.volume.name.to_string())?.era)
+        self.era(dm)
     }
 
     /// What `read` finds in the record. All of it is from one moment, which is now.
@@ -192,82 +215,38 @@ impl Tracked {
         })
     }
 
-    fn tell(&self, request: &SourceRequest<'_>, era: u32) {
+    fn tell(&self, request: &SourceRequest<'_>, wish: SnapshotWish<'_>, era: u32) -> Result<()> {
+        if let (Some(named), Some(state)) = (wish.named, self.state(era)) {
+            return named(&state);
+        }
         request.monitor.remark(&format!(
             "{}: what is sent is era:{era}, which the next list begins from: --from era:{era}",
             self.volume.name
         ));
+        Ok(())
     }
 }
 
-/// What the data is read from.
-struct Data {
-    volume: Volume,
-    name: String,
-    snapshot: Option<LogicalVolume>,
-    made: Option<live::Made>,
-    guard: Guard,
+/// How a volume is tracked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracking {
+    /// Path of its era device.
+    pub device: String,
+    /// LVM's UUID of the record.
+    pub record: String,
 }
 
-impl Data {
-    /// A snapshot of the volume below. Taken after the checkpoint, and before the record is read.
-    fn take(
-        request: &SourceRequest<'_>,
-        tracked: &Tracked,
-        wish: SnapshotWish<'_>,
-    ) -> Result<Self> {
-        match live::snapshot_of(request, &tracked.volume, wish)? {
-            Some((made, snapshot, guard)) => {
-                let name = snapshot.name.to_string();
-                let volume = Volume::open(&snapshot.path)?;
-                let resolved = Resolved::LogicalVolume(Box::new(snapshot));
-                Ok(Self {
-                    volume,
-                    name,
-                    snapshot: snapshot_in(resolved),
-                    made: Some(made),
-                    guard,
-                })
-            }
-            None => Self::below(request, tracked),
-        }
-    }
-
-    /// The volume below as it is: for whoever wants the list alone, or may have no snapshot made. A blur of moments is a
-    /// base all the same: what was written since the checkpoint is in the next list.
-    fn below(request: &SourceRequest<'_>, tracked: &Tracked) -> Result<Self> {
-        Ok(Self {
-            volume: Volume::open(&tracked.volume.path)?,
-            name: tracked.volume.name.to_string(),
-            snapshot: None,
-            made: None,
-            guard: Guard::start(&request.state, request.cancel)?,
-        })
-    }
-
-    fn into_source(
-        self,
-        header: Header,
-        samples: Samples,
-        changes: ChangeList,
-    ) -> Result<SendSource> {
-        if self.volume.size_bytes() != header.volume_size {
-            return Err(Error::Lvm {
-                what: self.name,
-                reason: "its size changed just now; run this again".to_owned(),
-            });
-        }
-        Ok(SendSource {
-            header,
-            samples,
-            changes,
-            data: self.volume,
-            name: self.name,
-            snapshot: self.snapshot,
-            version: None,
-            made: self.made,
-            guard: Some(self.guard),
-        })
+/// How the volume of this name is tracked; an error if it is not.
+pub fn tracking_of(name: &LvName) -> Result<Tracking> {
+    let tracked = Tracked::find(&format!("/dev/{name}"), "track = \"era\"")?;
+    let device = format!("/dev/mapper/{}", tracked.device.name);
+    match tracked.record {
+        Some(record) => Ok(Tracking { device, record }),
+        None => Err(Error::refused(
+            device,
+            "its record is in no logical volume, so its eras name no states",
+            format!("Have it made by lvmsync track enable {name}"),
+        )),
     }
 }
 
@@ -279,10 +258,26 @@ pub(super) fn full_copy(
     wish: SnapshotWish<'_>,
 ) -> Result<SendSource> {
     tracked.check(request, name)?;
-    let era = tracked.checkpoint(&DeviceMapper::open()?)?;
-    let data = Data::take(request, tracked, wish)?;
+    let dm = DeviceMapper::open()?;
+    let mut watch = tracked.watch(request)?;
+    if let Some(watch) = &watch {
+        watch.refuse_older(tracked.era(&dm)?)?;
+    }
+    let era = tracked.checkpoint(&dm)?;
+    let mut data = Data::take(request, &tracked.volume, wish)?;
+    if let Some(watch) = &mut watch {
+        watch.look(&data.volume, Some(era))?;
+        let size = tracked.volume.size_bytes;
+        let contradiction = match watch.is_there() {
+            true => tracked.read_record(request, &dm, &mut data.guard, |record| {
+                watch.compare(record, size, (None, 0))
+            })?,
+            false => None,
+        };
+        watch.seen_all(request, era, contradiction)?;
+    }
     let changes = whole_volume(&data.volume, name, request.cancel)?;
-    tracked.tell(request, era);
+    tracked.tell(request, wish, era)?;
     let header = Header {
         target: tracked.state(era),
         ..header(request, Source::Full, tracked.volume.size_bytes, &changes)
@@ -315,9 +310,15 @@ pub(super) fn increment(
              does not say what was cut off"
         )));
     }
+    let base_size = base_size.min(tracked.bytes_at(from)?);
     tracked.check(request, new)?;
     let dm = DeviceMapper::open()?;
-    let current = status_of(&dm, tracked.device.device, new)?.era;
+    let current = tracked.era(&dm)?;
+    let mut watch = tracked.watch(request)?;
+    if let Some(watch) = &watch {
+        watch.refuse_older(current)?;
+        watch.refuse_lost(from)?;
+    }
     if from > current {
         return Err(Error::EraMetadata {
             what: new.to_owned(),
@@ -332,26 +333,36 @@ pub(super) fn increment(
     let era = names_state.then(|| tracked.checkpoint(&dm)).transpose()?;
     let wish = request.snapshot.filter(|_| names_state);
     let mut data = match wish {
-        Some(wish) => Data::take(request, &tracked, wish)?,
-        None => Data::below(request, &tracked)?,
+        Some(wish) => Data::take(request, &tracked.volume, wish)?,
+        None => Data::below(request, &tracked.volume)?,
     };
     if names_state && data.made.is_none() {
         warn_if_written(&tracked.volume, request.monitor)?;
     }
     let since = overlapping(from);
-    let (changes, block_bytes) = tracked.read_record(request, &dm, &mut data.guard, |record| {
-        Ok((
-            record.changes(since, base_size, size)?,
-            record.block_bytes(),
-        ))
-    })?;
+    if let Some(watch) = &mut watch {
+        watch.look(&data.volume, era)?;
+    }
+    let (changes, block_bytes, contradiction) =
+        tracked.read_record(request, &dm, &mut data.guard, |record| {
+            let list = record.changes(since, base_size, size)?;
+            let compare = |watch: &Watch| watch.compare(record, size, (Some(&list), since));
+            let contradiction = watch.as_ref().map(compare).transpose()?.flatten();
+            let contradiction = contradiction.map(|at| (at, record.superblock().current_era));
+            Ok((list, record.block_bytes(), contradiction))
+        })?;
+    match (&mut watch, contradiction, era) {
+        (Some(watch), Some((offset, now)), _) => return Err(watch.contradicted(offset, now)?),
+        (Some(watch), None, Some(era)) => watch.seen(era)?,
+        _ => {}
+    }
     let samples = match era {
         Some(_) => Samples::take(&data.volume, &changes)
             .map_err(|error| Error::io(format!("cannot read sampled blocks of {new}"), error))?,
         None => Samples::default(),
     };
     if let Some(era) = era {
-        tracked.tell(request, era);
+        tracked.tell(request, wish.unwrap_or_default(), era)?;
     }
     let header = Header {
         base_size: Some(base_size),

@@ -28,6 +28,9 @@ use crate::volume::VolumeIdentity;
 /// Asked before a snapshot is made: of which volume, and under which name if it is to be kept.
 pub type Admit<'a> = &'a dyn Fn(&LvName, Option<&LvName>) -> Result<()>;
 
+/// Hears which state will be sent.
+pub type Named<'a> = &'a dyn Fn(&State) -> Result<()>;
+
 /// How a live volume is to be read.
 #[derive(Clone, Copy, Default)]
 pub struct SnapshotWish<'a> {
@@ -37,6 +40,10 @@ pub struct SnapshotWish<'a> {
     pub keep: Option<&'a str>,
     /// Whoever may say no.
     pub admit: Option<Admit<'a>>,
+    /// Hears that it was made, or could not be, after it was admitted.
+    pub taken: Option<&'a dyn Fn() -> Result<()>>,
+    /// Of a volume that dm-era tracks: hears which state will be sent, before anything is.
+    pub named: Option<Named<'a>>,
     /// Find out whether one would be made, and make none.
     pub only_look: bool,
     /// Only of a volume that dm-era tracks; others are read as they are.
@@ -134,7 +141,9 @@ pub(super) fn snapshot_of(
     if let Some(admit) = wish.admit {
         admit(&live.name, None)?;
     }
-    let (made, guard) = live.make(request, wish)?;
+    let made = live.make(request, wish);
+    let heard = wish.taken.map_or(Ok(()), |taken| taken());
+    let (made, guard) = made.and_then(|made| heard.map(|()| made))?;
     let snapshot = match made.find()? {
         Found::Thin(thin) => thin.active.map(|active| *active),
         Found::Other(Resolved::LogicalVolume(volume)) => Some(*volume),

@@ -7,7 +7,7 @@ use super::names::{self, Metadata, device_uuid, metadata_in, metadata_name, volu
 use super::plan::{Seen, SeenDevice};
 use super::step::discard_bytes;
 use crate::dm::device::{DeviceMapper, sysfs_name_and_uuid};
-use crate::dm::era::{EraDevice, era_device, era_device_on, suspended};
+use crate::dm::era::{EraDevice, era_device, era_device_on, status_of, suspended};
 use crate::dm::lvm::{LvRow, all_volumes, volumes_of};
 use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
@@ -16,8 +16,11 @@ use crate::dm::snapshot::{LogicalVolume, Role};
 use crate::dm::wire::{DeviceInfo, Selector};
 use crate::error::{Error, Result};
 use crate::sys::device::DeviceNumber;
+use crate::track::witness;
+use crate::volume::ReadAt;
 use crate::volume::host::{Host, VolumeIdentity};
 use crate::volume::in_use::Holder;
+use crate::volume::open::Volume;
 
 /// The volume that `name` means: the logical volume, or the one below the era device of this name.
 pub fn volume(dm: &DeviceMapper, name: &str) -> Result<LogicalVolume> {
@@ -171,6 +174,39 @@ pub fn all_tracked() -> Result<Vec<LvName>> {
     names.sort();
     names.dedup();
     Ok(names)
+}
+
+/// The word for what the volume holds, as far as a witness looks at it. Of use while nobody writes to it.
+pub fn rest(seen: &Seen) -> Result<String> {
+    let name = &seen.volume;
+    let volume = Volume::open(format!("/dev/{name}"))?;
+    let size = seen.tracked_bytes().min(volume.size_bytes());
+    let blocks = witness::look(&volume, &witness::places(seen.uuid.as_bytes(), size));
+    let blocks = blocks
+        .map_err(|error| Error::io(format!("cannot read sampled blocks of {name}"), error))?;
+    Ok(witness::word(&blocks))
+}
+
+/// The era that goes on; 0 where the era device is not up.
+pub fn era(dm: &DeviceMapper, seen: &Seen) -> Result<u32> {
+    let device = seen.device.as_ref().filter(|device| device.has_table);
+    let Some(device) = device else {
+        return Ok(0);
+    };
+    match dm.info(Selector::Name(&device.name))? {
+        Some(info) => Ok(status_of(dm, info.device, &seen.volume.to_string())?.era),
+        None => Ok(0),
+    }
+}
+
+/// The record of a volume, as LVM knows it.
+pub fn record_of(volume: &LogicalVolume) -> Result<Option<Metadata>> {
+    let rows = volumes_of(volume.name.vg())?;
+    let metadata = rows.iter().filter_map(metadata_in);
+    at_most_one(
+        volume,
+        metadata.filter(|found| found.of == volume.uuid).collect(),
+    )
 }
 
 /// Whether discards get through an era device; `None` where that cannot be seen.

@@ -11,6 +11,7 @@
 //! | [`plan`] | from what was seen to steps (pure) |
 //! | [`step`] | one step: its words, and doing it |
 //! | [`look`] | what is there |
+//! | [`witness`] | whether somebody wrote past the era device |
 //! | [`kernel`] | which kernels can be trusted with it (pure) |
 
 pub mod kernel;
@@ -19,3 +20,4 @@ pub mod names;
 pub mod plan;
 pub mod size;
 pub mod step;
+pub mod witness;

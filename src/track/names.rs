@@ -16,6 +16,10 @@ const OF_TAG: &str = "lvmsync_era_of_";
 const BLOCK_TAG: &str = "lvmsync_era_block_";
 /// Begins the tag with the size of the era device in sectors: a volume that was extended is longer.
 const SIZE_TAG: &str = "lvmsync_era_size_";
+/// Begins the tag with an era and a size in sectors: what is named by that era or an earlier one was no longer than this.
+const GROWN_TAG: &str = "lvmsync_era_grown_";
+/// Begins the tag with the word for what the volume held when its era device was taken down.
+const REST_TAG: &str = "lvmsync_era_rest_";
 /// Begins the device-mapper UUID of our era devices.
 const UUID_PREFIX: &str = "LVMSYNC-ERA-";
 /// What device-mapper takes as a name.
@@ -64,6 +68,16 @@ pub fn of_tag(volume_uuid: &str) -> String {
     format!("{OF_TAG}{volume_uuid}")
 }
 
+/// The tag that tells that states of this era and earlier ones had so many sectors at most.
+pub fn grown_tag(era: u32, sectors: u64) -> String {
+    format!("{GROWN_TAG}{era}_{sectors}")
+}
+
+/// The tag that tells what the volume held when its era device was taken down.
+pub fn rest_tag(word: &str) -> String {
+    format!("{REST_TAG}{word}")
+}
+
 /// A volume with a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata {
@@ -79,6 +93,10 @@ pub struct Metadata {
     pub block_sectors: Option<u64>,
     /// How many sectors of the volume are tracked, if the tag is in order.
     pub sectors: Option<u64>,
+    /// Eras, and how many sectors the volume had at most in states of that era or an earlier one.
+    pub grown: Vec<(u32, u64)>,
+    /// The word for what the volume held when its era device was taken down, until it is up again.
+    pub rest: Option<String>,
     /// It proves nothing.
     pub is_void: bool,
     /// It has a device.
@@ -100,9 +118,24 @@ pub fn metadata_in(row: &LvRow) -> Option<Metadata> {
         size_bytes: row.lv_size.parse().ok()?,
         block_sectors: number(BLOCK_TAG),
         sectors: number(SIZE_TAG),
+        grown: tags().filter_map(grown_in).collect(),
+        rest: after(REST_TAG).map(str::to_owned),
         is_void: tags().any(|tag| tag == VOID_TAG),
         is_active: row.is_active(),
     })
+}
+
+fn grown_in(tag: &str) -> Option<(u32, u64)> {
+    let (era, sectors) = tag.strip_prefix(GROWN_TAG)?.split_once('_')?;
+    Some((era.parse().ok()?, sectors.parse().ok()?))
+}
+
+impl Metadata {
+    /// How many sectors of the volume a state of this era has at most, as far as it was extended since.
+    pub fn sectors_at(&self, era: u32) -> Option<u64> {
+        let since = self.grown.iter().filter(|(until, _)| era <= *until);
+        since.map(|(_, sectors)| *sectors).min()
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +169,21 @@ mod tests {
             };
             assert_eq!(metadata_in(&row), None, "{tags}");
         }
+    }
+
+    #[test]
+    fn a_state_is_as_long_as_the_volume_was_then() {
+        let grown = [grown_tag(7, 100), grown_tag(9, 200)].join(",");
+        let row = LvRow {
+            vg_name: "vg".into(),
+            lv_name: "m".into(),
+            lv_size: "4194304".into(),
+            lv_tags: format!("{},{grown}", tags("u-1", 128, 300).join(",")),
+            ..LvRow::default()
+        };
+        let found = metadata_in(&row).unwrap();
+        let sizes = [6, 7, 8, 9, 10].map(|era| found.sectors_at(era));
+        assert_eq!(sizes, [Some(100), Some(100), Some(200), Some(200), None]);
     }
 
     #[test]

@@ -4,11 +4,15 @@
 //! marked as void from before it is made until its device is up, and from before its device is taken away: what a killed
 //! run leaves is finished or undone by the same command, and never taken for a record of anything.
 
-use super::names::{Metadata, VOID_TAG, device_name, device_uuid, metadata_name, tags};
-use super::size::{block_bytes, metadata_bytes, sectors};
-use super::step::Step;
+use super::names::{
+    Metadata, VOID_TAG, device_name, device_uuid, grown_tag, metadata_name, rest_tag, size_tag,
+    tags,
+};
+use super::size::{block_bytes, least_metadata_bytes, metadata_bytes, sectors};
+use super::step::{Step, table};
 use crate::dm::name::LvName;
 use crate::error::{Error, Result};
+use crate::units::sectors_to_bytes;
 
 /// The era device on a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +59,14 @@ impl Seen {
             return Ok(device.name.clone());
         }
         device_name(&self.volume).ok_or_else(|| self.too_long())
+    }
+
+    /// So much of it is below the era device.
+    pub fn tracked_bytes(&self) -> u64 {
+        let sectors = self.metadata.as_ref().and_then(|found| found.sectors);
+        sectors
+            .and_then(sectors_to_bytes)
+            .unwrap_or(self.size_bytes)
     }
 
     fn too_long(&self) -> Error {
@@ -111,6 +123,7 @@ pub fn enable(seen: &Seen, asked_block_bytes: Option<u64>) -> Result<Vec<Step>> 
         (Some(device), Some(metadata)) => {
             let device = device.name.clone();
             steps.push(Step::RefuseDiscards { device });
+            steps.extend(unrest(metadata));
             if metadata.is_void {
                 steps.push(unvoid(metadata));
             }
@@ -173,17 +186,99 @@ pub fn disable(seen: &Seen) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
+/// Steps that track what the volume was extended by; none if all of it is. `era` is the one that goes on.
+pub fn resize(seen: &Seen, era: u32) -> Result<Vec<Step>> {
+    let what = seen.volume.to_string();
+    let (device, metadata) = match (&seen.device, &seen.metadata) {
+        (Some(device), _) if !device.is_ours => return Err(foreign(seen, device)),
+        (Some(device), Some(metadata)) if device.has_table && !metadata.is_void => {
+            (device, metadata)
+        }
+        _ => {
+            return Err(Error::refused(
+                &what,
+                "its era device is not up",
+                format!("Put it up first: lvmsync track up {what}"),
+            ));
+        }
+    };
+    let (Some(block_sectors), Some(tracked)) = (metadata.block_sectors, metadata.sectors) else {
+        return Err(no_tags(metadata));
+    };
+    let wanted = sectors(seen.size_bytes);
+    if wanted < tracked || wanted < device.sectors {
+        return Err(became_smaller(&what));
+    }
+    let block_bytes = sectors_to_bytes(block_sectors).unwrap_or(u64::MAX);
+    if least_metadata_bytes(seen.size_bytes, block_bytes) > metadata.size_bytes {
+        return Err(Error::refused(
+            &what,
+            format!(
+                "its record {} is too small for what it was extended by, and dm-era cannot enlarge one",
+                metadata.name
+            ),
+            format!(
+                "Begin anew, and make the copies equal once: lvmsync track disable {what}, lvmsync track enable {what}"
+            ),
+        ));
+    }
+    let mut steps = Vec::new();
+    if wanted != tracked {
+        steps.push(Step::Grow {
+            metadata: metadata.name.clone(),
+            tags: [size_tag(wanted), grown_tag(era, tracked)],
+            old: size_tag(tracked),
+        });
+    }
+    if wanted != device.sectors {
+        let table = |sectors| table(sectors, &metadata.name, &seen.volume, block_sectors);
+        steps.push(Step::Reload {
+            device: device.name.clone(),
+            tables: [table(wanted), table(device.sectors)],
+        });
+        let device = device.name.clone();
+        steps.push(Step::RefuseDiscards { device });
+    }
+    Ok(steps)
+}
+
+/// Steps that take the era device down, and put on record what the volume holds then: `rest` is the word for it. None if it
+/// is down.
+pub fn down(seen: &Seen, rest: &str) -> Result<Vec<Step>> {
+    let Some(device) = &seen.device else {
+        return Ok(Vec::new());
+    };
+    if !device.is_ours {
+        return Err(foreign(seen, device));
+    }
+    refuse_open(seen, device)?;
+    let mut steps = Vec::new();
+    if let Some(metadata) = seen.metadata.as_ref().filter(|metadata| !metadata.is_void) {
+        let tag = rest_tag(rest);
+        let old = metadata.rest.as_deref().map(rest_tag);
+        if old.as_ref() != Some(&tag) {
+            let metadata = metadata.name.clone();
+            steps.push(Step::Rest { metadata, tag, old });
+        }
+    }
+    let device = device.name.clone();
+    steps.push(Step::StopDevice { device });
+    Ok(steps)
+}
+
 /// What [`up`] found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Up {
     /// To be done; nothing if it is up.
     Steps(Vec<Step>),
-    /// The volume is in use without the era device, so the record has a hole: it is to be marked, and the error told.
+    /// The volume is in use without the era device, or was written to, so the record has a hole: it is to be marked, and the
+    /// error told.
     Hole(Vec<Step>, String),
 }
 
-/// Steps that put the era device of a tracked volume up again, after a boot for one.
-pub fn up(seen: &Seen) -> Result<Up> {
+/// Steps that put the era device of a tracked volume up again, after a boot for one. `rest` is the word for what the volume
+/// holds, where one is on record.
+pub fn up(seen: &Seen, rest: Option<&str>) -> Result<Up> {
     let what = seen.volume.to_string();
     if let Some(device) = &seen.device {
         if !device.is_ours {
@@ -191,7 +286,9 @@ pub fn up(seen: &Seen) -> Result<Up> {
         }
         if device.has_table {
             let device = device.name.clone();
-            return Ok(Up::Steps(vec![Step::RefuseDiscards { device }]));
+            let mut steps = vec![Step::RefuseDiscards { device }];
+            steps.extend(seen.metadata.as_ref().and_then(unrest));
+            return Ok(Up::Steps(steps));
         }
     }
     let Some(metadata) = &seen.metadata else {
@@ -208,28 +305,29 @@ pub fn up(seen: &Seen) -> Result<Up> {
             format!("Begin anew, and copy the whole volume once: lvmsync track enable {what}"),
         ));
     }
-    if !seen.holders.is_empty() {
+    let hole = |reason: String| {
         let mark = Step::Void {
             metadata: metadata.name.clone(),
             tag: VOID_TAG,
         };
-        return Ok(Up::Hole(vec![mark], seen.holders.join("; ")));
+        Ok(Up::Hole(vec![mark], reason))
+    };
+    if !seen.holders.is_empty() {
+        let by = seen.holders.join("; ");
+        return hole(format!("it is in use without its era device: {by}"));
+    }
+    if metadata.rest.is_some() && metadata.rest.as_deref() != rest {
+        return hole(
+            "it does not hold what it held when its era device was taken down: something wrote to it meanwhile (mounted \
+             without the era device, from a rescue system, by a program that opens the volume itself)"
+                .to_owned(),
+        );
     }
     let (Some(block_sectors), Some(tracked)) = (metadata.block_sectors, metadata.sectors) else {
-        return Err(Error::Lvm {
-            what: metadata.name.to_string(),
-            reason: "its tags do not tell any more what is tracked, and in blocks of which size"
-                .to_owned(),
-        });
+        return Err(no_tags(metadata));
     };
     if sectors(seen.size_bytes) < tracked {
-        return Err(Error::TrackingLost {
-            volume: what.clone(),
-            reason: format!(
-                "it became smaller without its era device, and its record does not know what was cut off\nBegin anew: \
-                 lvmsync track disable {what}, then lvmsync track enable {what}"
-            ),
-        });
+        return Err(became_smaller(&what));
     }
     let mut steps = Vec::new();
     if let Some(device) = &seen.device {
@@ -241,6 +339,7 @@ pub fn up(seen: &Seen) -> Result<Up> {
     }
     // Where it was extended meanwhile, what is new is tracked when `track resize` has put that on record.
     steps.extend(seen.start(metadata.name.clone(), block_sectors, tracked)?);
+    steps.extend(unrest(metadata));
     Ok(Up::Steps(steps))
 }
 
@@ -249,6 +348,30 @@ fn unvoid(metadata: &Metadata) -> Step {
         metadata: metadata.name.clone(),
         tag: VOID_TAG,
     }
+}
+
+fn no_tags(metadata: &Metadata) -> Error {
+    Error::Lvm {
+        what: metadata.name.to_string(),
+        reason: "its tags do not tell any more what is tracked, and in blocks of which size"
+            .to_owned(),
+    }
+}
+
+fn became_smaller(what: &str) -> Error {
+    Error::TrackingLost {
+        volume: what.to_owned(),
+        reason: format!(
+            "it became smaller than what is tracked, and its record does not know what was cut off\nBegin anew: lvmsync track \
+             disable {what}, then lvmsync track enable {what}"
+        ),
+    }
+}
+
+fn unrest(metadata: &Metadata) -> Option<Step> {
+    let tag = rest_tag(metadata.rest.as_deref()?);
+    let metadata = metadata.name.clone();
+    Some(Step::Unrest { metadata, tag })
 }
 
 fn remove(metadata: &Metadata) -> Step {

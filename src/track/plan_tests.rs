@@ -33,6 +33,8 @@ fn after(mut seen: Seen, step: &Step) -> Seen {
                 size_bytes: *size_bytes,
                 block_sectors: Some(128),
                 sectors: Some(131_072),
+                grown: Vec::new(),
+                rest: None,
                 is_void: true,
                 is_active: true,
             });
@@ -53,7 +55,8 @@ fn after(mut seen: Seen, step: &Step) -> Seen {
         }
         Step::StopDevice { .. } => {
             let device = seen.device.take().unwrap();
-            let is_whole = seen.metadata.as_ref().is_some_and(|found| !found.is_void);
+            let counts = |found: &Metadata| !found.is_void && found.rest.is_none();
+            let is_whole = seen.metadata.as_ref().is_some_and(counts);
             assert!(
                 !(device.has_table && is_whole),
                 "a whole record without its device"
@@ -69,6 +72,28 @@ fn after(mut seen: Seen, step: &Step) -> Seen {
             seen.name_is_taken = false;
         }
         Step::Activate(_) => seen.metadata.as_mut().unwrap().is_active = true,
+        Step::Rest { tag, .. } => {
+            assert!(seen.device.is_some(), "nobody keeps count");
+            seen.metadata.as_mut().unwrap().rest =
+                tag.strip_prefix("lvmsync_era_rest_").map(str::to_owned);
+        }
+        Step::Grow { tags, old, .. } => {
+            let metadata = seen.metadata.as_mut().unwrap();
+            assert_eq!(Some(old.clone()), metadata.sectors.map(size_tag));
+            let [size, _] = tags;
+            metadata.sectors = size.rsplit('_').next().unwrap().parse().ok();
+            metadata.grown.push((0, 0));
+        }
+        Step::Reload { tables, .. } => {
+            let metadata = seen.metadata.as_ref().unwrap();
+            let sectors = tables[0].split(' ').nth(1).unwrap().parse().ok();
+            assert_eq!(metadata.sectors, sectors, "longer, and on no record");
+            seen.device.as_mut().unwrap().sectors = sectors.unwrap();
+        }
+        Step::Unrest { .. } => {
+            assert!(seen.device.is_some(), "nobody keeps count");
+            seen.metadata.as_mut().unwrap().rest = None;
+        }
         Step::RefuseDiscards { .. } => assert!(seen.device.is_some()),
     }
     seen
@@ -181,7 +206,7 @@ fn a_record_whose_device_is_down_comes_up_only_if_nobody_got_past_it() {
     };
     booted.metadata.as_mut().unwrap().is_active = false;
     refused(enable(&booted, None), "lvmsync track up vg/data");
-    let Up::Steps(steps) = up(&booted).unwrap() else {
+    let Up::Steps(steps) = up(&booted, None).unwrap() else {
         panic!("a hole");
     };
     assert_eq!(steps.len(), 3);
@@ -191,24 +216,24 @@ fn a_record_whose_device_is_down_comes_up_only_if_nobody_got_past_it() {
         size_bytes: booted.size_bytes * 2,
         ..booted.clone()
     };
-    assert_eq!(up(&longer).unwrap(), Up::Steps(steps));
+    assert_eq!(up(&longer, None).unwrap(), Up::Steps(steps));
     let shorter = Seen {
         size_bytes: booted.size_bytes / 2,
         ..booted.clone()
     };
     assert_eq!(
-        up(&shorter).unwrap_err().exit_code(),
+        up(&shorter, None).unwrap_err().exit_code(),
         ExitCode::TrackingLost
     );
     // Mounted by its label before that: the record has a hole, and says so from then on.
     booted.holders = vec!["mounted on /srv".into()];
-    let Up::Hole(steps, by) = up(&booted).unwrap() else {
+    let Up::Hole(steps, by) = up(&booted, None).unwrap() else {
         panic!("no hole");
     };
-    assert_eq!(by, "mounted on /srv");
+    assert!(by.contains("mounted on /srv"), "{by}");
     let mut marked = all_after(booted, &steps);
     marked.holders.clear();
-    let error = up(&marked).unwrap_err();
+    let error = up(&marked, None).unwrap_err();
     assert!(
         error.chain().contains("proves nothing"),
         "{}",
@@ -220,5 +245,105 @@ fn a_record_whose_device_is_down_comes_up_only_if_nobody_got_past_it() {
         &steps[..2],
         [Step::RemoveMetadata { .. }, Step::MakeMetadata { .. }]
     ));
-    assert!(up(&seen()).is_err());
+    assert!(up(&seen(), None).is_err());
+}
+
+#[test]
+fn what_was_written_while_the_device_was_down_is_a_hole() {
+    let tracked = all_after(seen(), &enable(&seen(), None).unwrap());
+    let steps = down(&tracked, "was").unwrap();
+    let resting = all_after(tracked.clone(), &steps);
+    assert!(resting.device.is_none());
+    assert_eq!(
+        resting.metadata.as_ref().unwrap().rest.as_deref(),
+        Some("was")
+    );
+    assert_eq!(down(&resting, "is").unwrap(), []);
+    let Up::Steps(steps) = up(&resting, Some("was")).unwrap() else {
+        panic!("a hole");
+    };
+    assert_eq!(all_after(resting.clone(), &steps), tracked);
+    for now in [Some("is"), None] {
+        let Up::Hole(steps, reason) = up(&resting, now).unwrap() else {
+            panic!("no hole");
+        };
+        assert!(
+            reason.contains("when its era device was taken down"),
+            "{reason}"
+        );
+        assert!(all_after(resting.clone(), &steps).metadata.unwrap().is_void);
+    }
+    // Killed in between: the device is up, and what is on record of the volume at rest is of no use any more.
+    let stale = Seen {
+        device: tracked.device.clone(),
+        ..resting
+    };
+    for steps in [
+        enable(&stale, None).unwrap(),
+        match up(&stale, None).unwrap() {
+            Up::Steps(steps) => steps,
+            Up::Hole(..) => panic!("a hole"),
+        },
+    ] {
+        assert_eq!(all_after(stale.clone(), &steps), tracked);
+    }
+    let again = all_after(stale.clone(), &down(&stale, "is").unwrap());
+    assert_eq!(again.metadata.unwrap().rest.as_deref(), Some("is"));
+    let mut open = tracked;
+    open.device.as_mut().unwrap().open_count = 1;
+    refused(down(&open, "is"), "open by 1 process(es)");
+}
+
+#[test]
+fn what_a_volume_was_extended_by_is_tracked_wherever_a_run_was_killed() {
+    let tracked = all_after(seen(), &enable(&seen(), None).unwrap());
+    assert_eq!(resize(&tracked, 7).unwrap(), []);
+    let longer = Seen {
+        size_bytes: 96 << 20,
+        ..tracked.clone()
+    };
+    let steps = resize(&longer, 7).unwrap();
+    assert!(
+        steps[0].to_string().contains("lvmsync_era_grown_7_131072"),
+        "{}",
+        steps[0]
+    );
+    for left in killed(&longer, &steps) {
+        let again = all_after(left.clone(), &resize(&left, 8).unwrap());
+        assert_eq!(again.device.as_ref().unwrap().sectors, 196_608);
+        assert_eq!(again.metadata.as_ref().unwrap().grown.len(), 1);
+        assert_eq!(resize(&again, 9).unwrap(), []);
+        // Or it is booted.
+        let booted = Seen {
+            device: None,
+            ..left
+        };
+        let Up::Steps(steps) = up(&booted, None).unwrap() else {
+            panic!("a hole");
+        };
+        let up = all_after(booted, &steps);
+        assert_eq!(
+            up.device.unwrap().sectors,
+            up.metadata.unwrap().sectors.unwrap()
+        );
+    }
+    let shorter = Seen {
+        size_bytes: 32 << 20,
+        ..tracked.clone()
+    };
+    assert_eq!(
+        resize(&shorter, 7).unwrap_err().exit_code(),
+        ExitCode::TrackingLost
+    );
+    refused(
+        resize(
+            &Seen {
+                size_bytes: 1 << 50,
+                ..tracked
+            },
+            7,
+        ),
+        "too small",
+    );
+    refused(resize(&seen(), 7), "track up");
 }

@@ -22,10 +22,19 @@ const METADATA_BLOCK_BYTES: u64 = 4096;
 /// Numbers of eras, and words of a bitset, in one block of an array.
 const ERAS_IN_BLOCK: u64 = 1018;
 const BITS_IN_BLOCK: u64 = 509 * 64;
-/// The array, a copy under a metadata snapshot, and one more while blocks are rewritten.
-const ARRAYS: u64 = 3;
-/// Bitsets of eras that are not digested yet.
-const BITSETS: u64 = 16;
+/// The array, a copy under a metadata snapshot, and one more while blocks are rewritten; bitsets of eras that are not digested
+/// yet.
+const USUAL: Parts = Parts {
+    arrays: 3,
+    bitsets: 16,
+};
+/// Array and copy, and bitsets of the eras of one run.
+const LEAST: Parts = Parts {
+    arrays: 2,
+    bitsets: 8,
+};
+/// The record cannot grow, and the volume may become so many times as large.
+const GROWTH: u64 = 2;
 /// Superblock, space maps, trees.
 const FIXED_BYTES: u64 = 4 << 20;
 /// The kernel uses no more (255 index entries of its space map).
@@ -53,15 +62,31 @@ pub fn block_bytes(size_bytes: u64, asked: Option<u64>) -> Result<u64> {
     Ok(asked)
 }
 
-/// Room for the record of a volume of this size.
+struct Parts {
+    arrays: u64,
+    bitsets: u64,
+}
+
+impl Parts {
+    fn bytes(&self, size_bytes: u64, block_bytes: u64) -> u64 {
+        let blocks = size_bytes.div_ceil(block_bytes.max(1));
+        let array = blocks.div_ceil(ERAS_IN_BLOCK).saturating_mul(self.arrays);
+        let bits = blocks.div_ceil(BITS_IN_BLOCK).saturating_mul(self.bitsets);
+        array
+            .saturating_add(bits)
+            .saturating_mul(METADATA_BLOCK_BYTES)
+            .saturating_add(FIXED_BYTES)
+    }
+}
+
+/// What a record of this size must have at least for a volume of that size.
+pub fn least_metadata_bytes(size_bytes: u64, block_bytes: u64) -> u64 {
+    LEAST.bytes(size_bytes, block_bytes)
+}
+
+/// Room for the record of a volume of this size, which may grow.
 pub fn metadata_bytes(size_bytes: u64, block_bytes: u64) -> Result<u64> {
-    let blocks = size_bytes.div_ceil(block_bytes.max(1));
-    let array = blocks.div_ceil(ERAS_IN_BLOCK).saturating_mul(ARRAYS);
-    let bits = blocks.div_ceil(BITS_IN_BLOCK).saturating_mul(BITSETS);
-    let bytes = array
-        .saturating_add(bits)
-        .saturating_mul(METADATA_BLOCK_BYTES)
-        .saturating_add(FIXED_BYTES);
+    let bytes = USUAL.bytes(size_bytes, block_bytes);
     if bytes > MOST_METADATA_BYTES {
         return Err(Error::Usage(format!(
             "blocks of {}: their record would need {}, and dm-era uses at most {}; choose larger ones: --block-size",
@@ -70,7 +95,8 @@ pub fn metadata_bytes(size_bytes: u64, block_bytes: u64) -> Result<u64> {
             Bytes(MOST_METADATA_BYTES)
         )));
     }
-    Ok(bytes)
+    let grown = USUAL.bytes(size_bytes.saturating_mul(GROWTH), block_bytes);
+    Ok(grown.min(MOST_METADATA_BYTES))
 }
 
 /// Whole sectors.
@@ -101,13 +127,17 @@ mod tests {
     fn the_record_has_room_and_stays_small() {
         assert!(metadata_bytes(64 << 20, 64 << 10).unwrap() < 5 << 20);
         let bytes = metadata_bytes(TIB, 64 << 10).unwrap();
-        assert!((200 << 20..300 << 20).contains(&bytes), "{bytes}");
+        assert!((400 << 20..500 << 20).contains(&bytes), "{bytes}");
+        for grown in [TIB, 2 * TIB, 2 * TIB + TIB / 2] {
+            assert!(least_metadata_bytes(grown, 64 << 10) <= bytes);
+        }
+        assert!(least_metadata_bytes(4 * TIB, 64 << 10) > bytes);
         for exponent in 20..60 {
             let size = 1u64 << exponent;
             let block = block_bytes(size, None).unwrap();
             let bytes = metadata_bytes(size, block).unwrap();
             // A word for each block, twice, is the least that a metadata snapshot needs.
-            assert!(bytes > 8 * size.div_ceil(block) && bytes <= 1 << 30);
+            assert!(bytes > 8 * size.div_ceil(block) && bytes <= 1 << 31);
         }
         assert!(metadata_bytes(16 * TIB, 4096).is_err());
     }

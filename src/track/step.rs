@@ -62,6 +62,39 @@ pub enum Step {
         /// The tag that comes.
         tag: &'static str,
     },
+    /// Put on record what the volume holds while nobody writes to it, in place of what was there.
+    Rest {
+        /// Where it is.
+        metadata: LvName,
+        /// The tag that comes.
+        tag: String,
+        /// The tag that goes.
+        old: Option<String>,
+    },
+    /// Take that off: from now on it may be written to.
+    Unrest {
+        /// Where it is.
+        metadata: LvName,
+        /// The tag.
+        tag: String,
+    },
+    /// Put on record that the volume is longer from now on.
+    Grow {
+        /// Where it is.
+        metadata: LvName,
+        /// The tags that come.
+        tags: [String; 2],
+        /// The tag that goes.
+        old: String,
+    },
+    /// Give the era device another size. It is suspended for a moment, by a command that lasts until it is not, whoever is
+    /// killed meanwhile: dm-era reads its record when a table is loaded, and nobody may write to that any more by then.
+    Reload {
+        /// Its name.
+        device: String,
+        /// The new table, and the old one, to which it goes back if the kernel refuses the new one.
+        tables: [String; 2],
+    },
     /// Take the era device down.
     StopDevice {
         /// Its name.
@@ -76,10 +109,21 @@ pub enum Step {
     },
 }
 
+const RELOAD: &str = "trap '' HUP INT TERM; dmsetup suspend \"$1\" || exit; \
+    dmsetup load \"$1\" --table \"$2\" && dmsetup resume \"$1\" && exit; \
+    dmsetup load \"$1\" --table \"$3\" && dmsetup resume \"$1\"; exit 1";
+
+/// The table of an era device.
+pub fn table(sectors: u64, metadata: &LvName, volume: &LvName, block_sectors: u64) -> String {
+    format!("0 {sectors} era /dev/{metadata} /dev/{volume} {block_sectors}")
+}
+
 impl Step {
     /// Program and arguments; empty for what no program does.
     fn words(&self) -> Vec<String> {
-        let strings = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let strings = |words: &[&str]| -> Vec<String> {
+            words.iter().map(|word| (*word).to_owned()).collect()
+        };
         match self {
             Self::MakeMetadata {
                 name,
@@ -113,8 +157,7 @@ impl Step {
                 volume,
                 block_sectors,
             } => {
-                let table =
-                    format!("0 {sectors} era /dev/{metadata} /dev/{volume} {block_sectors}");
+                let table = table(*sectors, metadata, volume, *block_sectors);
                 strings(&[
                     "dmsetup", "create", device, "--uuid", uuid, "--table", &table,
                 ])
@@ -127,6 +170,33 @@ impl Step {
             Self::Void { metadata, tag } => {
                 let name = metadata.to_string();
                 strings(&["lvchange", "-qq", "--addtag", tag, "--", &name])
+            }
+            Self::Rest { metadata, tag, old } => {
+                let mut words = strings(&["lvchange", "-qq"]);
+                if let Some(old) = old {
+                    words.extend(["--deltag".to_owned(), old.clone()]);
+                }
+                words.extend(strings(&["--addtag", tag, "--", &metadata.to_string()]));
+                words
+            }
+            Self::Grow {
+                metadata,
+                tags: [first, second],
+                old,
+            } => {
+                let name = metadata.to_string();
+                strings(&[
+                    "lvchange", "-qq", "--deltag", old, "--addtag", first, "--addtag", second,
+                    "--", &name,
+                ])
+            }
+            Self::Reload {
+                device,
+                tables: [new, old],
+            } => strings(&["sh", "-c", RELOAD, "sh", device, new, old]),
+            Self::Unrest { metadata, tag } => {
+                let name = metadata.to_string();
+                strings(&["lvchange", "-qq", "--deltag", tag, "--", &name])
             }
             Self::StopDevice { device } => strings(&["dmsetup", "remove", device]),
             Self::RemoveMetadata { name, uuid } => {

@@ -43,19 +43,32 @@ pub(in crate::cli) struct There<'a> {
 impl<'a> There<'a> {
     /// `None` if the target keeps none.
     pub(in crate::cli) fn of(
-        (name, job): (&str, &JobConfig),
+        job: (&str, &JobConfig),
         target: &'a Target,
         state: &'a StateArgs,
         terminal: &'a Terminal,
         cancel: &'a Cancel,
     ) -> Result<Option<Self>> {
+        if job.1.history == History::Off && !target.collects() {
+            return Ok(None);
+        }
+        Self::at(job, target, state, terminal, cancel).map(Some)
+    }
+
+    /// Where they would be if it kept some.
+    pub(in crate::cli) fn at(
+        (name, job): (&str, &JobConfig),
+        target: &'a Target,
+        state: &'a StateArgs,
+        terminal: &'a Terminal,
+        cancel: &'a Cancel,
+    ) -> Result<Self> {
         let endpoint = parse_endpoint(&target.to)?;
         let root = match (&job.history, &endpoint) {
             _ if target.collects() => None,
-            (History::Off, _) => return Ok(None),
             (History::Below(root), _) => Some(root.clone()),
-            (History::On, Endpoint::Remote { .. }) => Some(PathBuf::from(FAR_ROOT)),
-            (History::On, Endpoint::Local(_)) => Some(
+            (_, Endpoint::Remote { .. }) => Some(PathBuf::from(FAR_ROOT)),
+            (_, Endpoint::Local(_)) => Some(
                 StateDir::choose(state.state_dir.as_deref())
                     .path()
                     .join("history"),
@@ -71,7 +84,7 @@ impl<'a> There<'a> {
         };
         // Undo files are named in the records of that machine: as the path that they really have.
         let directory = std::path::absolute(&directory).unwrap_or(directory);
-        Ok(Some(Self {
+        Ok(Self {
             target,
             host,
             volume: (!target.collects()).then_some(path),
@@ -79,7 +92,7 @@ impl<'a> There<'a> {
             terminal,
             cancel,
             directory,
-        }))
+        })
     }
 
     /// Where the files are, at the machine of the target.

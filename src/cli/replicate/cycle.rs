@@ -6,6 +6,7 @@
 //! id of its run.
 
 mod bases;
+mod eras;
 mod keeping;
 mod room;
 
@@ -25,13 +26,13 @@ use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
 use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
-use crate::job::config::{JobConfig, Target};
+use crate::job::config::{JobConfig, Target, Track};
 use crate::job::hooks;
 use crate::job::state::JobState;
 use crate::job::store::Held;
 use crate::monitor::Monitor;
 use crate::record::keeper::now;
-use crate::source::SourceRequest;
+use crate::source::{SnapshotWish, SourceRequest};
 use crate::units::Bytes;
 use crate::volume::file_version::run_id;
 pub(in crate::cli) use keeping::refused_as_put_back;
@@ -161,6 +162,9 @@ impl<'a> Cycle<'a> {
     }
 
     fn run(mut self) -> Result<()> {
+        if self.job.track == Track::Era {
+            return self.run_eras();
+        }
         self.sort_out()?;
         // No snapshot for nobody.
         let is_put_back = |target: &&Target| self.put_back(target).is_some();
@@ -178,10 +182,21 @@ impl<'a> Cycle<'a> {
         let taken = now();
         let new = self.snapshot()?;
         self.new = Some(new.uuid.clone());
+        let result = self.each_target(|cycle, target| cycle.follow(target, &new, taken));
+        self.new = None;
+        self.remove_strays()?;
+        result
+    }
+
+    /// One that fails does not keep the others from going on. The error is the first one's.
+    fn each_target(
+        &mut self,
+        mut follow: impl FnMut(&mut Self, &Target) -> Result<()>,
+    ) -> Result<()> {
         let mut first_error = None;
         for target in &self.job.targets {
             self.cancel.check()?;
-            if let Err(error) = self.follow(target, &new, taken) {
+            if let Err(error) = follow(self, target) {
                 self.terminal
                     .warn(&format!("{}: {}: {}", self.name, target.to, error.chain()));
                 let known = self.target(target);
@@ -191,8 +206,6 @@ impl<'a> Cycle<'a> {
                 first_error.get_or_insert(error);
             }
         }
-        self.new = None;
-        self.remove_strays()?;
         first_error.map_or(Ok(()), Err)
     }
 
@@ -231,7 +244,8 @@ impl<'a> Cycle<'a> {
         let bytes = while_watched(&bases, this.growth(), this.terminal, || {
             let file = file.as_deref();
             let beside = this.beside(target, file, old.is_none(), is_prepared)?;
-            match this.transfer(target, old.as_ref(), new, beside) {
+            let from = old.as_ref().map(|old| old.name.as_str());
+            match this.transfer(target, (from, &new.name), None, beside) {
                 Err(error) if old.is_some() && error.exit_code() == ExitCode::TrackingLost => {
                     let instead = if target.collects() {
                         "everything is written instead"
@@ -245,7 +259,7 @@ impl<'a> Cycle<'a> {
                         error.chain()
                     ));
                     let beside = this.beside(target, file, true, false)?;
-                    this.transfer(target, None, new, beside)
+                    this.transfer(target, (None, &new.name), None, beside)
                 }
                 result => result,
             }
@@ -273,8 +287,8 @@ impl<'a> Cycle<'a> {
     fn transfer(
         &self,
         target: &Target,
-        old: Option<&Base>,
-        new: &Base,
+        (old, new): (Option<&str>, &str),
+        snapshot: Option<SnapshotWish<'_>>,
         beside: Option<PathBuf>,
     ) -> Result<u64> {
         let making = target.create.as_deref().map(str::parse).transpose();
@@ -303,13 +317,13 @@ impl<'a> Cycle<'a> {
         let remote = remote_args(target);
         let job = Job {
             request: SourceRequest {
-                from: old.map(|old| old.name.as_str()),
-                new: Some(&new.name),
+                from: old,
+                new: Some(new),
                 data_source: None,
                 base_size: None,
                 thin_metadata: None,
                 volume_size: None,
-                snapshot: None,
+                snapshot,
                 compression: self.job.compress,
                 state: self.state_args.directory(),
                 cancel: self.cancel,

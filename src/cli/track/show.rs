@@ -133,6 +133,12 @@ fn write_row(out: &mut dyn std::io::Write, row: &Row) -> std::io::Result<()> {
     let tail = Some(row.untracked_tail_bytes).filter(|bytes| *bytes > 0);
     line(
         "NOT tracked",
-        tail.map(|bytes| format!("the last {} of the volume", Bytes(bytes))),
+        tail.map(|bytes| {
+            format!(
+                "the last {} of the volume; lvmsync track resize {}",
+                Bytes(bytes),
+                row.volume
+            )
+        }),
     )
 }

@@ -104,7 +104,12 @@ impl Cycle<'_> {
         let lost = self.state.retain(&there, &wanted);
         for (target, gone) in lost {
             // Of one that is there something was said above.
-            if !rows.iter().any(|row| row.lv_uuid == gone.uuid) {
+            if gone.is_era() {
+                self.terminal.warn(&format!(
+                    "{}: {target}: followed by snapshots from now on, and not by eras: it is compared once",
+                    self.name
+                ));
+            } else if !rows.iter().any(|row| row.lv_uuid == gone.uuid) {
                 self.terminal.warn(&format!(
                     "{}: {target}: snapshot {} is not there any more (was it removed by hand?), so the target is \
                      compared, or written anew where it collects deltas",

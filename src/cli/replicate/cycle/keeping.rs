@@ -11,7 +11,7 @@ use crate::cli::points::there::{There, unexpected};
 use crate::dm::base::Base;
 use crate::error::{Error, Result};
 use crate::job::config::{History, Target};
-use crate::job::points::{DELTA_SUFFIX, Prepared, Reply, UNDO_SUFFIX, Wish, file_name};
+use crate::job::points::{DELTA_SUFFIX, Listing, Prepared, Reply, UNDO_SUFFIX, Wish, file_name};
 use crate::job::state::RolledBack;
 use crate::monitor::Monitor;
 use crate::record::keeper::shown_time;
@@ -63,6 +63,12 @@ impl Cycle<'_> {
         There::of(job, target, self.state_args, self.terminal, self.cancel)
     }
 
+    /// What a target that is a volume holds, by its own record, whether it keeps points or not.
+    pub(super) fn held_by(&self, target: &Target) -> Result<Listing> {
+        let job = (self.name, self.job);
+        There::at(job, target, self.state_args, self.terminal, self.cancel)?.list()
+    }
+
     /// The path of the file that is kept beside this transfer, if one is. Before a comparison, and after a run that failed,
     /// the target is looked at first: it may be half-written.
     pub(super) fn beside(
@@ -105,7 +111,7 @@ impl Cycle<'_> {
         let Some(there) = self.there(target)? else {
             return Ok(());
         };
-        let newest = target.collects().then(|| format!("lvm:{}", new.uuid));
+        let newest = target.collects().then(|| new.id());
         let wish = Wish::Keep {
             grid: self.job.grid().to_string(),
             also: newest.into_iter().collect(),
