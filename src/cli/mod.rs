@@ -22,6 +22,7 @@ mod invert;
 mod migrate;
 mod output;
 mod points;
+mod preview;
 mod progress;
 mod pull;
 mod pull_far;
