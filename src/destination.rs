@@ -82,6 +82,8 @@ pub struct DestinationOptions {
     pub atomic: bool,
     /// The directory for that, if not the one of the records.
     pub spool: Option<PathBuf>,
+    /// It is a preview of what has this identity.
+    pub stands_for: Option<String>,
 }
 
 impl DestinationOptions {
@@ -531,6 +533,7 @@ fn open_keeper(
     let elsewhere = half_written::elsewhere(&state, volume.path(), called)?;
     let mut lies_on = identity::with_below(volume.path());
     lies_on.retain(|below| below != known_as);
+    let keeper = keeper.standing_for(options.stands_for.clone());
     Ok(keeper.beside(elsewhere).lying_on(lies_on).told_to(caller))
 }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 use clap::Args;
 
 use super::inspect::read_whole;
+use super::preview::{self, PreviewArgs};
 use super::progress::Terminal;
 use super::summary::Summary;
 use super::{TalkArgs, output};
@@ -36,6 +37,9 @@ Examples:
   lvmsync apply monday.undo vg/copy                        and go it
   ssh src lvmsync send --from vg/s1 vg/s2 --stdout | lvmsync apply - vg/copy
   lvmsync apply monday.delta vg/copy --check               would it fit? writes nothing
+  lvmsync apply monday.delta vg/copy --preview             on a snapshot first: look at vg/copy-preview, and then
+  lvmsync apply --commit vg/copy                           merge it, or
+  lvmsync apply --discard vg/copy                          leave everything as it was
   lvmsync apply full.delta vg/copy --create                make the volume if there is none
   lvmsync apply monday.delta vg/copy --verify              and read it back afterwards";
 
@@ -46,14 +50,17 @@ pub(super) struct ApplyArgs {
     /// Deltas in the order in which they are to be applied, `-` for standard input; then the volume
     // Not at least two: each group between two options would need as many.
     #[arg(required = true, num_args = 1.., value_name = "FILE|DEST")]
-    deltas_and_destination: Vec<String>,
+    pub(super) deltas_and_destination: Vec<String>,
 
     #[command(flatten)]
-    write: WriteArgs,
+    pub(super) write: WriteArgs,
+
+    #[command(flatten)]
+    pub(super) preview: PreviewArgs,
 
     /// Check everything and write nothing; also --dry-run
     #[arg(short = 'n', long, visible_alias = "dry-run")]
-    check: bool,
+    pub(super) check: bool,
 
     /// FILE is the undo (FILE.partial) of a run that was cut: put back what it saved, as far as it goes
     #[arg(long)]
@@ -65,10 +72,10 @@ pub(super) struct ApplyArgs {
 
     /// Print the result as a JSON object on stdout
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 
     #[command(flatten)]
-    talk: TalkArgs,
+    pub(super) talk: TalkArgs,
 }
 
 /// Options of everything that writes to a volume.
@@ -171,11 +178,15 @@ impl WriteArgs {
             via: Via::default(),
             atomic: self.atomic,
             spool: self.spool.clone(),
+            stands_for: None,
         }
     }
 }
 
 pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
+    if args.preview.is_asked() {
+        return preview::run(args, cancel);
+    }
     let (destination, deltas) = match args.deltas_and_destination.split_last() {
         Some((destination, deltas)) if !deltas.is_empty() => (destination, deltas),
         _ => {
@@ -472,7 +483,7 @@ impl Read for Seen {
     }
 }
 
-fn add(total: &mut Summary, received: &Received) {
+pub(super) fn add(total: &mut Summary, received: &Received) {
     let applied = &received.applied;
     total.extents += applied.data_frames + applied.zero_frames;
     total.data_bytes += applied.data_bytes;
@@ -484,7 +495,7 @@ fn add(total: &mut Summary, received: &Received) {
 }
 
 /// The deltas themselves, none of which may be the destination.
-fn identities(deltas: &[String]) -> Vec<VolumeIdentity> {
+pub(super) fn identities(deltas: &[String]) -> Vec<VolumeIdentity> {
     let path = |delta: &String| {
         if delta == "-" {
             "/dev/stdin".to_owned()

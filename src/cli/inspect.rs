@@ -107,10 +107,10 @@ struct Figures {
 }
 
 #[derive(Clone, Copy, Serialize)]
-struct ExtentLine {
-    offset: u64,
-    length: u64,
-    kind: &'static str,
+pub(super) struct ExtentLine {
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    pub(super) kind: &'static str,
 }
 
 pub(super) fn run(args: &InspectArgs, cancel: &Cancel) -> Result<ExitCode> {
@@ -169,7 +169,8 @@ pub(super) fn read_whole(
     read_with(input, what, cancel, monitor, &mut |_| ())
 }
 
-fn read_with(
+/// The same, and tells of each extent.
+pub(super) fn read_with(
     input: impl Read,
     what: &str,
     cancel: &Cancel,

@@ -23,6 +23,7 @@ mod log;
 mod migrate;
 mod output;
 mod points;
+mod preview;
 mod progress;
 mod pull;
 mod pull_far;

@@ -363,6 +363,7 @@ fn destination_options(options: &ApplyOptions, admitted: &Admitted) -> Result<De
         via: Via::default(),
         atomic: options.atomic,
         spool: options.spool.clone().map(Into::into),
+        stands_for: None,
     })
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Guarantees: looking at an active volume needs no LVM command, only sysfs and the control device;
 //! `lvs` is asked for what the kernel cannot know (inactive and absent volumes); everything that comes
-//! back is parsed by pure code. Nothing here changes a volume, except that `making` and `temporary` make one where they were
-//! asked to, and remove what they have made.
+//! back is parsed by pure code. Nothing here changes a volume, except that `making`, `temporary` and `preview` make one where
+//! they were asked to, and remove or merge what they have made.
 
 pub mod base;
 pub mod device;
@@ -15,6 +15,7 @@ pub mod name;
 pub mod openers;
 pub mod pool;
 pub mod pool_status;
+pub mod preview;
 pub mod resolve;
 pub mod snapshot;
 pub mod table;

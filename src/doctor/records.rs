@@ -9,7 +9,8 @@ use super::facts::{
 use super::{Check, word};
 use crate::hold::temporary::remove_command;
 use crate::record::admission::{Called, refuse_as_source};
-use crate::record::{Record, RecordError};
+use crate::record::keeper::shown_time;
+use crate::record::{MERGE, PreviewOf, Record, RecordError};
 use crate::units::{Bytes, count};
 
 const DIRECTORY: &str = "state.directory";
@@ -197,7 +198,15 @@ fn of_usable(facts: &RecordFacts, record: &Record, option: &str) -> Option<Check
         }
         Presence::Here | Presence::Unknown => {}
     }
+    if let Some(of) = &record.preview_of {
+        return preview(facts, record, of, option);
+    }
     let refusal = refuse_as_source(record, Called::here(name))?;
+    if (record.incomplete.as_ref()).is_some_and(|cut| cut.source == MERGE) {
+        let commit = format!("lvmsync apply --commit {}{option}", word(name));
+        let found = format!("{name}: {}", refusal.reason);
+        return Some(Check::warning(RECORD, found).way_out(commit));
+    }
     if facts.busy {
         let found = format!("{name}: a write to it is under way");
         return Some(Check::note(RECORD, found));
@@ -225,6 +234,29 @@ fn of_usable(facts: &RecordFacts, record: &Record, option: &str) -> Option<Check
         }
     };
     Some(Check::warning(RECORD, found).way_out(way_out))
+}
+
+/// It is somebody's if it is whole, and else of no use.
+fn preview(facts: &RecordFacts, record: &Record, of: &PreviewOf, option: &str) -> Option<Check> {
+    let (name, volume) = (&record.name, word(&of.name));
+    let discard = format!("lvmsync apply --discard {volume}{option}");
+    if of.is_whole {
+        let found = format!(
+            "{name}: a preview of {}, made {}; it takes room, and slows down writes to the volume",
+            of.name,
+            shown_time(record.since)
+        );
+        let way_out = format!("lvmsync apply --commit {volume}{option}, or: {discard}");
+        return Some(Check::note(RECORD, found).way_out(way_out));
+    }
+    if facts.busy {
+        return None;
+    }
+    let found = format!(
+        "{name}: half a preview of {}, left by a run that was killed",
+        of.name
+    );
+    Some(Check::warning(RECORD, found).way_out(discard))
 }
 
 fn partial(partial: &Partial) -> Option<Check> {
@@ -320,6 +352,40 @@ mod tests {
         unknown.destination = Presence::Unknown;
         let checks = findings(&facts(vec![unknown]), true);
         assert!(checks[1].found.contains("cannot be told"), "{checks:?}");
+    }
+
+    #[test]
+    fn a_preview_is_shown_with_what_ends_it() {
+        let with = |change: &dyn Fn(&mut Record)| {
+            let mut facts = record(None);
+            change(facts.content.as_mut().unwrap());
+            let check = found(facts).remove(0);
+            (check.status, check.found, check.way_out.unwrap())
+        };
+        let preview = |is_whole| PreviewOf {
+            name: "vg/copy".into(),
+            is_whole,
+            ..PreviewOf::default()
+        };
+        let (status, said, way_out) = with(&|record| record.preview_of = Some(preview(true)));
+        assert!(status == Status::Note && said.contains("a preview of vg/copy"));
+        let both = "lvmsync apply --commit vg/copy, or: lvmsync apply --discard vg/copy";
+        assert_eq!(way_out, both);
+        let (status, said, way_out) = with(&|record| {
+            record.preview_of = Some(preview(false));
+            record.incomplete = Some(Incomplete::default());
+        });
+        assert!(status == Status::Warning && said.contains("half a preview"));
+        assert_eq!(way_out, "lvmsync apply --discard vg/copy");
+        let (status, said, way_out) = with(&|record| {
+            record.incomplete = Some(Incomplete {
+                source: MERGE.to_owned(),
+                from: "vg/copy-preview".into(),
+                ..Incomplete::default()
+            });
+        });
+        assert!(status == Status::Warning && said.contains("LVM merges vg/copy-preview"));
+        assert_eq!(way_out, "lvmsync apply --commit vg/copy");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::witness::Touched;
-use super::{ANONYMOUS, Incomplete, Record, shown};
+use super::{ANONYMOUS, Incomplete, MERGE, Record, shown};
 use crate::commands::{Caller, word};
 use crate::delta::header::{Header, ORIGIN_RUN, Source, State};
 use crate::delta::stream::StreamId;
@@ -106,6 +106,7 @@ pub fn admit(
             "there is no record of the state that it holds",
         );
     };
+    refuse_merging(record, called)?;
     if record.incomplete.is_some() {
         return to_incomplete(record, header, stream, called, policy);
     }
@@ -231,6 +232,7 @@ pub fn admit_anonymous(
     policy: Policy,
 ) -> Result<(), Refusal> {
     let is_anonymous = |cut: &Incomplete| cut.source == ANONYMOUS;
+    record.map_or(Ok(()), |record| refuse_merging(record, called))?;
     match record {
         // Nothing else can finish what such a stream began.
         Some(record) if record.incomplete.as_ref().is_some_and(is_anonymous) => Ok(()),
@@ -243,6 +245,17 @@ pub fn admit_anonymous(
         _ if policy.require_record && !policy.force => Err(Refusal {
             reason: "a PROTO[3] stream names no base, and --require-record asks for one".to_owned(),
             way_out: String::new(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What is written before LVM has merged would be overwritten by that, whatever it is, and whoever insists.
+fn refuse_merging(record: &Record, called: Called<'_>) -> Result<(), Refusal> {
+    match record.incomplete.as_ref() {
+        Some(cut) if cut.source == MERGE => Err(Refusal {
+            reason: incomplete_reason(record),
+            way_out: ways_out(record, called),
         }),
         _ => Ok(()),
     }
@@ -464,6 +477,15 @@ fn incomplete_reason(record: &Record) -> String {
     } else {
         format!(" from {}", cut.from)
     };
+    if cut.source == MERGE {
+        return format!(
+            "on record as incomplete: since {} LVM merges {} into it, on the way from {} to {}",
+            super::keeper::shown_time(cut.since),
+            cut.from,
+            shown(cut.base.as_ref().or(record.holds.as_ref())),
+            shown(cut.target.as_ref())
+        );
+    }
     format!(
         "on record as incomplete: a write{from} that began {} was cut on the way from {} to {}",
         super::keeper::shown_time(cut.since),
@@ -474,6 +496,10 @@ fn incomplete_reason(record: &Record) -> String {
 
 fn ways_out(record: &Record, called: Called<'_>) -> String {
     let undo = record.way_back().0;
+    if (record.incomplete.as_ref()).is_some_and(|cut| cut.source == MERGE) {
+        let commit = called.caller.command("apply", &["--commit", called.name]);
+        return format!("Finish it: {commit}");
+    }
     let finish = "Finish it: run the command that was cut again, it goes on where it was.";
     if let Some(whole) = first_copy_in(record, called.name) {
         return format!(

@@ -39,6 +39,8 @@ pub struct Keeper {
     elsewhere: Option<Refusal>,
     /// The identities of what it lies on.
     lies_on: Vec<String>,
+    /// The identity of what an undo is for, if not the destination itself.
+    stands_for: Option<String>,
     /// The destination is a file that was made for this copy, or for one that was cut.
     is_new_file: bool,
     /// Something of what the last run wrote is there no more: perhaps somebody has put back what was there before.
@@ -91,6 +93,7 @@ impl Keeper {
             compares: false,
             elsewhere: None,
             lies_on: Vec::new(),
+            stands_for: None,
             is_new_file: false,
             was_put_back,
             now: current,
@@ -116,6 +119,7 @@ impl Keeper {
             compares: false,
             elsewhere: None,
             lies_on: Vec::new(),
+            stands_for: None,
             is_new_file: false,
             was_put_back: false,
             before: record.clone(),
@@ -142,6 +146,13 @@ impl Keeper {
     #[must_use]
     pub fn lying_on(mut self, identities: Vec<String>) -> Self {
         self.lies_on = identities;
+        self
+    }
+
+    /// It is a preview of what has this identity: an undo that is kept now will be for that one.
+    #[must_use]
+    pub fn standing_for(mut self, identity: Option<String>) -> Self {
+        self.stands_for = identity;
         self
     }
 
@@ -242,7 +253,7 @@ impl Keeper {
     pub fn undoes(&self, stream: &StreamId) -> Undoes {
         Undoes {
             stream: stream.clone(),
-            destination: self.identity().map(str::to_owned),
+            destination: (self.stands_for.as_deref().or(self.identity())).map(str::to_owned),
         }
     }
 

@@ -74,6 +74,15 @@ pub fn take(volume: &dyn ReadAt, places: &Places) -> io::Result<Vec<Mark>> {
         .collect()
 }
 
+/// The same places, as they are now.
+pub fn again(volume: &dyn ReadAt, marks: &[Mark]) -> io::Result<Vec<Mark>> {
+    let places = Places {
+        offsets: marks.iter().map(|mark| mark.offset).collect(),
+        ..Places::default()
+    };
+    take(volume, &places)
+}
+
 /// True if all of `marks` are as they were. A block past the end is not.
 pub fn hold(volume: &dyn ReadAt, marks: &[Mark]) -> io::Result<bool> {
     for mark in marks {
@@ -127,6 +136,8 @@ mod tests {
         assert!(hold(&volume, &marks).unwrap(), "none of theirs");
         volume.write_all_at(&[1], 19_500).unwrap();
         assert!(!hold(&volume, &marks).unwrap());
+        let now = again(&volume, &marks).unwrap();
+        assert!(hold(&volume, &now).unwrap() && now.len() == 3);
         assert!(
             !hold(&MemoryVolume::new(vec![7; 9000]), &marks).unwrap(),
             "past the end"

@@ -21,6 +21,8 @@ use marks::Mark;
 /// The version of the record's file.
 const VERSION: u32 = 1;
 const FIRST_WORDS: &str = "lvmsync state";
+/// [`Incomplete::source`] while LVM merges a preview: nothing may be written to the destination before that is done.
+pub const MERGE: &str = "merge";
 /// [`Incomplete::source`] of a version 3 stream, which says nothing of itself.
 pub const ANONYMOUS: &str = "proto3";
 /// No record comes near this; a longer file is none.
@@ -81,6 +83,33 @@ pub struct Record {
     /// A comparison that was cut before it found anything to write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compared: Option<Compared>,
+    /// It is a preview.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview_of: Option<PreviewOf>,
+}
+
+/// What a preview is of, and what tells whether it still is what was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviewOf {
+    /// The identity of the volume.
+    pub identity: String,
+    /// Its name. For people.
+    pub name: String,
+    /// [`Record::since`] of the volume's record when the preview was made.
+    #[serde(default)]
+    pub since: Option<i64>,
+    /// [`Record::witness`] of the volume then.
+    #[serde(default)]
+    pub witness: Option<String>,
+    /// All deltas are on it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_whole: bool,
+    /// The undo that was kept with them, as a path on this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<String>,
+    /// What LVM had given it by then: a write anywhere else makes that more, and that shows after a reboot, too.
+    #[serde(default)]
+    pub used_bytes: Option<u64>,
 }
 
 /// How far a destination was compared and found equal.

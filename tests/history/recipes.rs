@@ -6,9 +6,10 @@ use crate::line::{Dir, text};
 
 const DOCUMENT: &str = include_str!("../../docs/history.md");
 
-/// The blocks of commands.
+/// The blocks of commands, but for those that need LVM.
 fn recipes() -> Vec<Vec<&'static str>> {
     let blocks = DOCUMENT.split("```").skip(1).step_by(2);
+    let blocks = blocks.filter(|block| !block.starts_with("text\n"));
     let lines = |block: &'static str| {
         block
             .lines()

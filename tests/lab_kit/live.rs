@@ -82,6 +82,18 @@ impl<'a> Bench<'a> {
         self.nothing_on_record(when);
     }
 
+    /// Of all volumes of the group this one alone is on record.
+    #[track_caller]
+    pub(crate) fn only_record_of(&self, volume: &str, when: &str) {
+        let shown = self.tool.run("state show --json").ok().stdout;
+        let records: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let names = records.as_array().unwrap().iter();
+        let names: Vec<&str> = names
+            .map(|record| record["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, [volume], "{when}");
+    }
+
     #[track_caller]
     pub(crate) fn nothing_on_record(&self, when: &str) {
         assert_eq!(held_in(&self.tool.path("state")), [""; 0], "{when}");
@@ -152,7 +164,14 @@ pub(crate) fn settle() {
     wait_until("all is quiet", || {
         let entries = fs::read_dir("/proc").unwrap().flatten();
         let names = entries.filter_map(|entry| fs::read_to_string(entry.path().join("comm")).ok());
-        let lvm = ["lvcreate", "lvremove", "lvchange", "lvs", "vgs"];
+        let lvm = [
+            "lvcreate",
+            "lvconvert",
+            "lvremove",
+            "lvchange",
+            "lvs",
+            "vgs",
+        ];
         let at_work = names.into_iter().any(|name| lvm.contains(&name.trim()));
         !at_work && lvmsync_processes().is_empty()
     });

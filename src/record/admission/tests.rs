@@ -390,3 +390,27 @@ fn what_was_applied_is_not_applied_with_another_list_unless_its_base_is_proven()
         assert!(decide(&same, Touched::Unknown, true).is_ok());
     }
 }
+
+#[test]
+fn nothing_is_put_on_what_lvm_merges_a_preview_into_not_even_by_force() {
+    let mut record = cut("s1", "s2", Some("/u/back"));
+    record.incomplete.as_mut().unwrap().source = MERGE.to_owned();
+    let mut full = delta("s1", "s2");
+    full.0.base = None;
+    full.0.source = Source::Full;
+    let policy = Policy {
+        force: true,
+        ..Policy::default()
+    };
+    let called = Called::here("vg/copy");
+    let refused = |result: Result<(), Refusal>| {
+        let refusal = result.unwrap_err();
+        assert!(refusal.reason.contains("LVM merges"), "{refusal:?}");
+        assert_eq!(refusal.way_out, "Finish it: lvmsync apply --commit vg/copy");
+    };
+    for (header, stream) in [full, delta("s1", "s2"), delta("s2", "s3")] {
+        let admitted = admit(Some(&record), &header, &stream, called, policy);
+        refused(admitted.map(|_| ()));
+    }
+    refused(admit_anonymous(Some(&record), called, policy));
+}

@@ -34,7 +34,7 @@ impl Cycle<'_> {
         made
     }
 
-    fn hook(&self, command: &str, what: &str, cancel: &Cancel) -> Result<()> {
+    pub(super) fn hook(&self, command: &str, what: &str, cancel: &Cancel) -> Result<()> {
         let environment = [
             ("LVMSYNC_JOB", self.name),
             ("LVMSYNC_RUN", self.run),

@@ -14,7 +14,6 @@ use crate::delta::header::State;
 use crate::dm::base::Base;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::config::Target;
-use crate::job::hooks;
 use crate::job::points::Listing;
 use crate::job::state::JobState;
 use crate::monitor::Monitor;
@@ -28,6 +27,7 @@ impl Cycle<'_> {
         let tracking = tracking_of(&self.volume)?;
         self.state.number += 1;
         self.state.started = now();
+        self.run.clone_into(&mut self.state.run);
         self.held.save(&self.state)?;
         self.each_target(|cycle, target| cycle.follow_eras(target, &tracking))
     }
@@ -94,16 +94,18 @@ impl Cycle<'_> {
         self.state = state;
         let bytes = result?;
         let seconds = begun.elapsed().as_secs_f64();
+        let run = self.run.to_owned();
         let known = self.target(target);
         known.is_prepared |= file.is_some();
         known.arrived(now());
-        (known.bytes, known.seconds) = (bytes, seconds);
+        (known.bytes, known.seconds, known.run) = (bytes, seconds, run);
         let new = known.base.clone();
         self.held.save(&self.state)?;
         let Some(new) = new else {
             return Ok(());
         };
-        self.terminal.summary(&format!(
+        self.terminal.finish();
+        self.terminal.remark(&format!(
             "{}: {} holds {} of {} ({} in {seconds:.1} s)",
             self.name,
             target.to,
@@ -133,12 +135,8 @@ impl Cycle<'_> {
         (tracking, file): (&Tracking, Option<&str>),
         beside: Option<PathBuf>,
     ) -> (Result<u64>, JobState) {
-        let environment = [
-            ("LVMSYNC_JOB", self.name),
-            ("LVMSYNC_SOURCE", &self.job.source),
-        ];
         let hook = |command: &Option<String>, what: &str, cancel: &Cancel| match command {
-            Some(command) => hooks::run(command, what, &environment, cancel),
+            Some(command) => self.hook(command, what, cancel),
             None => Ok(()),
         };
         let hooks = &self.job.hooks;
