@@ -97,6 +97,11 @@ fn tracking_is_set_up_looked_at_and_taken_away() {
             // A suspended device answers nobody: nothing of ours asks it.
             guest.sh("dmsetup suspend vg-data-era");
             assert_eq!(status(&tool)["state"], "suspended");
+            let began = Instant::now();
+            tool.run("doctor").ends(1, &[]);
+            let found = tool.run("doctor").stdout;
+            assert!(found.contains("dmsetup resume vg-data-era"), "{found}");
+            assert!(began.elapsed() < Duration::from_secs(40), "it waited");
             tool.run("track disable vg/data")
                 .ends(5, &["is suspended", "dmsetup resume vg-data-era"]);
             guest.sh("dmsetup resume vg-data-era");
@@ -415,6 +420,10 @@ fn what_a_killed_guard_holds_of_an_era_device_the_next_run_gives_back() {
                 run.kill().unwrap();
                 run.wait().unwrap();
                 assert!(is_held(), "nobody was there to give it back");
+                let found = tool.run("doctor").ok().stdout;
+                for words in ["this era device's metadata snapshot", "drop_metadata_snap"] {
+                    assert!(found.contains(words), "{found}");
+                }
                 let next = tool.run("diff --from era:1 vg/data").ok();
                 assert!(
                     next.stderr.contains("that a killed run has left"),

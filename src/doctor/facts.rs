@@ -127,6 +127,11 @@ pub enum Kind {
     Merge(SnapshotStatus),
     /// A thin pool.
     ThinPool(PoolStatus),
+    /// A device whose writes dm-era records.
+    Era {
+        /// A frozen copy of its record is kept for somebody who reads it.
+        held_root: bool,
+    },
     /// Something else.
     Other,
 }
@@ -188,6 +193,8 @@ pub struct HeldFacts {
 pub enum HeldKind {
     /// A pool's metadata snapshot.
     Pool,
+    /// An era device's metadata snapshot.
+    Era,
     /// A volume that was activated.
     Volume,
     /// A snapshot that was made to be read, and whether LVM has it, under its name and with its tags.

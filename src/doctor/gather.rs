@@ -19,6 +19,7 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use super::facts::{Control, Device, Installer, Kind, Looked, Machine, Tool, ToolName};
 use super::parse;
 use crate::dm::device::DeviceMapper;
+use crate::dm::era::status_of;
 use crate::dm::table::parse_snapshot_status;
 use crate::error::Error;
 use crate::session::text::sanitise_bytes;
@@ -241,6 +242,15 @@ impl Mapped {
         let [line] = table.as_slice() else {
             return Ok(Kind::Other);
         };
+        if line.kind == "era" {
+            // Asked while it is suspended it answers when somebody resumes it.
+            let held_root = !self.is_suspended()
+                && status_of(dm, self.number, &self.name)
+                    .map_err(asked)?
+                    .held_root
+                    .is_some();
+            return Ok(Kind::Era { held_root });
+        }
         let is_merge = line.kind == "snapshot-merge";
         if !is_merge && !["snapshot", "thin-pool"].contains(&line.kind.as_str()) {
             return Ok(Kind::Other);

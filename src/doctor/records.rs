@@ -53,17 +53,23 @@ fn held(facts: &HeldFacts) -> Option<Check> {
     if let HeldKind::Snapshot(found) = &facts.kind {
         return Some(snapshot(name, found));
     }
-    if facts.kind == HeldKind::Pool {
+    let of = match facts.kind {
+        HeldKind::Pool => Some(("pool", "of a volume in that pool")),
+        HeldKind::Era => Some(("era device", "since an era of that volume")),
+        _ => None,
+    };
+    if let Some((noun, which)) = of {
         let found = match facts.held.root {
             Some(root) => format!(
-                "{name}: a run of lvmsync was killed while it read this pool's metadata snapshot (block {root})"
+                "{name}: a run of lvmsync was killed while it read this {noun}'s metadata snapshot (block {root})"
             ),
             None => format!(
-                "{name}: a run of lvmsync was killed while it asked for this pool's metadata snapshot; if one is held, \
+                "{name}: a run of lvmsync was killed while it asked for this {noun}'s metadata snapshot; if one is held, \
                  it may be that run's"
             ),
         };
-        let way_out = "The next lvmsync diff or send of a volume in that pool releases it, if it is lvmsync's";
+        let way_out =
+            format!("The next lvmsync diff or send {which} releases it, if it is lvmsync's");
         return Some(Check::warning(HELD, found).way_out(way_out));
     }
     if !facts.this_boot {
@@ -481,7 +487,20 @@ mod tests {
         let pool = || HeldKind::Pool;
         assert!(check(held(pool(), Some(7), true, true)).is_none());
         let left = check(held(pool(), Some(7), false, false)).unwrap();
-        assert!(left.found.contains("block 7"), "{}", left.found);
+        assert!(
+            left.found
+                .contains("this pool's metadata snapshot (block 7)"),
+            "{}",
+            left.found
+        );
+        let era = check(held(HeldKind::Era, Some(7), false, false)).unwrap();
+        assert!(
+            era.found.contains("this era device's metadata snapshot"),
+            "{}",
+            era.found
+        );
+        assert!(era.way_out.unwrap().contains("since an era of that volume"));
+        assert!(check(held(HeldKind::Era, Some(7), true, true)).is_none());
         let asked = check(held(pool(), None, false, true)).unwrap();
         assert!(asked.found.contains("may be that run's"), "{}", asked.found);
         let active = check(held(HeldKind::Volume, None, false, true)).unwrap();

@@ -17,6 +17,7 @@ const MOST_NAMES: usize = 10;
 
 const SNAPSHOT: &str = "volumes.snapshot";
 const POOL: &str = "volumes.thin-pool";
+const ERA: &str = "volumes.era";
 
 /// What the devices' facts mean.
 pub(super) fn findings(devices: &[Device]) -> Vec<Check> {
@@ -37,7 +38,8 @@ pub(super) fn findings(devices: &[Device]) -> Vec<Check> {
 }
 
 fn suspended(device: &Device) -> Option<Check> {
-    if !(device.suspended && device.of_lvm) {
+    let is_era = matches!(device.kind, Ok(Kind::Era { .. }));
+    if !(device.suspended && (device.of_lvm || is_era)) {
         return None;
     }
     let check = Check::problem(
@@ -66,6 +68,7 @@ fn of_kind(device: &Device) -> Option<Check> {
         ),
         Kind::Merge(_) | Kind::Other => None,
         Kind::ThinPool(status) => pool(device, *status),
+        Kind::Era { held_root } => held_root.then(|| era(device)),
     }
 }
 
@@ -171,6 +174,18 @@ fn pool(device: &Device, status: PoolStatus) -> Option<Check> {
             word(&device.name)
         ))
     })
+}
+
+fn era(device: &Device) -> Check {
+    let found = format!(
+        "{}: a frozen copy of this era device's record is held. Whoever reads it (a tool that lists what changed) holds it \
+         for as long as that takes; one that was killed leaves it behind, and then nobody else can take one",
+        device.name
+    );
+    Check::warning(ERA, found).way_out(format!(
+        "Only if nobody uses it: dmsetup message {} 0 drop_metadata_snap",
+        word(&device.name)
+    ))
 }
 
 fn extend(name: &str, (used, total): (u64, u64)) -> String {
@@ -300,6 +315,27 @@ mod tests {
         );
         data.of_lvm = false;
         assert!(findings(&[data]).is_empty());
+    }
+
+    #[test]
+    fn era_devices_are_held_or_suspended() {
+        let era = |held_root| Device {
+            of_lvm: false,
+            ..device("vg-data-era", Kind::Era { held_root })
+        };
+        assert!(findings(&[era(false)]).is_empty());
+        let held = findings(&[era(true)]).remove(0);
+        let way_out = held.way_out.unwrap();
+        assert!(
+            way_out.ends_with("dmsetup message vg-data-era 0 drop_metadata_snap"),
+            "{way_out}"
+        );
+        let suspended = Device {
+            suspended: true,
+            ..era(false)
+        };
+        let check = findings(&[suspended]).remove(0);
+        assert_eq!(check.way_out.as_deref(), Some("dmsetup resume vg-data-era"));
     }
 
     #[test]

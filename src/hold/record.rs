@@ -141,6 +141,11 @@ pub fn pools(state: &StateDir) -> Vec<(String, Held)> {
     of_kind(state, "pool-")
 }
 
+/// The same of era devices.
+pub fn era_devices(state: &StateDir) -> Vec<(String, Held)> {
+    of_kind(state, "era-")
+}
+
 /// All snapshots that were made to be read and are on record, each with the name of its lock.
 pub fn snapshots(state: &StateDir) -> Vec<(String, Held)> {
     of_kind(state, "snapshot-")

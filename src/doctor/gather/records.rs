@@ -63,6 +63,9 @@ fn held(directory: &StateDir, here: &Here) -> Vec<HeldFacts> {
     for (name, held) in hold::record::pools(directory) {
         all.push(look(HeldKind::Pool, &name, held));
     }
+    for (name, held) in hold::record::era_devices(directory) {
+        all.push(look(HeldKind::Era, &name, held));
+    }
     for (name, held) in hold::record::volumes() {
         all.push(look(HeldKind::Volume, &name, held));
     }
