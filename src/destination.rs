@@ -22,7 +22,7 @@ use crate::delta::samples::Samples;
 use crate::dm::making;
 use crate::dm::pool::Pool;
 use crate::dm::resolve::{Resolved, resolve};
-use crate::engine::begin::{Beginning, examine};
+use crate::engine::examine::{Beginning, examine};
 use crate::engine::receive::{OnDurable, Received, Receiving, rehearse};
 use crate::engine::target::{ReceiveOptions, Target};
 use crate::error::{Error, Result};

@@ -13,6 +13,7 @@ pub mod copy_list;
 pub mod deliver;
 pub mod digester;
 pub mod effort;
+pub mod examine;
 pub mod in_flight;
 pub mod order;
 pub mod plan;

@@ -8,8 +8,9 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 
 use super::apply::{Applied, Applier};
-use super::begin::{Beginning, Begun, Ready, begin, examine, no_undo_of_the_middle};
+use super::begin::{Begun, Ready, begin};
 use super::conclude::Conclusion;
+use super::examine::{Beginning, examine, no_undo_of_the_middle};
 use super::in_flight;
 use super::order::Ordered;
 use super::target::{ReceiveOptions, Target};
