@@ -181,6 +181,19 @@ fn a_job_compares_where_eras_prove_nothing() {
         assert!(!run.stderr.contains("compar"), "{}", run.stderr);
         job.is_there("and on");
 
+        // One that is further than the job knows, as where a run was killed when all was done there.
+        let shown = job.tool.run("state show there/near --json").ok().stdout;
+        let rows: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let id = rows[0]["holds"]["id"].as_str().unwrap();
+        let era = id.rsplit(':').next().unwrap();
+        change(&mut random);
+        let line = format!("send --from era:{era} {DEVICE} there/near");
+        job.tool.run(&line).ok();
+        change(&mut random);
+        let run = job.run().ok();
+        assert!(!run.stderr.contains("compar"), "{}", run.stderr);
+        job.is_there("from where it was");
+
         // What a target holds it must say itself.
         job.tool.run("state forget there/near").ok();
         change(&mut random);

@@ -8,6 +8,7 @@ use super::names::{
     Metadata, VOID_TAG, device_name, device_uuid, grown_tag, metadata_name, rest_tag, size_tag,
     tags,
 };
+use super::refusals::{became_smaller, foreign, is_down, no_record, no_tags, refuse_open};
 use super::size::{block_bytes, least_metadata_bytes, metadata_bytes, sectors};
 use super::step::{Step, table};
 use crate::dm::name::LvName;
@@ -350,24 +351,6 @@ fn unvoid(metadata: &Metadata) -> Step {
     }
 }
 
-fn no_tags(metadata: &Metadata) -> Error {
-    Error::Lvm {
-        what: metadata.name.to_string(),
-        reason: "its tags do not tell any more what is tracked, and in blocks of which size"
-            .to_owned(),
-    }
-}
-
-fn became_smaller(what: &str) -> Error {
-    Error::TrackingLost {
-        volume: what.to_owned(),
-        reason: format!(
-            "it became smaller than what is tracked, and its record does not know what was cut off\nBegin anew: lvmsync track \
-             disable {what}, then lvmsync track enable {what}"
-        ),
-    }
-}
-
 fn unrest(metadata: &Metadata) -> Option<Step> {
     let tag = rest_tag(metadata.rest.as_deref()?);
     let metadata = metadata.name.clone();
@@ -379,62 +362,6 @@ fn remove(metadata: &Metadata) -> Step {
         name: metadata.name.clone(),
         uuid: metadata.uuid.clone(),
     }
-}
-
-fn refuse_open(seen: &Seen, device: &SeenDevice) -> Result<()> {
-    if device.open_count == 0 && device.holders.is_empty() {
-        return Ok(());
-    }
-    let by = match device.holders.as_slice() {
-        [] => format!("open by {} process(es)", device.open_count),
-        holders => holders.join("; "),
-    };
-    Err(Error::held(
-        seen.volume.to_string(),
-        format!("its era device /dev/mapper/{} is in use: {by}", device.name),
-        "Stop what uses it (umount, swapoff, the service) and run this again.",
-    ))
-}
-
-fn foreign(seen: &Seen, device: &SeenDevice) -> Error {
-    Error::refused(
-        seen.volume.to_string(),
-        format!(
-            "the era device {} stands on it, and lvmsync track has not made that",
-            device.name
-        ),
-        format!("Take it down first: dmsetup remove {}", device.name),
-    )
-}
-
-fn no_record(seen: &Seen, device: &SeenDevice) -> Error {
-    Error::refused(
-        seen.volume.to_string(),
-        format!(
-            "its era device {} is up, and no volume of group {} is tagged as its record",
-            device.name,
-            seen.volume.vg()
-        ),
-        format!(
-            "Begin anew: lvmsync track disable {0}, then lvmsync track enable {0}",
-            seen.volume
-        ),
-    )
-}
-
-fn is_down(seen: &Seen, metadata: &Metadata) -> Error {
-    let volume = &seen.volume;
-    Error::refused(
-        volume.to_string(),
-        format!(
-            "it is tracked, with its record in {}, and its era device is down",
-            metadata.name
-        ),
-        format!(
-            "If nothing wrote to it meanwhile: lvmsync track up {volume}\n\
-             Otherwise begin anew, and copy the whole volume once: lvmsync track disable {volume}, then enable"
-        ),
-    )
 }
 
 #[cfg(test)]
