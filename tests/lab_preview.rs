@@ -177,6 +177,20 @@ fn shown_and_dropped_or_merged(kind: Kind, name: &str) {
             &["it was written to after its preview was made", "--force"],
         );
         tool.run(DISCARD).ok();
+        // Nor where it was activated anew since, and the kernel counts from zero.
+        tool.run(SHOW).ok();
+        let is_same = |at: &usize| states.old[*at..at + 4096] == states.new[*at..at + 4096];
+        let same = (0..states.new.len()).step_by(4096).find(is_same).unwrap();
+        write(DATA, &states.new[same..same + 4096], same as u64);
+        guest.sh("vgchange -qq -an vg 2>&1; vgchange -qq -ay vg 2>&1");
+        tool.run(COMMIT).ends(
+            5,
+            &[
+                "it was activated anew since its preview was made",
+                "--force",
+            ],
+        );
+        tool.run(DISCARD).ok();
 
         // What somebody wrote to the preview is merged as well, and then it is no state with a name. Until LVM has merged
         // nothing is done with the volume.

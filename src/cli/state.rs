@@ -11,6 +11,7 @@ use crate::commands::Caller;
 use crate::delta::FormatError;
 use crate::delta::header::State;
 use crate::delta::reader::DeltaReader;
+use crate::dm::base::Base;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
 use crate::error::{Error, ExitCode, Result};
@@ -266,7 +267,7 @@ fn named_state(text: &str) -> Result<State> {
     let id = text
         .split_once(':')
         .filter(|(kind, rest)| ["lvm", "file"].contains(kind) && !rest.is_empty());
-    if id.is_some() {
+    if id.is_some() || Base::of_era(text).is_some() {
         return Ok(State {
             id: text.to_owned(),
             name: String::new(),

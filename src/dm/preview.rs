@@ -20,6 +20,8 @@ use crate::units::{Bytes, sectors_to_bytes};
 
 /// Carried by all of them, for people.
 const TAG: &str = "lvmsync_preview";
+/// Carried once all deltas are on it: it is somebody's, whatever records there are.
+const WHOLE_TAG: &str = "lvmsync_preview_whole";
 /// Begins the tag that tells of which volume: one that is made into another's snapshot, or gets its name, is none of it.
 const OF_TAG: &str = "lvmsync_preview_of_";
 /// Small, as changes are: where a chunk is written in part the rest of it is copied.
@@ -36,6 +38,8 @@ pub struct Preview {
     pub uuid: String,
     /// LVM was told to merge it: that goes on, or begins when the volume is activated next.
     pub merges: bool,
+    /// All deltas were put on it.
+    pub is_whole: bool,
 }
 
 /// The preview of `origin`, which has this UUID, if there is one.
@@ -46,16 +50,16 @@ pub fn of(origin: &LvName, uuid: &str) -> Result<Option<Preview>> {
 /// The same, from the rows: pure.
 fn in_rows(rows: &[LvRow], origin: &LvName, uuid: &str) -> Option<Preview> {
     let wanted = [TAG.to_owned(), format!("{OF_TAG}{uuid}")];
-    let is_it = |row: &&LvRow| {
-        let has = |tag: &String| row.lv_tags.split(',').any(|found| found == tag);
-        row.origin() == Some(origin.lv()) && wanted.iter().all(has)
-    };
+    let has = |row: &LvRow, tag: &str| row.lv_tags.split(',').any(|found| found == tag);
+    let is_it =
+        |row: &&LvRow| row.origin() == Some(origin.lv()) && wanted.iter().all(|tag| has(row, tag));
     let row = rows.iter().find(is_it)?;
     Some(Preview {
         name: LvName::new(origin.vg(), row.name())?,
         uuid: row.lv_uuid.clone(),
         // The first letter of a snapshot that is being merged.
         merges: row.lv_attr.starts_with('S'),
+        is_whole: has(row, WHOLE_TAG),
     })
 }
 
@@ -221,6 +225,19 @@ pub fn make(
         what: name.to_string(),
         reason: "LVM made it, and shows none of this name".to_owned(),
     })
+}
+
+/// Notes on it that all deltas are there.
+pub fn is_whole_now(preview: &Preview) -> Result<()> {
+    let mut command = command_of("lvchange");
+    command.args([
+        "-qq",
+        "--addtag",
+        WHOLE_TAG,
+        "--",
+        &preview.name.to_string(),
+    ]);
+    run(command, "lvchange", &preview.name.to_string()).map(|_| ())
 }
 
 /// Has LVM merge it. A volume that is in use is merged when it is activated next; else a thin one is merged when this

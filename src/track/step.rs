@@ -111,7 +111,7 @@ pub enum Step {
 
 const RELOAD: &str = "trap '' HUP INT TERM; dmsetup suspend \"$1\" || exit; \
     dmsetup load \"$1\" --table \"$2\" && dmsetup resume \"$1\" && exit; \
-    dmsetup load \"$1\" --table \"$3\" && dmsetup resume \"$1\"; exit 1";
+    dmsetup load \"$1\" --table \"$3\"; dmsetup resume \"$1\"; exit 1";
 
 /// The table of an era device.
 pub fn table(sectors: u64, metadata: &LvName, volume: &LvName, block_sectors: u64) -> String {

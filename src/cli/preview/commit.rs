@@ -104,14 +104,17 @@ impl<'a> Ready<'a> {
         let name = origin.name();
         let shown = preview.name.to_string();
         let Some((record, of)) = origin.whole(preview)? else {
-            return Err(Error::refused(
-                shown,
-                "not on record as a whole preview: the run that made it was cut",
-                format!(
-                    "Remove it: {}, and make it again.",
-                    origin.command("--discard")
-                ),
-            ));
+            let reason = match preview.is_whole {
+                true => {
+                    "there is no record of it here: it was made with another --state-dir, or on another machine"
+                }
+                false => "not on record as a whole preview: the run that made it was cut",
+            };
+            let way_out = format!(
+                "Remove it: {}, and make it again.",
+                origin.command("--discard")
+            );
+            return Err(Error::refused(shown, reason, way_out));
         };
         if before.is_some_and(|record| record.incomplete.is_some() && !is_merging(record)) {
             return Err(Error::refused(
@@ -146,8 +149,12 @@ impl<'a> Ready<'a> {
             ));
         }
         refuse_in_use(args, origin)?;
-        refuse_newer(args, origin, before, &of, terminal)?;
         let used_bytes = preview::used_bytes(&volume)?;
+        let grew = match volume.role {
+            Role::ThickSnapshot(_) => Some(used_bytes > of.used_bytes),
+            _ => None,
+        };
+        refuse_newer(args, origin, before, (&of, grew), terminal)?;
         let opened = Volume::open(&volume.path)?;
         let seen = Watch::of(&opened).ok().and_then(|watch| watch.now());
         let cannot_read = |error| Error::io(format!("cannot read {shown}"), error);
@@ -185,6 +192,18 @@ impl<'a> Ready<'a> {
             marks,
             ..
         } = self;
+        // A run that has begun to write to it would put its own record over this one.
+        let alone = Volume::lock_alone(&origin.volume.path)?;
+        if origin.record.load()?.as_ref() != before {
+            return Err(Error::refused(
+                origin.name(),
+                "its record was changed just now, by another run",
+                format!(
+                    "See what it holds (lvmsync state show), and then: {}",
+                    origin.command("--commit")
+                ),
+            ));
+        }
         origin.record.save(&Record {
             identity: origin.record.identity().to_owned(),
             name: origin.name(),
@@ -209,6 +228,8 @@ impl<'a> Ready<'a> {
             }),
             ..before.cloned().unwrap_or_default()
         })?;
+        // What is open is merged later.
+        drop(alone);
         let told = preview::merge(preview);
         // Where nobody can say whether it is being merged, it stays on record as that.
         if told.is_err() && origin.preview()?.is_some_and(|found| !found.merges) {
@@ -237,20 +258,52 @@ fn refuse_in_use(args: &ApplyArgs, origin: &Origin) -> Result<()> {
     ))
 }
 
+const WRITTEN: &str = "it was written to after its preview was made, and the merge takes that back";
+
+/// What the last run wrote to the volume is there.
+fn holds_marks(origin: &Origin, before: Option<&Record>) -> Result<bool> {
+    let name = origin.name();
+    let volume = Volume::open(&origin.volume.path)?;
+    let marks = before.map_or(&[][..], |record| &record.marks);
+    marks::hold(&volume, marks).map_err(|error| Error::io(format!("cannot read {name}"), error))
+}
+
 /// The merge would take back what was written to the destination after the preview was made.
 fn refuse_newer(
     args: &ApplyArgs,
     origin: &Origin,
     before: Option<&Record>,
-    of: &PreviewOf,
+    (of, grew): (&PreviewOf, Option<bool>),
     terminal: &Terminal,
 ) -> Result<()> {
     let is_newer = before.map(|record| record.since) != of.since;
     let now = origin.witness();
-    if !is_newer && touched(of.witness.as_deref(), now.as_deref()) != Touched::Yes {
-        return Ok(());
-    }
-    let reason = "it was written to after its preview was made, and the merge takes that back";
+    let reason = match touched(of.witness.as_deref(), now.as_deref()) {
+        _ if is_newer => WRITTEN,
+        Touched::Yes => WRITTEN,
+        Touched::No => return Ok(()),
+        Touched::Unknown if was_written(origin.volume.device) => WRITTEN,
+        Touched::Unknown if !holds_marks(origin, before)? => WRITTEN,
+        // What is written to the volume makes a thick snapshot take in what was there.
+        Touched::Unknown => match grew {
+            Some(false) => {
+                terminal.remark(&format!(
+                    "{}: it was activated anew since its preview was made; a write before that to blocks that the preview \
+                     changes would not be seen",
+                    origin.name()
+                ));
+                return Ok(());
+            }
+            Some(true) => {
+                "it was activated anew since its preview was made, and before that something was written to it, or to the \
+                 preview; the merge takes back what was written to it"
+            }
+            None => {
+                "it was activated anew since its preview was made, and of a thin volume nothing tells whether it was written \
+                 to before; the merge takes that back"
+            }
+        },
+    };
     if args.write.force || args.write.allow_in_use {
         terminal.warn(&format!("{}: {reason}", origin.name()));
         return Ok(());

@@ -105,7 +105,7 @@ fn refuse_another(origin: &Origin) -> Result<()> {
     let Some(found) = origin.preview()? else {
         return Ok(());
     };
-    if !found.merges && origin.whole(&found)?.is_none() {
+    if !found.merges && !found.is_whole && origin.whole(&found)?.is_none() {
         return Ok(());
     }
     Err(Error::refused(
@@ -329,5 +329,6 @@ fn fill(
             of.used_bytes = preview::used_bytes(&volume)?;
         }
     }
-    file.save(&record)
+    file.save(&record)?;
+    preview::is_whole_now(preview)
 }
