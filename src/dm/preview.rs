@@ -36,6 +36,8 @@ pub struct Preview {
     pub uuid: String,
     /// LVM was told to merge it: that goes on, or begins when the volume is activated next.
     pub merges: bool,
+    /// Not so for a moment while LVM makes or removes a thick one, and after a power cut in that moment.
+    pub is_snapshot: bool,
 }
 
 /// The preview of `origin`, which has this UUID, if there is one.
@@ -48,7 +50,11 @@ fn in_rows(rows: &[LvRow], origin: &LvName, uuid: &str) -> Option<Preview> {
     let wanted = [TAG.to_owned(), format!("{OF_TAG}{uuid}")];
     let is_it = |row: &&LvRow| {
         let has = |tag: &String| row.lv_tags.split(',').any(|found| found == tag);
-        row.origin() == Some(origin.lv()) && wanted.iter().all(has)
+        let is_of_origin = match row.origin() {
+            Some(of) => of == origin.lv(),
+            None => row.segtype != "thin",
+        };
+        is_of_origin && wanted.iter().all(has)
     };
     let row = rows.iter().find(is_it)?;
     Some(Preview {
@@ -56,6 +62,7 @@ fn in_rows(rows: &[LvRow], origin: &LvName, uuid: &str) -> Option<Preview> {
         uuid: row.lv_uuid.clone(),
         // The first letter of a snapshot that is being merged.
         merges: row.lv_attr.starts_with('S'),
+        is_snapshot: row.origin().is_some(),
     })
 }
 
@@ -317,13 +324,22 @@ mod tests {
             row("other-preview", "other", &both, "swi-a-s---"),
             row("data-preview", "data", TAG, "swi-a-s---"),
             row("data-preview", "data", &format!("{TAG},{OF_TAG}a-bc"), ""),
-            row("data-preview", "", &both, "Vwi-a-tz--"),
+            LvRow {
+                segtype: "thin".into(),
+                ..row("data-preview", "", &both, "Vwi-a-tz--")
+            },
         ] {
             assert_eq!(in_rows(&[other], &data, "a-b"), None);
         }
         let found = in_rows(&[row("look", "data", &both, "swi-a-s---")], &data, "a-b").unwrap();
         assert_eq!(found.name.to_string(), "vg/look");
-        assert!(!found.merges);
+        assert!(!found.merges && found.is_snapshot);
+        let half = in_rows(
+            &[row("data-preview", "", &both, "-wi-a-----")],
+            &data,
+            "a-b",
+        );
+        assert!(!half.unwrap().is_snapshot);
         // What merges is hidden.
         let hidden = row("[data-preview]", "[data]", &both, "Swi-a-s---");
         let found = in_rows(&[hidden], &data, "a-b").unwrap();
