@@ -181,6 +181,17 @@ fn wrong_usage_is_2_and_says_what_is_meant() {
         ("diff new.img", "--from"),
         ("apply x", "and then the volume: lvmsync apply FILE... DEST"),
         ("apply a b copy.img --undo u", "one by one"),
+        ("view --stop a/b", "cannot be the name of a device"),
+        ("view a --stop x", "cannot be used with"),
+        (
+            "view a --base copy.img --nbd unix:s --device x",
+            "cannot be used with",
+        ),
+        ("view a --base copy.img --to x --store y", "--device"),
+        (
+            "view a --base copy.img --device x --chunk-size 1k",
+            "power of two",
+        ),
         ("apply a copy.img --preview", "is no logical volume"),
         ("apply --discard copy.img", "is no logical volume"),
         ("apply a --preview", "name files, and then the volume"),

@@ -134,7 +134,7 @@ impl Origin {
         let record = self.record_of(&preview.uuid).load()?;
         Ok(record.and_then(|record| {
             let of = record.preview_of.clone()?;
-            let is_it = of.is_whole && record.incomplete.is_none();
+            let is_it = of.is_whole && record.incomplete.is_none() && preview.is_snapshot;
             (is_it && of.identity == self.record.identity()).then_some((record, of))
         }))
     }

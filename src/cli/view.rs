@@ -5,6 +5,7 @@
 
 mod at;
 mod base;
+mod device;
 mod export;
 mod file;
 
@@ -18,6 +19,9 @@ use super::chain::Files;
 use super::progress::Terminal;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
+use crate::changes::cow::Layout;
+use crate::dm::preview::CHUNK_BYTES;
+use crate::dm::shown::parse_name;
 use crate::error::{Error, ExitCode, Result};
 use crate::history::combine::Input;
 use crate::monitor::Monitor;
@@ -28,6 +32,11 @@ use crate::view::state::{Below, View, check};
 use crate::volume::{ReadAt, Volume};
 use at::{AtArgs, Wanted};
 use base::{Base, Wish};
+use device::Making;
+
+const USAGE: &str = "\
+lvmsync view [OPTIONS] DELTA... (--cat OFFSET:LENGTH | --to FILE | --nbd ADDRESS | --device NAME)
+       lvmsync view --stop NAME";
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -36,6 +45,8 @@ Examples:
   lvmsync view tue.undo --base vg/copy --nbd unix:/run/monday.sock             for other programs, until Ctrl-C
   lvmsync view mon.delta --base vg/copy --nbd unix:/run/try.sock --overlay /var/tmp/try    with writes, which are lost
   lvmsync view full.delta mon.delta --nbd tcp:localhost:10809                  a full copy needs no base
+  lvmsync view tue.undo --base vg/copy --device monday                         as /dev/mapper/monday, read-only; then
+  lvmsync view --stop monday                                                   it goes, and all that was made for it
   lvmsync view data --at '2026-11-24 18:00' --nbd unix:/run/old.sock           what the target of job data held then
 
 The deltas are a chain, in any order: what follows what is in them. VOLUME is in the state that the first of them begins
@@ -45,11 +56,15 @@ with an error, and all others as ever. With --nbd the programs of others can loo
 
 /// Look into the state that deltas lead to, without applying them
 #[derive(Args, Debug)]
-#[command(after_help = AFTER_HELP)]
-#[command(group = ArgGroup::new("what").required(true).args(["cat", "to", "nbd"]))]
+#[command(after_help = AFTER_HELP, override_usage = USAGE)]
+#[command(group = ArgGroup::new("what").required(true).args(["cat", "to", "nbd", "device", "stop"]))]
 pub(super) struct ViewArgs {
     /// Deltas or undos that follow each other, in any order
-    #[arg(required = true, value_name = "DELTA")]
+    #[arg(
+        required_unless_present = "stop",
+        conflicts_with = "stop",
+        value_name = "DELTA"
+    )]
     deltas: Vec<String>,
 
     /// A volume in the state that the first delta begins from; a full copy begins from nothing
@@ -74,6 +89,23 @@ pub(super) struct ViewArgs {
     /// Serve the state as a network block device until Ctrl-C: unix:PATH or tcp:HOST:PORT
     #[arg(long, value_name = "ADDRESS")]
     nbd: Option<Address>,
+
+    /// Show the state as the read-only device /dev/mapper/NAME, until --stop NAME. VOLUME is a logical volume: one that refuses
+    /// writes, or one that a snapshot is made of
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    device: Option<String>,
+
+    /// Remove the device NAME of --device and all that it stands on, also after a crash
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    stop: Option<String>,
+
+    /// Keep what differs from VOLUME in this file, which is new, and goes with the device [default: where the records are]
+    #[arg(long, value_name = "FILE", requires = "device")]
+    store: Option<PathBuf>,
+
+    /// Its chunks, 4k to 512k [default: 4k]
+    #[arg(long, value_name = "SIZE", requires = "device", value_parser = device::parse_chunk)]
+    chunk_size: Option<Layout>,
 
     /// Let clients write: into this file, which is new and gone when the export ends. Base and deltas stay as they are
     #[arg(long, value_name = "FILE", requires = "nbd")]
@@ -126,17 +158,10 @@ fn parse_range(text: &str) -> std::result::Result<Range, String> {
 pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
     let start = Instant::now();
-    if args.nbd.is_none() {
-        let given = [
-            ("--overlay", args.overlay.is_some()),
-            ("--allow-network", args.allow_network),
-        ];
-        if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
-            return Err(Error::Usage(format!(
-                "{option} is for an export: it needs --nbd"
-            )));
-        }
+    if let Some(name) = &args.stop {
+        return device::stop(name, &args.state.directory(), &terminal);
     }
+    refuse_options_of_another(args)?;
     // Before anything is opened or made.
     let listen = args
         .nbd
@@ -154,7 +179,14 @@ pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
     if let Some(path) = &args.to {
         files.refuse_as_output(path)?;
     }
-    let base = open_base(args, wanted.base.as_deref(), &chain, cancel, &terminal)?;
+    let wish = device_wish(args, wanted.base.as_deref(), &chain, &terminal)?;
+    // Dropped after the base, which may be a snapshot that goes with it.
+    let mut making = wish.as_ref().map(Making::begin).transpose()?;
+    let base = {
+        let through = making.as_ref().and_then(Making::snapshot);
+        let base = wanted.base.as_deref();
+        open_base(args, (base, through), &chain, cancel, &terminal)?
+    };
     let explain = |error| match &base {
         Some(base) => base.explain(error),
         None => error,
@@ -189,6 +221,11 @@ pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
         terminal.finish();
         terminal.summary(&written.sentence(path, start.elapsed()));
     }
+    if let Some(making) = &mut making {
+        let store_bytes = making.finish(&view, &unchanged, cancel).map_err(explain)?;
+        terminal.finish();
+        terminal.summary(&making.sentence(&view, store_bytes));
+    }
     if let (Some(address), Some(listen)) = (&args.nbd, listen) {
         let wish = export::Wish {
             address,
@@ -202,6 +239,36 @@ pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
+/// What clap does not see where one of several is asked for.
+fn refuse_options_of_another(args: &ViewArgs) -> Result<()> {
+    let given = [
+        (
+            "--overlay",
+            args.overlay.is_some() && args.nbd.is_none(),
+            "an export: it needs --nbd",
+        ),
+        (
+            "--allow-network",
+            args.allow_network && args.nbd.is_none(),
+            "an export: it needs --nbd",
+        ),
+        (
+            "--store",
+            args.store.is_some() && args.device.is_none(),
+            "a device: it needs --device",
+        ),
+        (
+            "--chunk-size",
+            args.chunk_size.is_some() && args.device.is_none(),
+            "a device: it needs --device",
+        ),
+    ];
+    match given.into_iter().find(|(_, given, _)| *given) {
+        Some((option, _, what)) => Err(Error::Usage(format!("{option} is for {what}"))),
+        None => Ok(()),
+    }
+}
+
 /// The files that were named, or those of a point in time of a job.
 fn wanted(args: &ViewArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Wanted> {
     let Some(at) = &args.point.at else {
@@ -210,6 +277,17 @@ fn wanted(args: &ViewArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Wante
             base: args.base.clone(),
         });
     };
+    if let Some(name) = &args.device {
+        let rest = ["--device".to_owned(), name.clone()];
+        return at::of_point(
+            &args.point,
+            at,
+            &args.deltas,
+            &rest,
+            &args.state,
+            (terminal, cancel),
+        );
+    }
     let rest: Vec<String> = match (&args.cat, &args.to, &args.nbd) {
         (Some(Range { offset, length }), ..) => {
             let length = length.map_or(String::new(), |length| length.to_string());
@@ -223,10 +301,42 @@ fn wanted(args: &ViewArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Wante
     at::of_point(&args.point, at, &args.deltas, &rest, &args.state, talk)
 }
 
-/// The base, held against what the chain begins from.
+/// The device that is asked for.
+fn device_wish<'a>(
+    args: &'a ViewArgs,
+    base: Option<&'a str>,
+    chain: &[&Input<Volume>],
+    monitor: &'a dyn Monitor,
+) -> Result<Option<device::Wish<'a>>> {
+    let (Some(name), Some(first), Some(last)) = (&args.device, chain.first(), chain.last()) else {
+        return Ok(None);
+    };
+    let base = base.filter(|_| !first.delta.header().is_full_copy());
+    let Some(base) = base else {
+        return Err(Error::Usage(
+            "--device shows a state over the logical volume that the first delta begins from: --base VOLUME. What begins \
+             with a full copy begins from nothing: --to FILE, and losetup"
+                .to_owned(),
+        ));
+    };
+    let layout = args.chunk_size.or(Layout::new(CHUNK_BYTES));
+    Ok(layout.map(|layout| device::Wish {
+        name,
+        base,
+        size_bytes: last.delta.header().volume_size,
+        store: args.store.as_deref(),
+        layout,
+        snapshot_bytes: args.snapshot_size,
+        state: args.state.directory(),
+        caller: args.state.caller(),
+        monitor,
+    }))
+}
+
+/// The base, held against what the chain begins from. It is read through a snapshot where that was made of it already.
 fn open_base(
     args: &ViewArgs,
-    base: Option<&str>,
+    (base, through): (Option<&str>, Option<&str>),
     chain: &[&Input<Volume>],
     cancel: &Cancel,
     monitor: &dyn Monitor,
@@ -251,6 +361,7 @@ fn open_base(
         ))),
         Some(name) => Base::open(&Wish {
             name,
+            through,
             first,
             force: args.force,
             snapshot_bytes: args.snapshot_size,

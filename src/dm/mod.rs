@@ -2,7 +2,7 @@
 //!
 //! Guarantees: looking at an active volume needs no LVM command, only sysfs and the control device;
 //! `lvs` is asked for what the kernel cannot know (inactive and absent volumes); everything that comes
-//! back is parsed by pure code. Nothing here changes a volume, except that `making`, `temporary` and `preview` make one where
+//! back is parsed by pure code. Nothing here changes a volume, except that `making`, `temporary`, `preview` and `shown` make one where
 //! they were asked to, and remove or merge what they have made.
 
 pub mod base;
@@ -17,6 +17,7 @@ pub mod pool;
 pub mod pool_status;
 pub mod preview;
 pub mod resolve;
+pub mod shown;
 pub mod snapshot;
 pub mod table;
 pub mod temporary;

@@ -40,6 +40,8 @@ pub struct Preview {
     pub merges: bool,
     /// All deltas were put on it.
     pub is_whole: bool,
+    /// Not so for a moment while LVM makes or removes a thick one, and after a power cut in that moment.
+    pub is_snapshot: bool,
 }
 
 /// The preview of `origin`, which has this UUID, if there is one.
@@ -51,8 +53,13 @@ pub fn of(origin: &LvName, uuid: &str) -> Result<Option<Preview>> {
 fn in_rows(rows: &[LvRow], origin: &LvName, uuid: &str) -> Option<Preview> {
     let wanted = [TAG.to_owned(), format!("{OF_TAG}{uuid}")];
     let has = |row: &LvRow, tag: &str| row.lv_tags.split(',').any(|found| found == tag);
-    let is_it =
-        |row: &&LvRow| row.origin() == Some(origin.lv()) && wanted.iter().all(|tag| has(row, tag));
+    let is_it = |row: &&LvRow| {
+        let is_of_origin = match row.origin() {
+            Some(of) => of == origin.lv(),
+            None => row.segtype != "thin",
+        };
+        is_of_origin && wanted.iter().all(|tag| has(row, tag))
+    };
     let row = rows.iter().find(is_it)?;
     Some(Preview {
         name: LvName::new(origin.vg(), row.name())?,
@@ -60,6 +67,7 @@ fn in_rows(rows: &[LvRow], origin: &LvName, uuid: &str) -> Option<Preview> {
         // The first letter of a snapshot that is being merged.
         merges: row.lv_attr.starts_with('S'),
         is_whole: has(row, WHOLE_TAG),
+        is_snapshot: row.origin().is_some(),
     })
 }
 
@@ -334,13 +342,22 @@ mod tests {
             row("other-preview", "other", &both, "swi-a-s---"),
             row("data-preview", "data", TAG, "swi-a-s---"),
             row("data-preview", "data", &format!("{TAG},{OF_TAG}a-bc"), ""),
-            row("data-preview", "", &both, "Vwi-a-tz--"),
+            LvRow {
+                segtype: "thin".into(),
+                ..row("data-preview", "", &both, "Vwi-a-tz--")
+            },
         ] {
             assert_eq!(in_rows(&[other], &data, "a-b"), None);
         }
         let found = in_rows(&[row("look", "data", &both, "swi-a-s---")], &data, "a-b").unwrap();
         assert_eq!(found.name.to_string(), "vg/look");
-        assert!(!found.merges);
+        assert!(!found.merges && found.is_snapshot);
+        let half = in_rows(
+            &[row("data-preview", "", &both, "-wi-a-----")],
+            &data,
+            "a-b",
+        );
+        assert!(!half.unwrap().is_snapshot);
         // What merges is hidden.
         let hidden = row("[data-preview]", "[data]", &both, "Swi-a-s---");
         let found = in_rows(&[hidden], &data, "a-b").unwrap();

@@ -9,6 +9,7 @@ use crate::dm::SnapshotStatus;
 use crate::hold::record::Held;
 use crate::record::{Record, RecordError};
 use crate::session::message::Hello;
+use crate::view::shown::Shown;
 
 /// What was seen, or why it could not be looked at.
 pub type Looked<T> = Result<T, String>;
@@ -173,6 +174,19 @@ pub struct Records {
     pub spools: Vec<Partial>,
     /// What runs hold for a while, or held when they were killed.
     pub held: Vec<HeldFacts>,
+    /// States that are shown as devices, or were.
+    pub views: Vec<ViewFacts>,
+}
+
+/// A state that is on record as shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewFacts {
+    /// What the record says, or why it cannot be read.
+    pub shown: Looked<Shown>,
+    /// The device is there.
+    pub is_there: bool,
+    /// A run makes or removes it now.
+    pub busy: bool,
 }
 
 /// Something that is on record as held.

@@ -9,6 +9,7 @@ pub mod gather;
 mod machine;
 mod parse;
 mod records;
+mod views;
 mod volumes;
 
 use serde::Serialize;

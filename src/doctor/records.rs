@@ -6,7 +6,7 @@
 use super::facts::{
     HeldFacts, HeldKind, Looked, Partial, Place, Presence, RecordFacts, Records, Undo, Unusable,
 };
-use super::{Check, word};
+use super::{Check, views, word};
 use crate::hold::temporary::remove_command;
 use crate::record::admission::{Called, refuse_as_source};
 use crate::record::keeper::shown_time;
@@ -41,6 +41,7 @@ pub(super) fn findings(facts: &Records, root: bool) -> Vec<Check> {
     checks.extend(facts.partials.iter().filter_map(partial));
     checks.extend(facts.spools.iter().filter_map(spool));
     checks.extend(facts.held.iter().filter_map(held));
+    checks.extend(views::findings(&facts.views, &state_dir_option(facts)));
     checks
 }
 

@@ -146,6 +146,20 @@ impl<'a, V: ReadAt> View<'a, V> {
         Ok(found)
     }
 
+    /// What the base does not tell in `length` bytes from `offset` on: what a delta has there, and what is past the base. In
+    /// order; all else is in the base what it is in the state.
+    pub fn over_base(&self, offset: u64, length: u64) -> Result<Vec<Extent>> {
+        let mut found = Vec::new();
+        self.each(offset, length, &mut |extent, piece| {
+            found.extend(match piece {
+                Some(_) => Some(extent),
+                None => Extent::from_range(extent.offset().max(self.below_bytes), extent.end()),
+            });
+            true
+        })?;
+        Ok(found)
+    }
+
     /// The parts of the base in `extent`, data or zero.
     fn below_map(
         &self,

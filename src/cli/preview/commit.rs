@@ -40,7 +40,15 @@ pub(super) fn commit(
     let found = origin.preview()?;
     let mut is_this_run = false;
     match &found {
+        _ if begun.is_some() && args.check => {
+            terminal.summary(&format!(
+                "{name}: a preview is being merged into it, or was; nothing was written"
+            ));
+            return Ok(ExitCode::Done);
+        }
         None if begun.is_some() => {}
+        // LVM was cut when it removed what it had merged.
+        Some(found) if begun.is_some() && !found.is_snapshot => {}
         None => {
             return Err(Error::refused(
                 name,
@@ -66,10 +74,6 @@ pub(super) fn commit(
                 format!("LVM was told by somebody else to merge {}", found.name),
                 "Wait until it is done; then tell what the volume holds with lvmsync state adopt.",
             ));
-        }
-        Some(_) if args.check => {
-            terminal.summary(&format!("{name}: is being merged into"));
-            return Ok(ExitCode::Done);
         }
         Some(_) => preview::poll(&origin.volume.name)?,
     }
@@ -340,7 +344,10 @@ fn wait(origin: &Origin, cancel: &Cancel, terminal: &Terminal) -> Result<()> {
         if is_under_way {
             seen_merging = Instant::now();
         } else if seen_merging.elapsed() > BETWEEN_STEPS {
-            return Err(put_off(origin));
+            match found.is_snapshot {
+                true => return Err(put_off(origin)),
+                false => preview::discard(&found)?,
+            }
         }
         if looked.elapsed() > LOOK_AGAIN {
             looked = Instant::now();

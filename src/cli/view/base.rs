@@ -23,10 +23,10 @@ use crate::error::{Error, Result};
 use crate::history::combine::Input;
 use crate::monitor::Monitor;
 use crate::record::admission::{Admission, Policy};
-use crate::record::identity;
 use crate::record::keeper::Keeper;
 use crate::record::store::StateDir;
 use crate::record::witness::Watch;
+use crate::record::{half_written, identity};
 use crate::source::{SendSource, SnapshotWish, SourceRequest};
 use crate::units::Bytes;
 use crate::volume::file_version::FileVersion;
@@ -39,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What is asked for.
 pub(super) struct Wish<'a> {
     pub(super) name: &'a str,
+    /// The snapshot that was made of it, to be read in its place.
+    pub(super) through: Option<&'a str>,
     /// The first delta of the chain.
     pub(super) first: &'a Input<Volume>,
     pub(super) force: bool,
@@ -63,10 +65,14 @@ impl Base {
     pub(super) fn open(wish: &Wish<'_>) -> Result<Self> {
         if let Ok(resolved) = resolve(wish.name) {
             check_record(wish, &resolved)?;
+            // Whoever has begun to write by now may have done so before the snapshot was made.
+            if wish.through.is_some() {
+                half_written::refuse(&wish.state, &resolved, wish.name)?;
+            }
         }
         let request = SourceRequest {
             from: None,
-            new: Some(wish.name),
+            new: Some(wish.through.unwrap_or(wish.name)),
             data_source: None,
             base_size: None,
             thin_metadata: None,

@@ -1,0 +1,164 @@
+//! A read-only device-mapper device that shows a state: what differs lies in an exception store in a file, all else is read
+//! from the volume below.
+//!
+//! Guarantees: the device refuses writes, and so does the loop device between it and the file, which goes with it; names were
+//! checked. What is there is found by UUID and by file, never by name alone. `dmsetup` and `losetup` do the work, for they
+//! know how to wait for udev.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::device::DeviceMapper;
+use super::lvm::lvm_command;
+use super::name::is_valid;
+use super::temporary::run;
+use super::wire::{DeviceInfo, Selector};
+use crate::error::{Error, Result};
+use crate::sys::device::DeviceNumber;
+use crate::units::SECTOR_BYTES;
+
+/// Begins the UUID of each.
+pub const UUID_PREFIX: &str = "LVMSYNC-view-";
+/// Room is left for what udev and others append.
+const MAX_NAME_BYTES: usize = 100;
+
+/// The UUID of the one with this id.
+pub fn uuid_of(id: &str) -> String {
+    format!("{UUID_PREFIX}{id}")
+}
+
+/// The name that a user has chosen.
+pub fn parse_name(text: &str) -> std::result::Result<String, String> {
+    if is_valid(text) && text.len() <= MAX_NAME_BYTES && text != "control" {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "`{text}` cannot be the name of a device: letters, digits and + _ . -, not - first, at most {MAX_NAME_BYTES}"
+    ))
+}
+
+/// What a device is to show.
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'a> {
+    /// Its size.
+    pub size_bytes: u64,
+    /// What is below.
+    pub base: DeviceNumber,
+    /// The device with the exception store.
+    pub store: &'a Path,
+    /// Bytes of its chunks.
+    pub chunk_bytes: u64,
+}
+
+impl Table<'_> {
+    /// As device-mapper is told.
+    fn line(&self) -> String {
+        format!(
+            "0 {} snapshot {} {} P {}",
+            self.size_bytes / SECTOR_BYTES,
+            self.base,
+            self.store.display(),
+            self.chunk_bytes / SECTOR_BYTES
+        )
+    }
+}
+
+/// Makes the device.
+pub fn create(name: &str, id: &str, table: Table<'_>) -> Result<()> {
+    let mut command = command_of("dmsetup");
+    command.args(["create", name, "--readonly", "--uuid", &uuid_of(id)]);
+    command.args(["--table", &table.line()]);
+    run(command, "dmsetup", name).map(|_| ())
+}
+
+/// The device with this id.
+pub fn find(id: &str) -> Result<Option<DeviceInfo>> {
+    DeviceMapper::open()?.info(Selector::Uuid(&uuid_of(id)))
+}
+
+/// True if any device has this name.
+pub fn is_taken(name: &str) -> Result<bool> {
+    let found = DeviceMapper::open()?.info(Selector::Name(name))?;
+    Ok(found.is_some())
+}
+
+/// Removes the device with this id, if there is one.
+pub fn remove(id: &str) -> Result<()> {
+    let Some(info) = find(id)? else {
+        return Ok(());
+    };
+    let mut command = command_of("dmsetup");
+    command.args(["remove", "--retry", &info.name]);
+    match run(command, "dmsetup", &info.name) {
+        Err(_) if find(id)?.is_some_and(|info| info.open_count > 0) => Err(Error::held(
+            format!("/dev/mapper/{}", info.name),
+            "it is in use",
+            "Unmount it, or stop what uses it; then run this again.",
+        )),
+        removed => removed.map(|_| ()),
+    }
+}
+
+/// Makes a read-only loop device of a file.
+pub fn attach(file: &Path) -> Result<PathBuf> {
+    let mut command = command_of("losetup");
+    command.args(["--find", "--show", "--read-only"]).arg(file);
+    let said = run(command, "losetup", &file.display().to_string())?;
+    Ok(PathBuf::from(said.trim()))
+}
+
+/// Gives a loop device back: at once, or as soon as nothing uses it any more.
+pub fn detach(device: &Path) -> Result<()> {
+    let mut command = command_of("losetup");
+    command.arg("--detach").arg(device);
+    run(command, "losetup", &device.display().to_string()).map(|_| ())
+}
+
+/// The loop devices of a file.
+pub fn attached(file: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let is_of_file = |entry: &fs::DirEntry| {
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file"));
+        backing.is_ok_and(|backing| Path::new(backing.trim_end_matches('\n')) == file)
+    };
+    let node = |entry: fs::DirEntry| Path::new("/dev").join(entry.file_name());
+    entries.filter(is_of_file).map(node).collect()
+}
+
+/// A command that Ctrl-C does not reach: the run takes back what it has made.
+fn command_of(program: &str) -> Command {
+    let mut command = lvm_command(program);
+    command.process_group(0);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_in_sectors() {
+        let table = Table {
+            size_bytes: 25 << 20,
+            base: DeviceNumber {
+                major: 254,
+                minor: 3,
+            },
+            store: Path::new("/dev/loop0"),
+            chunk_bytes: 4096,
+        };
+        assert_eq!(table.line(), "0 51200 snapshot 254:3 /dev/loop0 P 8");
+    }
+
+    #[test]
+    fn names_are_words() {
+        for name in ["tuesday", "a.b+c_d-e"] {
+            assert_eq!(parse_name(name).unwrap(), name);
+        }
+        for name in ["", "-x", "a b", "a/b", "control", "..", &"x".repeat(101)] {
+            assert!(parse_name(name).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! A view as an exception store: what the deltas have over their base, in chunks, as the kernel reads it.
+//!
+//! Guarantees: a chunk that a delta touches anywhere, or that is past what the base has of the state, is in the store whole;
+//! every other chunk is in the base what it is in the state. What is zero is a hole. Memory is that of the view and of one
+//! chunk.
+
+use super::state::View;
+use crate::cancel::Cancel;
+use crate::changes::cow::Layout;
+use crate::changes::cow_build::StoreBuilder;
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::monitor::Monitor;
+use crate::volume::{ReadAt, WriteAt};
+
+/// Looked at in parts of this size, which all chunks fit into.
+const PART_BYTES: u64 = 4 << 20;
+
+/// Writes the store into `target`, which is empty, and gives its size.
+pub fn write<V: ReadAt>(
+    view: &View<'_, V>,
+    (target, name): (&dyn WriteAt, &str),
+    layout: Layout,
+    cancel: &Cancel,
+    monitor: &dyn Monitor,
+) -> Result<u64> {
+    let failed = |error| Error::io(format!("cannot write {name}"), error);
+    let chunk_bytes = layout.chunk_bytes();
+    let size_bytes = view.size_bytes();
+    let mut builder = StoreBuilder::new(target, layout);
+    let mut buffer = vec![0; usize::try_from(chunk_bytes).unwrap_or(0)];
+    monitor.plan(size_bytes);
+    let mut at = 0;
+    while at < size_bytes {
+        let length = (size_bytes - at).min(PART_BYTES);
+        for chunk in chunks(&view.over_base(at, length)?, chunk_bytes) {
+            cancel.check()?;
+            let offset = chunk.saturating_mul(chunk_bytes);
+            let left = size_bytes.saturating_sub(offset).min(chunk_bytes);
+            let part = buffer.get_mut(..usize::try_from(left).unwrap_or(0));
+            let part = part.unwrap_or_default();
+            view.read(part, offset)?;
+            let is_zero = part.iter().all(|byte| *byte == 0);
+            builder
+                .push(chunk, if is_zero { &[] } else { part })
+                .map_err(failed)?;
+        }
+        monitor.advance(length);
+        at += length;
+    }
+    builder.finish().map_err(failed)
+}
+
+/// The chunks that extents touch, which are in order; each once.
+fn chunks(extents: &[Extent], chunk_bytes: u64) -> impl Iterator<Item = u64> {
+    let mut next = 0;
+    extents.iter().flat_map(move |extent| {
+        let first = (extent.offset() / chunk_bytes).max(next);
+        next = extent.end().div_ceil(chunk_bytes).max(next);
+        first..next
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_that_is_touched_is_there_once() {
+        let touched = |extents: &[(u64, u64)]| -> Vec<u64> {
+            let extents: Vec<Extent> = extents
+                .iter()
+                .map(|(offset, length)| Extent::new(*offset, *length).unwrap())
+                .collect();
+            chunks(&extents, 10).collect()
+        };
+        assert_eq!(touched(&[(0, 10)]), [0]);
+        assert_eq!(touched(&[(9, 2), (12, 1), (29, 1), (30, 1)]), [0, 1, 2, 3]);
+        assert_eq!(touched(&[(5, 20), (40, 30)]), [0, 1, 2, 4, 5, 6]);
+        assert_eq!(touched(&[]), [0; 0]);
+    }
+}
