@@ -56,7 +56,7 @@ impl Keeper {
         is_known && is_nameless && record.way_back().1 != Some(stream)
     }
 
-    /// Something of what the last run wrote is there no more, see [`marks`].
+    /// Something of what the last run wrote is there no more, see [`crate::record::marks`].
     pub fn was_put_back(&self) -> bool {
         self.was_put_back
     }
