@@ -447,14 +447,6 @@ fn finish(
     }
     let is_it = !is_written;
     let holds = cut.target.filter(|_| is_it);
-    Report {
-        destination: name.clone(),
-        preview: cut.from.clone(),
-        outcome: "merged",
-        holds: holds.as_ref(),
-        dry_run: false,
-    }
-    .print(args)?;
     let what = match (&holds, is_it) {
         (_, false) => {
             "something wrote to it meanwhile, so that what it holds has no name".to_owned()
@@ -475,11 +467,19 @@ fn finish(
         witness: seen.filter(|_| is_untouched || !is_it),
         from: cut.from.clone(),
         since: now(),
-        holds,
+        holds: holds.clone(),
         incomplete: None,
         compared: None,
         ..record
     })?;
+    Report {
+        destination: name.clone(),
+        preview: cut.from.clone(),
+        outcome: "merged",
+        holds: holds.as_ref(),
+        dry_run: false,
+    }
+    .print(args)?;
     terminal.summary(&format!(
         "{name}: {} was merged into it (begun {}); {what}",
         cut.from,

@@ -78,6 +78,7 @@ fn as_before(record: Record, was_written: bool) -> Record {
         stream: None,
         list: None,
         undo: None,
+        undo_stream: None,
         witness: None,
         is_proven: false,
         marks: Vec::new(),
