@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::monitor::Monitor;
 use crate::partial_file::{partial_name, sync_directory_of};
-use crate::record::admission::{Called, Policy};
+use crate::record::admission::{Admission, Called, Policy};
 use crate::record::half_written;
 use crate::record::identity;
 use crate::record::keeper::Keeper;
@@ -411,14 +411,14 @@ impl Destination {
         )
     }
 
-    /// Refuses a delta with this beginning as it would be refused when it is applied; writes nothing.
+    /// May a delta with this beginning be applied? Refused is what would be refused then; nothing is written.
     pub fn examine(
         &self,
         header: &Header,
         samples: &Samples,
         cancel: &Cancel,
         monitor: &dyn Monitor,
-    ) -> Result<()> {
+    ) -> Result<Admission> {
         let beginning = Beginning {
             header,
             samples,
@@ -426,7 +426,7 @@ impl Destination {
             undo: &self.undo,
             options: &self.receive_options(cancel, monitor),
         };
-        examine(&beginning, &self.keeper).map(|_| ())
+        examine(&beginning, &self.keeper).map(|found| found.admission)
     }
 
     /// What it is, for people.

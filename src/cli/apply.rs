@@ -331,9 +331,7 @@ fn as_on_record(delta: String, keeper: &Keeper) -> String {
 fn refuse_cut_undo(delta: &str, target: &Destination, unfinished: bool) -> Result<()> {
     let is_cut = |record: &Record| record.incomplete.is_some();
     let is_undo = || {
-        let reader = File::open(delta)
-            .ok()
-            .and_then(|file| DeltaReader::new(file).ok());
+        let reader = reader_of(Path::new(delta));
         reader.is_some_and(|reader| reader.header().source == Source::Undo)
     };
     if unfinished
@@ -347,8 +345,7 @@ fn refuse_cut_undo(delta: &str, target: &Destination, unfinished: bool) -> Resul
         "{delta} is an undo that was cut, and nothing is on record of a run that was cut here with it"
     );
     let caller = target.caller();
-    let knows = |record: &Record| record.holds.is_some() || record.stream.is_some();
-    let way_out = match target.keeper().record().is_some_and(knows) {
+    let way_out = match target.keeper().record().is_some_and(Record::knows) {
         true => "It is on record as whole: what is not needed any more can be removed.".to_owned(),
         false => format!(
             "If that run was cut all the same: {}\nIf it is not needed any more, remove it.",
@@ -360,10 +357,15 @@ fn refuse_cut_undo(delta: &str, target: &Destination, unfinished: bool) -> Resul
 
 /// Which delta is in a file; `None` if there is none.
 fn stream_of(path: &Path) -> Option<StreamId> {
+    let reader = reader_of(path)?;
+    Some(StreamId::of(reader.header(), reader.samples()))
+}
+
+/// The delta in a file; a pipe is not looked into.
+fn reader_of(path: &Path) -> Option<DeltaReader<File>> {
     let file = File::open(path).ok()?;
     let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-    let reader = DeltaReader::new(file).ok().filter(|_| is_file)?;
-    Some(StreamId::of(reader.header(), reader.samples()))
+    DeltaReader::new(file).ok().filter(|_| is_file)
 }
 
 /// An undo that has taken back the run that was cut with it is of no use to anybody, and would stand in the way of
@@ -414,7 +416,9 @@ fn check(
 ) -> Result<()> {
     let whole = read_whole(input, name, cancel, terminal)?;
     match &whole.header {
-        Some(header) if first => target.examine(header, &whole.samples, cancel, terminal),
+        Some(header) if first => target
+            .examine(header, &whole.samples, cancel, terminal)
+            .map(drop),
         Some(_) => {
             terminal.warn(&format!(
                 "{name}: it is sound; whether it fits shows when the deltas before it are applied"

@@ -10,7 +10,9 @@ mod make;
 
 use super::apply::ApplyArgs;
 use super::output;
+use super::snapshot::parse_chunk;
 use crate::cancel::Cancel;
+use crate::changes::cow::Layout;
 use crate::commands::Caller;
 use crate::delta::header::State;
 use crate::dm::preview::{self, Preview};
@@ -24,9 +26,6 @@ use crate::record::witness::Watch;
 use crate::record::{MERGE, PreviewOf, Record, identity};
 use crate::units::parse_size;
 use crate::volume::Volume;
-
-/// What LVM takes as a chunk of a snapshot.
-const CHUNKS: std::ops::RangeInclusive<u64> = 4096..=512 << 10;
 
 /// Which of the three was asked for.
 #[derive(clap::Args, Debug, Clone, Default)]
@@ -49,15 +48,7 @@ pub(super) struct PreviewArgs {
 
     /// Chunks of a thick preview, 4k to 512k [default: 4k]
     #[arg(long, value_name = "SIZE", requires = "preview", value_parser = parse_chunk)]
-    chunk_size: Option<u64>,
-}
-
-fn parse_chunk(text: &str) -> std::result::Result<u64, String> {
-    let bytes = parse_size(text)?;
-    if bytes.is_power_of_two() && CHUNKS.contains(&bytes) {
-        return Ok(bytes);
-    }
-    Err("it is a power of two between 4k and 512k".to_owned())
+    chunk_size: Option<Layout>,
 }
 
 impl PreviewArgs {

@@ -58,7 +58,9 @@ impl Job<'_> {
         };
         if self.dry_run {
             summary.goes_on_at(0, compares);
-            return destination.examine(header, &source.samples, self.cancel, self.monitor);
+            return destination
+                .examine(header, &source.samples, self.cancel, self.monitor)
+                .map(drop);
         }
         if self.write.atomic {
             summary.goes_on_at(0, compares);

@@ -2,8 +2,20 @@
 
 use clap::Args;
 
+use crate::changes::cow::Layout;
 use crate::source::SnapshotWish;
 use crate::units::parse_size;
+
+/// What LVM takes as a chunk of a snapshot.
+const CHUNKS: std::ops::RangeInclusive<u64> = 4096..=512 << 10;
+
+/// The chunks of a snapshot.
+pub(super) fn parse_chunk(text: &str) -> Result<Layout, String> {
+    let layout = Layout::new(parse_size(text)?);
+    layout
+        .filter(|layout| CHUNKS.contains(&layout.chunk_bytes()))
+        .ok_or_else(|| "it is a power of two between 4k and 512k".to_owned())
+}
 
 /// How a live logical volume is read.
 #[derive(Args, Debug, Clone, Default)]

@@ -17,6 +17,7 @@ use clap::{ArgGroup, Args};
 use super::apply::StateArgs;
 use super::chain::Files;
 use super::progress::Terminal;
+use super::snapshot::parse_chunk;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::changes::cow::Layout;
@@ -104,7 +105,7 @@ pub(super) struct ViewArgs {
     store: Option<PathBuf>,
 
     /// Its chunks, 4k to 512k [default: 4k]
-    #[arg(long, value_name = "SIZE", requires = "device", value_parser = device::parse_chunk)]
+    #[arg(long, value_name = "SIZE", requires = "device", value_parser = parse_chunk)]
     chunk_size: Option<Layout>,
 
     /// Let clients write: into this file, which is new and gone when the export ends. Base and deltas stay as they are

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::FormatError;
 use super::record::MAX_CONTROL_BYTES;
+use super::stream::StreamId;
 #[cfg(doc)]
 use crate::change_list::ChangeList;
 use crate::extent::MAX_OFFSET;
@@ -158,6 +159,11 @@ impl Header {
     /// True when this delta stands on no base: it carries everything, or what differed when both ends were compared.
     pub fn is_full_copy(&self) -> bool {
         matches!(self.source, Source::Full | Source::Compare)
+    }
+
+    /// It takes back what this delta did.
+    pub fn undoes(&self, stream: &StreamId) -> bool {
+        self.undo_of.as_deref() == Some(stream.as_str())
     }
 
     /// It was made of several deltas.

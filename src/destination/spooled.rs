@@ -74,8 +74,9 @@ impl Destination {
         on_durable: OnDurable<'_>,
     ) -> Result<Received> {
         let Some(place) = self.spool.take() else {
-            let admit =
-                |header: &Header, samples: &Samples| self.examine(header, samples, cancel, &Silent);
+            let admit = |header: &Header, samples: &Samples| {
+                self.examine(header, samples, cancel, &Silent).map(drop)
+            };
             let file = spool(input, what, self.spool_file()?, admit, cancel)?;
             self.note_whole(what, monitor);
             return self.receive_now(file, what, cancel, monitor, on_durable);

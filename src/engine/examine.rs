@@ -110,9 +110,9 @@ fn is_too_short(beginning: &Beginning<'_, '_>, keeper: &Keeper, admission: &Admi
     }
     let record = keeper.record();
     match admission {
-        Admission::Fresh { .. } | Admission::Forced { .. } => record.is_some_and(|record| {
-            record.incomplete.is_none() && (record.holds.is_some() || record.stream.is_some())
-        }),
+        Admission::Fresh { .. } | Admission::Forced { .. } => {
+            record.is_some_and(|record| record.incomplete.is_none() && record.knows())
+        }
         // It was begun as if it were whole.
         Admission::Resume { .. } => record
             .and_then(|record| record.incomplete.as_ref())

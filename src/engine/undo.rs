@@ -61,8 +61,7 @@ pub struct Undoes {
 impl Undoes {
     /// True if an undo with this header takes back just that.
     pub fn is(&self, header: &Header) -> bool {
-        header.undo_of.as_deref() == Some(self.stream.as_str())
-            && header.undo_for == self.destination
+        header.undoes(&self.stream) && header.undo_for == self.destination
     }
 }
 

@@ -49,6 +49,14 @@ impl Kind {
         }
     }
 
+    /// In names of files.
+    fn word(self) -> &'static str {
+        match self {
+            Self::ThinPool => "pool",
+            Self::Era => "era",
+        }
+    }
+
     fn take(self) -> &'static str {
         match self {
             Self::ThinPool => "reserve_metadata_snap",
@@ -236,7 +244,7 @@ impl Pool {
 impl Reservation {
     /// Takes the snapshot; one that a run of ours has left is released first.
     pub fn take(dm: &DeviceMapper, pool: Pool, state: &StateDir, wait: Wait<'_>) -> Result<Self> {
-        let lock = LockFile::open(&name_of(kind_word(pool.kind), &pool.uuid))?;
+        let lock = LockFile::open(&name_of(pool.kind.word(), &pool.uuid))?;
         while !lock.try_alone()? {
             wait(&format!(
                 "{}: another lvmsync reads the {}'s metadata; waiting for it",
@@ -340,13 +348,6 @@ fn release_left(
         "{}: released the metadata snapshot that a killed run has left",
         pool.name
     ))
-}
-
-fn kind_word(kind: Kind) -> &'static str {
-    match kind {
-        Kind::ThinPool => "pool",
-        Kind::Era => "era",
-    }
 }
 
 /// Whether what is held is what the record describes: of this pool, at this block, with these bytes. The bytes

@@ -66,15 +66,7 @@ impl Held {
 
     /// Replaces it, durably.
     pub fn save<T: Serialize>(&self, content: &T) -> Result<()> {
-        use io::Write;
-        let failed = |error| Error::io(format!("cannot write {}", self.path.display()), error);
-        let mut json = serde_json::to_vec_pretty(content).map_err(|error| failed(error.into()))?;
-        json.push(b'\n');
-        let file = PartialFile::create(&self.path, true)?;
-        file.file()
-            .and_then(|mut file| file.write_all(&json))
-            .map_err(failed)?;
-        file.persist()
+        save(&self.path, content)
     }
 
     /// Removes it, durably.
@@ -105,6 +97,19 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let ours = file.metadata()?;
     let there = fs::metadata(path);
     Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())))
+}
+
+/// Writes a file of this kind, durably, for whoever holds it.
+pub fn save<T: Serialize>(path: &Path, content: &T) -> Result<()> {
+    use io::Write;
+    let failed = |error| Error::io(format!("cannot write {}", path.display()), error);
+    let mut json = serde_json::to_vec_pretty(content).map_err(|error| failed(error.into()))?;
+    json.push(b'\n');
+    let file = PartialFile::create(path, true)?;
+    file.file()
+        .and_then(|mut file| file.write_all(&json))
+        .map_err(failed)?;
+    file.persist()
 }
 
 /// Reads a file of this kind, whoever holds it; `None` where there is none.

@@ -144,10 +144,12 @@ pub fn admit(
             "something other than lvmsync wrote to it since its record was made",
         );
     }
-    let undoes = |made: &StreamId| header.undo_of.as_deref() == Some(made.as_str());
     // An older undo of the same delta, from when it was applied before, holds what was there then.
-    let undoes_last =
-        record.stream.as_ref().is_some_and(undoes) && record.way_back().1 == Some(stream);
+    let undoes_last = record
+        .stream
+        .as_ref()
+        .is_some_and(|last| header.undoes(last))
+        && record.way_back().1 == Some(stream);
     // What the last run overwrote is taken back even where that was, by its name, the same state.
     let undone = !undoes_last
         && header.source == Source::Undo
@@ -288,8 +290,7 @@ fn to_incomplete(
         let offset = cut.durable_offset;
         return Ok(Admission::Resume { offset });
     }
-    let undoes = |cut: &StreamId| header.undo_of.as_deref() == Some(cut.as_str());
-    if cut.stream.as_ref().is_some_and(undoes) {
+    if cut.stream.as_ref().is_some_and(|cut| header.undoes(cut)) {
         let saved = header.undo_for.as_ref();
         if saved.is_some_and(|saved| *saved != record.identity) && !policy.force {
             return Err(Refusal {

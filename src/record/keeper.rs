@@ -265,15 +265,11 @@ impl Keeper {
             }
             return self.put(record);
         }
-        let undoes = |cut: &&Incomplete| {
-            let undone = cut.stream.as_ref().map(StreamId::as_str);
-            undone.is_some() && undone == header.undo_of.as_deref()
-        };
         // Only the undo that this very run kept holds less for that it was cut. What repeats a run has overwritten what that
         // one did, however early it was cut itself.
         let last = self.record().and_then(|record| record.stream.as_ref());
         let is_its_own = |cut: &&Incomplete| {
-            undoes(cut)
+            cut.stream.as_ref().is_some_and(|cut| header.undoes(cut))
                 && cut.undo.is_some()
                 && cut.undo_stream.as_ref() == Some(stream)
                 && cut.stream.as_ref() != last

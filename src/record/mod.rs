@@ -257,6 +257,11 @@ impl Record {
         serde_json::from_str(json).map_err(|error| RecordError::Contents(error.to_string()))
     }
 
+    /// What it held, or what was done to it, is on record: not only how far it was compared.
+    pub fn knows(&self) -> bool {
+        self.holds.is_some() || self.stream.is_some()
+    }
+
     /// The undo that takes back the run that is under way, or else the last one: where it is, and which delta. A run that
     /// repeats the one before and keeps none is taken back by that one's.
     pub fn way_back(&self) -> (Option<&str>, Option<&StreamId>) {

@@ -5,7 +5,7 @@
 //! several runs at a time is joined.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::changes::era::{EraError, EraMetadata};
 use crate::error::{Error, Result};
 use crate::hold::lock::LockFile;
 use crate::hold::record::name_of;
-use crate::partial_file::PartialFile;
+use crate::job::store::save;
 use crate::record::store::make_directory;
 use crate::track::witness::{Block, Witness, look, places};
 use crate::volume::ReadAt;
@@ -193,16 +193,10 @@ impl Watch {
             Before::Kept(kept) => witness.joined(kept),
             Before::Nothing | Before::Unreadable => witness,
         };
-        let failed = |error| Error::io(format!("cannot write {}", self.path.display()), error);
-        let text = serde_json::to_vec(&witness).map_err(|error| failed(io::Error::other(error)))?;
         if let Some(directory) = self.path.parent() {
             make_directory(directory)?;
         }
-        let file = PartialFile::create(&self.path, true)?;
-        file.file()
-            .and_then(|mut file| file.write_all(&text))
-            .map_err(failed)?;
-        file.persist()
+        save(&self.path, &witness)
     }
 }
 

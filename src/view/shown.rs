@@ -5,7 +5,7 @@
 //! file and its snapshot are not.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,8 @@ use crate::dm::name::LvName;
 use crate::dm::{shown, temporary};
 use crate::error::{Error, Result};
 use crate::hold::lock::LockFile;
-use crate::partial_file::{PartialFile, sync_directory_of};
+use crate::job::store::save;
+use crate::partial_file::sync_directory_of;
 use crate::record::identity;
 use crate::record::store::{StateDir, make_directory};
 
@@ -106,19 +107,9 @@ pub fn all(state: &StateDir) -> Vec<std::result::Result<Shown, String>> {
 impl Shown {
     /// Puts it on record, durably.
     pub fn save(&self, state: &StateDir) -> Result<()> {
-        let path = path_of(state, &self.name);
-        let failed = |error| {
-            let action = format!("cannot write the record {}", path.display());
-            Error::io(action, error)
-        };
-        let text = serde_json::to_vec(self).map_err(|error| failed(io::Error::other(error)))?;
         state.make()?;
         make_directory(&directory(state))?;
-        let file = PartialFile::create(&path, true)?;
-        file.file()
-            .and_then(|mut file| file.write_all(&text))
-            .map_err(failed)?;
-        file.persist()
+        save(&path_of(state, &self.name), self)
     }
 
     /// Removes the device, its file, the snapshot, and the record.

@@ -190,6 +190,29 @@ pub fn nameless(run: &str, number: usize, states: [&[u8]; 2], chunks: &[usize]) 
     delta_to((None, run), number, states[0], states[1], chunks)
 }
 
+/// From state `number - 1` to state `number`, which are as long.
+fn header(number: usize, target: &[u8], changes: &ChangeList) -> Header {
+    Header {
+        volume_size: target.len() as u64,
+        base_size: Some(target.len() as u64),
+        base: state(number - 1),
+        target: state(number),
+        source: Source::Cow,
+        granularity: CHUNK as u64,
+        created: 1_700_000_000,
+        codec: "none".to_owned(),
+        program: "test".to_owned(),
+        planned: Planned::default(),
+        list: Some(changes.digest()),
+        run: None,
+        undo_of: None,
+        undo_for: None,
+        from_offset: 0,
+        required_features: vec![],
+        features: vec![],
+    }
+}
+
 fn delta_to(
     (to, run): (Option<State>, Option<String>),
     number: usize,
@@ -204,23 +227,10 @@ fn delta_to(
     };
     let changes: ChangeList = chunks.iter().map(change).collect();
     let header = Header {
-        volume_size: target.len() as u64,
         base_size: Some(base.len() as u64),
-        base: state(number - 1),
         target: to,
-        source: Source::Cow,
-        granularity: CHUNK as u64,
-        created: 1_700_000_000,
-        codec: "none".to_owned(),
-        program: "test".to_owned(),
-        planned: Planned::default(),
-        list: Some(changes.digest()),
         run,
-        undo_of: None,
-        undo_for: None,
-        from_offset: 0,
-        required_features: vec![],
-        features: vec![],
+        ..header(number, target, &changes)
     };
     let samples = Samples::take(&MemoryVolume::new(base.to_vec()), &changes).unwrap();
     let mut writer = DeltaWriter::new(Vec::new(), &header, &samples).unwrap();
@@ -271,27 +281,14 @@ pub fn large_delta(
         })
         .collect();
     let header = Header {
-        volume_size: target.len() as u64,
         base_size: base.map(|base| base.len() as u64),
         base: base.and_then(|_| state(number - 1)),
-        target: state(number),
         source: if base.is_some() {
             Source::Cow
         } else {
             Source::Full
         },
-        granularity: CHUNK as u64,
-        created: 1_700_000_000,
-        codec: "none".to_owned(),
-        program: "test".to_owned(),
-        planned: Planned::default(),
-        list: Some(changes.digest()),
-        run: None,
-        undo_of: None,
-        undo_for: None,
-        from_offset: 0,
-        required_features: vec![],
-        features: vec![],
+        ..header(number, target, &changes)
     };
     let samples = base.map_or_else(Samples::default, |base| {
         Samples::take(&MemoryVolume::new(base.to_vec()), &changes).unwrap()

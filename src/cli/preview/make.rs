@@ -14,8 +14,8 @@ use super::super::progress::Terminal;
 use super::super::summary::Summary;
 use super::{Origin, discard, refuse_lost};
 use crate::cancel::Cancel;
+use crate::changes::cow::Layout;
 use crate::delta::codec::Compression;
-use crate::delta::stream::StreamId;
 use crate::destination::{Destination, DestinationOptions};
 use crate::dm::pool::Pool;
 use crate::dm::pool_status::PoolStatus;
@@ -23,7 +23,7 @@ use crate::dm::preview::{self, CHUNK_BYTES, Preview, Store, StoreRoom, Touched};
 use crate::dm::resolve::{Resolved, resolve};
 use crate::error::{Error, ExitCode, Result};
 use crate::extent::{Extent, Kind};
-use crate::record::admission::Admission;
+use crate::record::admission::{Admission, Called, refuse_as_source};
 use crate::record::witness::{self, Watch};
 use crate::record::{PreviewOf, Record, identity};
 use crate::units::Bytes;
@@ -145,7 +145,10 @@ impl Begun {
         let name = origin.name();
         let target = Destination::open(&name, &identities(deltas), options)?;
         let pool = Pool::of(&origin.volume)?.filter(|pool| !pool.below_snapshots);
-        let chunk_bytes = args.preview.chunk_size.unwrap_or(CHUNK_BYTES);
+        let chunk_bytes = args
+            .preview
+            .chunk_size
+            .map_or(CHUNK_BYTES, Layout::chunk_bytes);
         let unit_bytes = pool.as_ref().map_or(chunk_bytes, |pool| pool.block_bytes);
         let mut touched = Touched::new(unit_bytes);
         for (number, delta) in deltas.iter().enumerate() {
@@ -168,8 +171,8 @@ impl Begun {
                 target.keeper().admit_anonymous()?;
                 continue;
             };
-            let stream = StreamId::of(header, &whole.samples);
-            if let Admission::Already { remark } = target.keeper().admit(header, &stream)? {
+            let admission = target.examine(header, &whole.samples, cancel, terminal)?;
+            if let Admission::Already { remark } = admission {
                 let remark = remark.split(';').next().unwrap_or_default().to_owned();
                 return Err(Error::refused(
                     name,
@@ -177,16 +180,14 @@ impl Begun {
                     "",
                 ));
             }
-            let options = target.receive_options(cancel, terminal);
-            crate::engine::target::check(header, &whole.samples, &target.target(), &options)?;
         }
         let record = target.keeper().record().cloned();
         if let Some(record) = record.as_ref().filter(|record| record.incomplete.is_some()) {
-            let called = crate::record::admission::Called {
+            let called = Called {
                 name: &name,
                 caller: &origin.caller,
             };
-            let refusal = crate::record::admission::refuse_as_source(record, called);
+            let refusal = refuse_as_source(record, called);
             let (reason, way_out) = refusal.map_or_else(Default::default, |refusal| {
                 (refusal.reason, refusal.way_out)
             });

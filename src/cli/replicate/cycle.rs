@@ -233,7 +233,7 @@ impl<'a> Cycle<'a> {
             target: STEPS,
             target = %target.to,
             from,
-            state = format!("lvm:{}", new.uuid),
+            state = new.id(),
             "{}: sends {} to {}",
             self.name,
             new.name,
@@ -264,23 +264,38 @@ impl<'a> Cycle<'a> {
                 result => result,
             }
         })?;
+        self.arrived(target, file.is_some(), "", (bytes, begun))?;
+        self.remove_strays()?;
+        self.give_up(target, new)
+    }
+
+    /// The target holds what was pending: `bytes` of the volume, on their way since `begun`. `of` is said behind its name.
+    fn arrived(
+        &mut self,
+        target: &Target,
+        has_file: bool,
+        of: &str,
+        (bytes, begun): (u64, Instant),
+    ) -> Result<Option<Base>> {
         let seconds = begun.elapsed().as_secs_f64();
         let run = self.run.to_owned();
         let known = self.target(target);
-        known.is_prepared |= file.is_some();
+        known.is_prepared |= has_file;
         known.arrived(now());
         (known.bytes, known.seconds, known.run) = (bytes, seconds, run);
+        let holds = known.base.clone();
         self.held.save(&self.state)?;
-        self.terminal.finish();
-        self.terminal.remark(&format!(
-            "{}: {} holds {} ({} in {seconds:.1} s)",
-            self.name,
-            target.to,
-            new.name,
-            Bytes(bytes)
-        ));
-        self.remove_strays()?;
-        self.give_up(target, new)
+        if let Some(new) = &holds {
+            self.terminal.finish();
+            self.terminal.remark(&format!(
+                "{}: {} holds {}{of} ({} in {seconds:.1} s)",
+                self.name,
+                target.to,
+                new.name,
+                Bytes(bytes)
+            ));
+        }
+        Ok(holds)
     }
 
     /// Bytes of the volume that were sent.

@@ -30,16 +30,6 @@ use crate::volume::ReadAt;
 use crate::volume::file::FileVolume;
 use crate::volume::file_version::run_id;
 
-/// What device-mapper is usually given by LVM.
-const CHUNKS: std::ops::RangeInclusive<u64> = 4096..=512 << 10;
-
-pub(super) fn parse_chunk(text: &str) -> std::result::Result<Layout, String> {
-    let layout = Layout::new(crate::units::parse_size(text)?);
-    layout
-        .filter(|layout| CHUNKS.contains(&layout.chunk_bytes()))
-        .ok_or_else(|| "it is a power of two between 4k and 512k".to_owned())
-}
-
 /// What is asked for.
 pub(super) struct Wish<'a> {
     pub(super) name: &'a str,

@@ -18,9 +18,7 @@ impl Keeper {
             record.incomplete.is_some() || self.policy.touched != Touched::Yes
         };
         match self.record().filter(believed) {
-            Some(record) if record.holds.is_some() || record.stream.is_some() => {
-                record.holds.clone()
-            }
+            Some(record) if record.knows() => record.holds.clone(),
             _ => base.cloned(),
         }
     }
@@ -34,7 +32,7 @@ impl Keeper {
             let is_undo = record
                 .stream
                 .as_ref()
-                .is_some_and(|last| header.undo_of.as_deref() == Some(last.as_str()));
+                .is_some_and(|last| header.undoes(last));
             let is_there = record.stream.as_ref() == Some(stream)
                 || (held.is_some() && held == target && !is_undo);
             is_there && !header.is_full_copy()
@@ -121,8 +119,8 @@ impl Keeper {
             return record.forced;
         }
         let last = cut.map_or(record.stream.as_ref(), |cut| cut.stream.as_ref());
-        let is_undone = last.is_some_and(|last| header.undo_of.as_deref() == Some(last.as_str()))
-            && record.way_back().1 == Some(stream);
+        let is_undone =
+            last.is_some_and(|last| header.undoes(last)) && record.way_back().1 == Some(stream);
         match is_undone {
             true => record.was_forced_before(),
             false => record.forced,

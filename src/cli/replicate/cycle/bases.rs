@@ -70,7 +70,7 @@ impl Cycle<'_> {
         let made = base::make(&self.volume, &name, &self.owner, self.size_bytes, store)?;
         tracing::info!(
             target: STEPS,
-            state = format!("lvm:{}", made.uuid),
+            state = made.id(),
             "{}: made snapshot {}",
             self.name,
             made.name

@@ -19,7 +19,6 @@ use crate::job::state::JobState;
 use crate::monitor::Monitor;
 use crate::record::keeper::now;
 use crate::source::{SnapshotWish, Tracking, tracking_of};
-use crate::units::Bytes;
 
 impl Cycle<'_> {
     pub(super) fn run_eras(mut self) -> Result<()> {
@@ -93,26 +92,10 @@ impl Cycle<'_> {
         // Of a run that failed here the target may have got all.
         self.state = state;
         let bytes = result?;
-        let seconds = begun.elapsed().as_secs_f64();
-        let run = self.run.to_owned();
-        let known = self.target(target);
-        known.is_prepared |= file.is_some();
-        known.arrived(now());
-        (known.bytes, known.seconds, known.run) = (bytes, seconds, run);
-        let new = known.base.clone();
-        self.held.save(&self.state)?;
-        let Some(new) = new else {
+        let of = format!(" of {}", self.volume);
+        let Some(new) = self.arrived(target, file.is_some(), &of, (bytes, begun))? else {
             return Ok(());
         };
-        self.terminal.finish();
-        self.terminal.remark(&format!(
-            "{}: {} holds {} of {} ({} in {seconds:.1} s)",
-            self.name,
-            target.to,
-            new.name,
-            self.volume,
-            Bytes(bytes)
-        ));
         self.give_up(target, &new)
     }
 
