@@ -2,12 +2,12 @@
 //!
 //! Guarantees: [`StoredDelta::open`] has checked the header, the samples and the trailer, and that the file ends behind
 //! the trailer; what stands between is checked only by who reads it: [`StoredDelta::frames`] looks at record headers
-//! alone, [`StoredDelta::read_all`] reads everything. A payload is given out only after its checksum matched, and only
-//! if its frame is still the one that was asked for. Memory does not depend on the delta.
+//! alone, [`StoredDelta::read_all`] reads everything. A whole payload is given out only after its checksum matched,
+//! and only if its frame is still the one that was asked for. Memory does not depend on the delta.
 
 use std::io::{self, Read};
 
-use super::FormatError;
+use super::codec::{Codec, decompress};
 use super::header::Header;
 use super::index::Entry;
 use super::reader::DeltaReader;
@@ -15,6 +15,7 @@ use super::record::{RECORD_HEADER_BYTES, RecordHeader, RecordType, check_payload
 use super::samples::Samples;
 use super::trailer::{Counts, TRAILER_BYTES, Trailer};
 use super::writer::TRAILER_RECORD_BYTES;
+use super::{FormatError, MAX_FRAME_BYTES};
 use crate::extent::{Extent, Kind};
 use crate::volume::ReadAt;
 
@@ -121,13 +122,38 @@ impl<V: ReadAt> StoredDelta<V> {
         }
     }
 
-    /// Reads the payload of a data frame as it is stored, checks it, and gives its record.
-    pub fn payload(
+    /// Reads a data frame, checks it, and gives what it holds in `data`, with its record and where it lies on the volume. If
+    /// it is compressed, `stored` then holds its payload.
+    pub fn frame(
         &self,
         at: u64,
         stored_length: u32,
         stored: &mut Vec<u8>,
-    ) -> Result<RecordHeader, FormatError> {
+        data: &mut Vec<u8>,
+    ) -> Result<(RecordHeader, Extent), FormatError> {
+        let record = self.data_record(at, stored_length)?;
+        let (extent, _) = record.frame().ok_or_else(|| FormatError::OutOfOrder {
+            at,
+            found: record.kind.name().to_owned(),
+            expected: "a data frame".to_owned(),
+        })?;
+        if record.codec == Codec::None {
+            self.take_payload(&record, at, data)?;
+            return Ok((record, extent));
+        }
+        self.take_payload(&record, at, stored)?;
+        // Its record was checked: no frame is longer.
+        data.resize(extent.length().min(MAX_FRAME_BYTES) as usize, 0);
+        decompress(record.codec, stored, data).map_err(|reason| FormatError::Payload {
+            at,
+            codec: record.codec.name(),
+            length: record.length,
+            reason,
+        })?;
+        Ok((record, extent))
+    }
+
+    fn data_record(&self, at: u64, stored_length: u32) -> Result<RecordHeader, FormatError> {
         let record = record_at(&self.file, at)?;
         // It was so when the frames were listed.
         if record.kind != RecordType::Data || record.stored_length != stored_length {
@@ -141,11 +167,30 @@ impl<V: ReadAt> StoredDelta<V> {
                 expected: format!("a data frame with {stored_length}, as when it was read before"),
             });
         }
-        stored.resize(record.stored_length as usize, 0);
-        let payload_at = at.saturating_add(RECORD_HEADER_BYTES as u64);
-        read_at(&self.file, stored, payload_at, "a data frame")?;
-        check_payload(&record, stored, at)?;
         Ok(record)
+    }
+
+    fn take_payload(
+        &self,
+        record: &RecordHeader,
+        at: u64,
+        payload: &mut Vec<u8>,
+    ) -> Result<(), FormatError> {
+        payload.resize(record.stored_length as usize, 0);
+        self.stored_part(at, 0, payload)?;
+        check_payload(record, payload, at)
+    }
+
+    /// Reads a part of the payload of the record at `at` as it is stored, `from` bytes into it. Nothing is checked: that
+    /// is left to who has read all of it before, and knows what has to be there.
+    pub fn stored_part(&self, at: u64, from: u64, part: &mut [u8]) -> Result<(), FormatError> {
+        let begins = at.saturating_add(RECORD_HEADER_BYTES as u64);
+        read_at(
+            &self.file,
+            part,
+            begins.saturating_add(from),
+            "a data frame",
+        )
     }
 }
 
@@ -332,7 +377,6 @@ impl<V: ReadAt> Read for Sequential<'_, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delta::codec::Codec;
     use crate::delta::header::tests::header;
     use crate::delta::writer::DeltaWriter;
     use crate::volume::memory::MemoryVolume;
@@ -371,9 +415,9 @@ mod tests {
                 assert_eq!(frame.at, read.at);
                 if frame.kind == Kind::Data {
                     let mut payload = Vec::new();
-                    stored
-                        .payload(frame.at, frame.stored_length, &mut payload)
-                        .unwrap();
+                    let read =
+                        stored.frame(frame.at, frame.stored_length, &mut Vec::new(), &mut payload);
+                    assert_eq!(read.unwrap().1, frame.extent);
                     assert_eq!(payload, reader.stored_payload().unwrap());
                 }
             }
@@ -404,7 +448,8 @@ mod tests {
         bad[second.at as usize + 40] ^= 1;
         let stored = open(&bad).unwrap();
         assert!(stored.frames().all(|frame| frame.is_ok()));
-        let error = stored.payload(second.at, second.stored_length, &mut Vec::new());
+        let length = second.stored_length;
+        let error = stored.frame(second.at, length, &mut Vec::new(), &mut Vec::new());
         assert!(matches!(error, Err(FormatError::Checksum { at, .. }) if at == second.at));
     }
 }

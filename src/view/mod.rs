@@ -4,7 +4,7 @@
 //! somebody asks for what is in them. What cannot be read is an error, never old content.
 //!
 //! - [`window`]: which frame holds what, in a part of the volume
-//! - [`frames`]: frames decompressed, a few kept
+//! - [`frames`]: the bytes of frames, checked; a few are kept
 //! - [`state`]: the volume
 //! - [`scratch`]: what is written over it, in a file of its own
 //! - [`store`]: the same as an exception store, which the kernel reads
@@ -12,6 +12,7 @@
 //! - [`nbd`]: the same for other programs, as a network block device
 
 pub mod frames;
+mod kept;
 pub mod nbd;
 pub mod scratch;
 pub mod shown;

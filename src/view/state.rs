@@ -3,15 +3,15 @@
 //! Guarantees: what is read is what the base would hold once the deltas were applied, one after another; the size is that of
 //! the last state, and where the volume has grown there are zeroes unless a delta says otherwise. To open it takes the
 //! headers and indexes of the deltas and nothing of their frames. A damaged frame fails the reads that touch it, with
-//! the file and the offset. Memory is that of the indexes, of 16 MiB of frames, and of what is known of a few parts of the volume.
+//! the file and the offset. Memory is that of the indexes, of 24 MiB for frames, and
+//! of 8 MiB for what is known of parts of the volume.
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::frames::Frames;
+use super::kept::Kept;
 use super::window::{Layer, is_unknown, pieces};
-use crate::delta::FormatError;
 use crate::delta::header::Source;
 use crate::error::{Error, Result};
 use crate::extent::{Change, Extent, Kind, MAX_OFFSET};
@@ -25,6 +25,8 @@ use crate::volume::ReadAt;
 const WINDOW_BYTES: u64 = 4 << 20;
 /// Pieces that are remembered, 32 bytes each.
 const KEPT_PIECES: usize = 256 << 10;
+/// A part without any takes room, too.
+const LEAST_PIECES: usize = 16;
 
 /// The volume that the first delta begins from.
 pub struct Below<'a> {
@@ -42,14 +44,7 @@ pub struct View<'a, V> {
     below_bytes: u64,
     size_bytes: u64,
     frames: Frames,
-    windows: Mutex<Windows>,
-}
-
-#[derive(Default)]
-struct Windows {
-    /// The one that was used last comes last.
-    kept: VecDeque<(u64, Arc<Vec<Piece>>)>,
-    pieces: usize,
+    windows: Kept<u64, Arc<Vec<Piece>>>,
 }
 
 /// What `chain` needs to be told of its base before that is opened: sizes that fit, nothing that is only a part.
@@ -96,7 +91,7 @@ impl<'a, V: ReadAt> View<'a, V> {
             below_bytes,
             size_bytes: sizes.volume_size,
             frames: Frames::default(),
-            windows: Mutex::default(),
+            windows: Kept::new(KEPT_PIECES),
         })
     }
 
@@ -258,17 +253,9 @@ impl<'a, V: ReadAt> View<'a, V> {
         if is_unknown(piece) {
             return Err(layer.fault(extent));
         }
-        let frame = self.frames.get(layer.input, (delta, at), stored_length)?;
-        let Some(data) = frame.part(extent).filter(|data| data.len() == buffer.len()) else {
-            let source = FormatError::OutOfOrder {
-                at,
-                found: format!("a frame {}", frame.extent),
-                expected: format!("one that holds {extent}, as when it was read before"),
-            };
-            return Err(super::window::damaged(layer.input, source));
-        };
-        buffer.copy_from_slice(data);
-        Ok(())
+        let key = (delta, at);
+        self.frames
+            .fill(layer.input, key, stored_length, (extent, buffer))
     }
 
     fn fill_from_below(&self, buffer: &mut [u8], extent: Extent) -> Result<()> {
@@ -288,8 +275,7 @@ impl<'a, V: ReadAt> View<'a, V> {
     }
 
     fn window(&self, number: u64) -> Result<Arc<Vec<Piece>>> {
-        let lock = || self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = lock().find(number) {
+        if let Some(found) = self.windows.get(&number) {
             return Ok(found);
         }
         let start = number.saturating_mul(WINDOW_BYTES);
@@ -302,33 +288,9 @@ impl<'a, V: ReadAt> View<'a, V> {
             None => Vec::new(),
         };
         let found = Arc::new(found);
-        lock().keep(number, &found);
+        let weight = found.len().max(LEAST_PIECES);
+        self.windows.put(number, found.clone(), weight);
         Ok(found)
-    }
-}
-
-impl Windows {
-    fn find(&mut self, number: u64) -> Option<Arc<Vec<Piece>>> {
-        let place = self.kept.iter().position(|(kept, _)| *kept == number)?;
-        let found = self.kept.remove(place)?;
-        let pieces = found.1.clone();
-        self.kept.push_back(found);
-        Some(pieces)
-    }
-
-    fn keep(&mut self, number: u64, pieces: &Arc<Vec<Piece>>) {
-        if self.find(number).is_some() {
-            return;
-        }
-        // One without pieces takes room, too.
-        let room = |pieces: &Vec<Piece>| pieces.len().max(KEPT_PIECES / 256);
-        self.pieces += room(pieces);
-        self.kept.push_back((number, pieces.clone()));
-        while self.pieces > KEPT_PIECES && self.kept.len() > 1 {
-            if let Some((_, oldest)) = self.kept.pop_front() {
-                self.pieces -= room(&oldest);
-            }
-        }
     }
 }
 

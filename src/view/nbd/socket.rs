@@ -5,7 +5,7 @@
 //! one that takes no answers.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -157,9 +157,12 @@ enum Stream {
     Tcp(TcpStream),
 }
 
-/// A client's.
+/// A client's. What it sends is read as much at once as there is: it may ask for many things before it waits for answers.
 #[derive(Debug)]
-pub struct Socket {
+pub struct Socket(BufReader<Line>);
+
+#[derive(Debug)]
+struct Line {
     stream: Stream,
     cancel: Cancel,
     patience: Patience,
@@ -167,6 +170,12 @@ pub struct Socket {
 }
 
 impl Socket {
+    fn new(stream: Stream, cancel: Cancel) -> io::Result<Self> {
+        Line::new(stream, cancel).map(|line| Self(BufReader::new(line)))
+    }
+}
+
+impl Line {
     fn new(stream: Stream, cancel: Cancel) -> io::Result<Self> {
         match &stream {
             Stream::Unix(socket) => socket.set_nonblocking(true)?,
@@ -206,16 +215,19 @@ impl Socket {
         act: &mut dyn FnMut(&mut Stream) -> io::Result<usize>,
     ) -> io::Result<usize> {
         loop {
-            self.wait(flags)?;
+            // One that never lets us wait hears it here.
+            if self.cancel.is_cancelled() {
+                return Err(ends());
+            }
             match act(&mut self.stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(flags)?,
                 done => return done,
             }
         }
     }
 }
 
-impl Read for Socket {
+impl Read for Line {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.each(PollFlags::IN, &mut |stream| match stream {
             Stream::Unix(socket) => socket.read(buffer),
@@ -224,9 +236,16 @@ impl Read for Socket {
     }
 }
 
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
 impl Write for Socket {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.each(PollFlags::OUT, &mut |stream| match stream {
+        let line = self.0.get_mut();
+        line.each(PollFlags::OUT, &mut |stream| match stream {
             Stream::Unix(socket) => socket.write(buffer),
             Stream::Tcp(socket) => socket.write(buffer),
         })
@@ -239,8 +258,12 @@ impl Write for Socket {
 
 impl Connection for Socket {
     fn patience(&mut self, patience: Patience) {
-        self.patience = patience;
+        self.0.get_mut().patience = patience;
     }
+}
+
+fn ends() -> io::Error {
+    io::Error::other("the export ends")
 }
 
 /// Returns when `fd` is ready; a cancel, and a moment that has come, are errors.
@@ -252,7 +275,7 @@ fn wait(
 ) -> io::Result<()> {
     loop {
         if cancel.is_cancelled() {
-            return Err(io::Error::other("the export ends"));
+            return Err(ends());
         }
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
