@@ -27,8 +27,8 @@ Examples:
   lvmsync combine mon.delta tue.delta -o both.delta -z zstd:9
 
 Each delta has to begin from the state that another one leads to; in which order they are named does not matter.
-What was overwritten later is left out, what was not is copied as it is stored. All deltas are read whole first:
-one that is damaged ends it (exit code 6), and nothing is written. Deltas that are no chain are refused (5).
+What was overwritten later is left out, what was not is copied as it is stored. All deltas are read whole: one that is
+damaged ends it (exit code 6), and no file is made. Deltas that are no chain are refused (5).
 The parts are kept: remove them when the result is where it should be.";
 
 /// Make one delta of several that follow each other

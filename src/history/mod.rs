@@ -7,16 +7,18 @@
 //! - [`overlay`]: which part of which frame is still there in the end (pure)
 //! - [`sizes`]: the size of the volume along a chain (pure)
 //! - [`heading`]: header and samples of what several deltas make together (pure)
-//! - [`combine`]: reads a chain and writes one delta
+//! - [`combine`]: reads a chain and writes one delta: `soundness` reads all of it whole, `copying` writes what survives
 //! - [`invert`]: the undo of a delta that was not applied yet
 //! - [`paths`]: where one can go from a state, and how points on the way are given up (pure)
 //! - [`map`]: where on the volume each delta changes something (pure)
 
 pub mod chain;
 pub mod combine;
+mod copying;
 pub mod heading;
 pub mod invert;
 pub mod map;
 pub mod overlay;
 pub mod paths;
 pub mod sizes;
+mod soundness;
