@@ -335,6 +335,47 @@ fn a_preview_without_room_is_refused() {
     });
 }
 
+/// The kernel gives a merge up when the disk fails; when that is well again the merge goes on, as the message says.
+#[test]
+fn a_merge_that_failed_goes_on_when_the_disk_is_well() {
+    let name = "a_merge_that_failed_goes_on_when_the_disk_is_well";
+    lab::test(name, setup(), |guest| {
+        let becomes = |target: &str| {
+            guest.sh(&format!(
+                "dmsetup reload disk --table '0 327680 {target}'; dmsetup resume disk"
+            ))
+        };
+        guest.sh(r##"seen='"a|^/dev/mapper/disk$|", "r|.*|"'
+            sed -i "s#hints=\"none\"#hints=\"none\" global_filter=[$seen]#" /etc/lvm/lvm.conf
+            modprobe -a dm-flakey dm-delay
+            dmsetup create disk --table '0 327680 linear /dev/ubdb 0'
+            vgcreate -qq --yes -s 1M vg /dev/mapper/disk
+            lvcreate -qq -y -Wn -Zn -L 24M -n data vg 2>&1"##);
+        let states = States::fill(guest);
+        let tool = &states.bench.tool;
+        tool.run(SHOW).ok();
+        becomes("delay /dev/ubdb 0 0 /dev/ubdb 0 5");
+        let mut child = tool.start(COMMIT);
+        while !guest.sh("dmsetup table vg-data").contains("snapshot-merge") {
+            assert!(child.try_wait().unwrap().is_none(), "it ended");
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        becomes("flakey /dev/ubdb 0 0 60 1 error_writes");
+        Run::of(child).ends(5, &["could not go on with merging", "in order"]);
+        becomes("linear /dev/ubdb 0");
+        let run = tool.run(COMMIT).ends(5, &["could not go on with merging"]);
+        assert!(!states.record()["incomplete"].is_null());
+        // As it says: a new activation, and the same command.
+        let (anew, commit) = ("lvchange -an vg/data && lvchange -ay vg/data", COMMIT);
+        assert!(run.stderr.contains(anew) && run.stderr.contains(commit));
+        guest.sh(anew);
+        tool.run(COMMIT).ends(0, &["was merged"]);
+        states.holds(&states.old, "merged after all");
+        assert!(states.record()["incomplete"].is_null());
+        states.bench.nothing_left("merged after all");
+    });
+}
+
 /// A delta that begins from another state is refused as ever, and so is a volume that is half-written.
 #[test]
 fn a_preview_is_admitted_as_the_delta_itself() {

@@ -56,20 +56,37 @@ fn suspended(device: &Device) -> Option<Check> {
 fn of_kind(device: &Device) -> Option<Check> {
     match device.kind.as_ref().ok()? {
         Kind::Snapshot(status) => snapshot(device, *status),
-        Kind::Merge(SnapshotStatus::MergeFailed | SnapshotStatus::Invalid) => Some(
+        Kind::Merge(SnapshotStatus::MergeFailed) => Some(
             Check::problem(
                 SNAPSHOT,
                 format!(
-                    "{}: merging a snapshot into it failed half-way, so it is neither the old nor the new",
+                    "{}: merging a snapshot into it failed half-way, so it is neither the old nor the new; once the disk that \
+                     failed (see the kernel's log) is in order, the merge goes on when it is activated anew",
                     shown(device)
                 ),
             )
-            .way_out("Restore it from a copy: lvmsync send COPY DEST"),
+            .way_out(anew(device)),
+        ),
+        Kind::Merge(SnapshotStatus::Invalid) => Some(
+            Check::problem(
+                SNAPSHOT,
+                format!(
+                    "{}: the snapshot that was to be merged into it overflowed; what was merged by then, and what was written, is \
+                     there",
+                    shown(device)
+                ),
+            )
+            .way_out(anew(device)),
         ),
         Kind::Merge(_) | Kind::Other => None,
         Kind::ThinPool(status) => pool(device, *status),
         Kind::Era { held_root } => held_root.then(|| era(device)),
     }
+}
+
+fn anew(device: &Device) -> String {
+    let name = word(&shown(device));
+    format!("lvchange -an {name} && lvchange -ay {name}")
 }
 
 fn snapshot(device: &Device, status: SnapshotStatus) -> Option<Check> {
@@ -296,6 +313,10 @@ mod tests {
         assert_eq!(unknown.status, Status::Warning);
         let failed = only(&[device("vg-data", Kind::Merge(SnapshotStatus::MergeFailed))]);
         assert_eq!(failed.status, Status::Problem);
+        assert_eq!(
+            failed.way_out.as_deref(),
+            Some("lvchange -an vg/data && lvchange -ay vg/data")
+        );
         let merging = device("vg-data", Kind::Merge(SnapshotStatus::Merging));
         assert!(findings(&[merging]).is_empty());
         // A store of no size, which no kernel has, is not a division by zero.

@@ -8,17 +8,18 @@ use std::time::{Duration, Instant};
 
 use super::super::apply::ApplyArgs;
 use super::super::progress::Terminal;
-use super::{Origin, Report, is_merging, refuse_lost};
+use super::ready::Ready;
+use super::{Origin, Report, is_merging};
 use crate::cancel::Cancel;
+use crate::dm::SnapshotStatus;
 use crate::dm::preview::{self, Preview};
-use crate::dm::resolve::{Resolved, active_volume, resolve};
+use crate::dm::resolve::{active_volume, resolve};
 use crate::dm::snapshot::Role;
-use crate::dm::{SnapshotStatus, writers_open};
 use crate::error::{Error, ExitCode, Result};
 use crate::monitor::Monitor;
 use crate::record::keeper::{now, shown_time};
 use crate::record::witness::{Touched, Watch, touched, was_written};
-use crate::record::{Incomplete, MERGE, PreviewOf, Record, marks, shown};
+use crate::record::{Incomplete, MERGE, Record, marks, shown};
 use crate::volume::Volume;
 
 const PAUSE: Duration = Duration::from_millis(500);
@@ -65,7 +66,7 @@ pub(super) fn commit(
                 ));
                 return ready.report(origin).print(args).map(|()| ExitCode::Done);
             }
-            ready.begin(origin, before.as_ref())?;
+            begin(ready, origin, before.as_ref())?;
             is_this_run = true;
         }
         Some(found) if uuid.as_deref() != Some(&found.uuid) => {
@@ -85,241 +86,65 @@ pub(super) fn commit(
     finish(args, origin, is_this_run, terminal)
 }
 
-/// A preview that may be merged.
-struct Ready<'a> {
-    preview: &'a Preview,
-    /// What is known of it.
-    record: Record,
-    /// Nobody has written to it.
-    is_as_made: bool,
-    /// Some of its blocks, as they are.
-    marks: Vec<marks::Mark>,
-    dry_run: bool,
-}
-
-impl<'a> Ready<'a> {
-    fn of(
-        args: &ApplyArgs,
-        origin: &Origin,
-        before: Option<&Record>,
-        preview: &'a Preview,
-        terminal: &Terminal,
-    ) -> Result<Self> {
-        let name = origin.name();
-        let shown = preview.name.to_string();
-        let Some((record, of)) = origin.whole(preview)? else {
-            let reason = match preview.is_whole {
-                true => {
-                    "there is no record of it here: it was made with another --state-dir, or on another machine"
-                }
-                false => "not on record as a whole preview: the run that made it was cut",
-            };
-            let way_out = format!(
-                "Remove it: {}, and make it again.",
-                origin.command("--discard")
-            );
-            return Err(Error::refused(shown, reason, way_out));
-        };
-        if before.is_some_and(|record| record.incomplete.is_some() && !is_merging(record)) {
-            return Err(Error::refused(
-                name,
-                "on record as incomplete: a write to it was cut after the preview was made",
-                "Finish that one, or take it back; then remove the preview and make it again.",
-            ));
-        }
-        refuse_lost(origin, preview)?;
-        let Resolved::LogicalVolume(volume) = resolve(&shown)? else {
-            return Err(Error::Usage(format!("{shown} is no logical volume")));
-        };
-        if volume.size_bytes != origin.volume.size_bytes {
-            return Err(Error::refused(
-                name,
-                format!(
-                    "it has {} bytes, and its preview {}: its size was changed after the preview was made",
-                    origin.volume.size_bytes, volume.size_bytes
-                ),
-                format!(
-                    "Remove the preview: {}, and make it again.",
-                    origin.command("--discard")
-                ),
-            ));
-        }
-        let users = writers_open(volume.device)?;
-        if users.others > 0 {
-            return Err(Error::refused(
-                shown,
-                format!("the preview is in use ({users})"),
-                "Unmount it, or stop what uses it.",
-            ));
-        }
-        refuse_in_use(args, origin)?;
-        let used_bytes = preview::used_bytes(&volume)?;
-        let grew = match volume.role {
-            Role::ThickSnapshot(_) => Some(used_bytes > of.used_bytes),
-            _ => None,
-        };
-        refuse_newer(args, origin, before, (&of, grew), terminal)?;
-        let opened = Volume::open(&volume.path)?;
-        let seen = Watch::of(&opened).ok().and_then(|watch| watch.now());
-        let cannot_read = |error| Error::io(format!("cannot read {shown}"), error);
-        let is_as_made = match touched(record.witness.as_deref(), seen.as_deref()) {
-            Touched::No => true,
-            Touched::Yes => false,
-            // It was activated anew, after a reboot perhaps.
-            Touched::Unknown => !was_written(volume.device) && used_bytes <= of.used_bytes,
-        } && marks::hold(&opened, &record.marks).map_err(cannot_read)?;
-        Ok(Self {
-            preview,
-            marks: marks::again(&opened, &record.marks).map_err(cannot_read)?,
-            record,
-            is_as_made,
-            dry_run: args.check,
-        })
+/// Puts on record that the destination is on its way, and tells LVM to merge.
+fn begin(ready: Ready<'_>, origin: &Origin, before: Option<&Record>) -> Result<()> {
+    let Ready {
+        preview,
+        record: made,
+        is_as_made,
+        marks,
+        ..
+    } = ready;
+    // A run that has begun to write to it would put its own record over this one.
+    let alone = Volume::lock_alone(&origin.volume.path)?;
+    if origin.record.load()?.as_ref() != before {
+        return Err(Error::refused(
+            origin.name(),
+            "its record was changed just now, by another run",
+            format!(
+                "See what it holds (lvmsync state show), and then: {}",
+                origin.command("--commit")
+            ),
+        ));
     }
-
-    fn report<'b>(&'b self, origin: &Origin) -> Report<'b> {
-        Report {
-            destination: origin.name(),
-            preview: self.preview.name.to_string(),
-            outcome: "merged",
-            holds: self.record.holds.as_ref().filter(|_| self.is_as_made),
-            dry_run: self.dry_run,
-        }
-    }
-
-    /// Puts on record that the destination is on its way, and tells LVM to merge.
-    fn begin(self, origin: &Origin, before: Option<&Record>) -> Result<()> {
-        let Self {
-            preview,
-            record: made,
-            is_as_made,
+    origin.record.save(&Record {
+        identity: origin.record.identity().to_owned(),
+        name: origin.name(),
+        forced: made.forced,
+        incomplete: Some(Incomplete {
+            source: MERGE.to_owned(),
+            run: Some(preview.uuid.clone()),
+            base: before.and_then(|record| record.holds.clone()),
+            target: made.holds.filter(|_| is_as_made),
+            stream: made.stream.filter(|_| is_as_made),
+            list: made.list.filter(|_| is_as_made),
+            undo: made.undo.filter(|_| is_as_made),
+            undo_stream: made.undo_stream.filter(|_| is_as_made),
+            was_forced: made.was_forced,
+            is_proven: made.is_proven && is_as_made,
+            from: preview.name.to_string(),
             marks,
-            ..
-        } = self;
-        // A run that has begun to write to it would put its own record over this one.
-        let alone = Volume::lock_alone(&origin.volume.path)?;
-        if origin.record.load()?.as_ref() != before {
-            return Err(Error::refused(
-                origin.name(),
-                "its record was changed just now, by another run",
-                format!(
-                    "See what it holds (lvmsync state show), and then: {}",
-                    origin.command("--commit")
-                ),
-            ));
+            witness: origin.witness(),
+            old_size_bytes: origin.volume.size_bytes,
+            since: now(),
+            ..Incomplete::default()
+        }),
+        ..before.cloned().unwrap_or_default()
+    })?;
+    // What is open is merged later.
+    drop(alone);
+    let told = preview::merge(preview);
+    // Where nobody can say whether it is being merged, it stays on record as that.
+    if told.is_err() && origin.preview()?.is_some_and(|found| !found.merges) {
+        match before {
+            Some(before) => origin.record.save(&Record {
+                incomplete: None,
+                ..before.clone()
+            })?,
+            None => origin.record.remove()?,
         }
-        origin.record.save(&Record {
-            identity: origin.record.identity().to_owned(),
-            name: origin.name(),
-            forced: made.forced,
-            incomplete: Some(Incomplete {
-                source: MERGE.to_owned(),
-                run: Some(preview.uuid.clone()),
-                base: before.and_then(|record| record.holds.clone()),
-                target: made.holds.filter(|_| is_as_made),
-                stream: made.stream.filter(|_| is_as_made),
-                list: made.list.filter(|_| is_as_made),
-                undo: made.undo.filter(|_| is_as_made),
-                undo_stream: made.undo_stream.filter(|_| is_as_made),
-                was_forced: made.was_forced,
-                is_proven: made.is_proven && is_as_made,
-                from: preview.name.to_string(),
-                marks,
-                witness: origin.witness(),
-                old_size_bytes: origin.volume.size_bytes,
-                since: now(),
-                ..Incomplete::default()
-            }),
-            ..before.cloned().unwrap_or_default()
-        })?;
-        // What is open is merged later.
-        drop(alone);
-        let told = preview::merge(preview);
-        // Where nobody can say whether it is being merged, it stays on record as that.
-        if told.is_err() && origin.preview()?.is_some_and(|found| !found.merges) {
-            match before {
-                Some(before) => origin.record.save(&Record {
-                    incomplete: None,
-                    ..before.clone()
-                })?,
-                None => origin.record.remove()?,
-            }
-        }
-        told
     }
-}
-
-fn refuse_in_use(args: &ApplyArgs, origin: &Origin) -> Result<()> {
-    let users = writers_open(origin.volume.device)?;
-    if users.others == 0 || args.write.allow_in_use {
-        return Ok(());
-    }
-    Err(Error::refused(
-        origin.name(),
-        format!("it is in use ({users}), and LVM merges only into what is not"),
-        "Unmount it, or stop what uses it. With --allow-in-use the merge is put off until it is activated next, and what is \
-         written to it until then is lost.",
-    ))
-}
-
-const WRITTEN: &str = "it was written to after its preview was made, and the merge takes that back";
-
-/// What the last run wrote to the volume is there.
-fn holds_marks(origin: &Origin, before: Option<&Record>) -> Result<bool> {
-    let name = origin.name();
-    let volume = Volume::open(&origin.volume.path)?;
-    let marks = before.map_or(&[][..], |record| &record.marks);
-    marks::hold(&volume, marks).map_err(|error| Error::io(format!("cannot read {name}"), error))
-}
-
-/// The merge would take back what was written to the destination after the preview was made.
-fn refuse_newer(
-    args: &ApplyArgs,
-    origin: &Origin,
-    before: Option<&Record>,
-    (of, grew): (&PreviewOf, Option<bool>),
-    terminal: &Terminal,
-) -> Result<()> {
-    let is_newer = before.map(|record| record.since) != of.since;
-    let now = origin.witness();
-    let reason = match touched(of.witness.as_deref(), now.as_deref()) {
-        _ if is_newer => WRITTEN,
-        Touched::Yes => WRITTEN,
-        Touched::No => return Ok(()),
-        Touched::Unknown if was_written(origin.volume.device) => WRITTEN,
-        Touched::Unknown if !holds_marks(origin, before)? => WRITTEN,
-        // What is written to the volume makes a thick snapshot take in what was there.
-        Touched::Unknown => match grew {
-            Some(false) => {
-                terminal.remark(&format!(
-                    "{}: it was activated anew since its preview was made; a write before that to blocks that the preview \
-                     changes would not be seen",
-                    origin.name()
-                ));
-                return Ok(());
-            }
-            Some(true) => {
-                "it was activated anew since its preview was made, and before that something was written to it, or to the \
-                 preview; the merge takes back what was written to it"
-            }
-            None => {
-                "it was activated anew since its preview was made, and of a thin volume nothing tells whether it was written \
-                 to before; the merge takes that back"
-            }
-        },
-    };
-    if args.write.force || args.write.allow_in_use {
-        terminal.warn(&format!("{}: {reason}", origin.name()));
-        return Ok(());
-    }
-    Err(Error::refused(
-        origin.name(),
-        reason,
-        format!(
-            "Remove the preview: {}, and make it again. --force merges it all the same.",
-            origin.command("--discard")
-        ),
-    ))
+    told
 }
 
 /// Until LVM has merged.
@@ -394,12 +219,17 @@ fn refuse_stuck(origin: &Origin, found: &Preview) -> Result<()> {
             ),
         )),
         Some(SnapshotStatus::MergeFailed) => Err(Error::refused(
-            name,
+            name.clone(),
             format!(
                 "the kernel could not go on with merging {} into it: it is neither what it was nor what it should be",
                 found.name
             ),
-            "See the kernel's log for the disk that failed, and restore the volume from a copy.",
+            format!(
+                "See the kernel's log for the disk that failed. Once it is in order: stop what uses the volume, {}, and then: {}\n\
+                 The merge goes on where it stopped. If the disk is lost, restore the volume from a copy.",
+                anew(&name),
+                origin.command("--commit")
+            ),
         )),
         _ => Ok(()),
     }
