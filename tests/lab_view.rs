@@ -76,3 +76,63 @@ fn a_view_below_a_live_thick_volume() {
 fn a_view_below_a_live_thin_volume() {
     the_day_before_below_a_live_volume(Kind::Thin, "a_view_below_a_live_thin_volume");
 }
+
+/// An export of the state before a delta, as the kernel's own block device: mounted as it is, and mounted to be written to
+/// over an overlay.
+#[test]
+fn the_kernel_mounts_what_is_exported() {
+    lab::test("the_kernel_mounts_what_is_exported", setup(), |guest| {
+        make(guest, Kind::Thick);
+        let bench = Bench::new(guest);
+        guest.sh(
+            "modprobe nbd; mkfs.ext4 -q /dev/vg/data; mkdir /mnt/v; mount /dev/vg/data /mnt/v
+                  echo monday > /mnt/v/day; head -c 3M /dev/urandom > /mnt/v/much; umount /mnt/v",
+        );
+        let monday = content("/dev/vg/data");
+        fs::write(guest.scratch().join("new.img"), &monday).unwrap();
+        guest.sh("mount -o loop new.img /mnt/v; echo tuesday > /mnt/v/day; rm /mnt/v/much; umount /mnt/v");
+        bench.tool.run("sync new.img vg/data --undo mon.undo").ok();
+        let tuesday = content("/dev/vg/data");
+        assert!(tuesday != monday);
+
+        let line = "view mon.undo --base vg/data --nbd unix:state.sock";
+        let attached = |options: &str, work: &str| {
+            let mut child = bench.tool.start(&format!("{line}{options}"));
+            let socket = guest.scratch().join("state.sock");
+            wait_until("it listens", || {
+                assert!(child.try_wait().unwrap().is_none(), "it ended");
+                std::os::unix::net::UnixStream::connect(&socket).is_ok()
+            });
+            guest.sh("nbd-client -unix state.sock /dev/nbd0 -N ''");
+            wait_until("it is attached", || {
+                fs::read_to_string("/sys/block/nbd0/size").unwrap().trim() != "0"
+            });
+            guest.sh(work);
+            let seen = content("/dev/nbd0");
+            guest.sh("nbd-client -d /dev/nbd0");
+            kill(&child, Signal::INT);
+            child.wait().unwrap();
+            bench.nothing_left(options);
+            seen
+        };
+        let seen = attached(
+            "",
+            "mount -o ro /dev/nbd0 /mnt/v; grep -qx monday /mnt/v/day
+             test $(stat -c %s /mnt/v/much) = 3145728; umount /mnt/v
+             ! dd if=/dev/zero of=/dev/nbd0 bs=4096 count=1 conv=fsync 2> /dev/null",
+        );
+        assert!(seen == monday);
+        let written = attached(
+            " --overlay over",
+            "mount /dev/nbd0 /mnt/v; echo later > /mnt/v/day; rm /mnt/v/much; sync
+             head -c 1M /dev/urandom > /mnt/v/other; umount /mnt/v; e2fsck -f -n /dev/nbd0
+             blockdev --flushbufs /dev/nbd0; mount -o ro /dev/nbd0 /mnt/v
+             grep -qx later /mnt/v/day; test -s /mnt/v/other; umount /mnt/v",
+        );
+        assert!(written != monday);
+        // It was written nowhere else.
+        assert!(attached(" --overlay over", "true") == monday);
+        assert!(attached("", "true") == monday);
+        assert!(content("/dev/vg/data") == tuesday);
+    });
+}

@@ -78,8 +78,12 @@ pub(crate) const FOR_THIN: [Need; 2] = [
     },
 ];
 
-/// `tests/view` reads and writes exports with these clients, and its recipes look into a filesystem.
-pub(crate) const FOR_VIEW: [Need; 5] = [
+/// `tests/view` and `tests/lab_view.rs` read and write exports with these clients, and the recipes look into a filesystem.
+pub(crate) const FOR_VIEW: [Need; 6] = [
+    Need {
+        program: "nbd-client",
+        package: "nbd-client",
+    },
     Need {
         program: "nbdinfo",
         package: "libnbd-bin",
