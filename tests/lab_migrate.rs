@@ -24,11 +24,21 @@ fn setup() -> Setup {
     live::setup().time_limit(Duration::from_secs(if long() { 3000 } else { 180 }))
 }
 
+/// What the service opens of `vg/data`, and of the same while dm-era tracks it.
+const DATA: &str = "/dev/vg/data";
+const ERA: &str = "/dev/mapper/vg-data-era";
+
 /// `vg/data` of 24 MiB with a filesystem at `m`, mostly cold; `there` for the host `far`.
 fn make(guest: &Guest, kind: Kind) {
     live::groups(guest, kind, "24M");
+    fill(guest, DATA);
+}
+
+fn fill(guest: &Guest, device: &str) {
     guest.host("far");
-    guest.sh("mkfs.ext4 -q /dev/vg/data 2>&1; mkdir m; mount /dev/vg/data m");
+    guest.sh(&format!(
+        "mkfs.ext4 -q {device} 2>&1; mkdir m; mount {device} m"
+    ));
     let mount = guest.scratch().join("m");
     fs::write(mount.join("cold"), Random::new(5).bytes(8 * MIB)).unwrap();
 }
@@ -84,8 +94,8 @@ impl Drop for Stops<'_> {
     }
 }
 
-/// Two scripts: the one stops the service, the other says that it was started again.
-fn scripts(tool: &Tool, guest: &Guest) -> String {
+/// Two scripts: the one stops the service, the other says that it was started again on `device`.
+fn scripts(tool: &Tool, guest: &Guest, device: &str) -> String {
     let put = |name: &str, text: &str| {
         let path = tool.path(name);
         fs::write(
@@ -101,7 +111,7 @@ fn scripts(tool: &Tool, guest: &Guest) -> String {
     );
     let back = put(
         "back.sh",
-        "mountpoint -q m || mount /dev/vg/data m; touch back",
+        &format!("mountpoint -q m || mount {device} m; touch back"),
     );
     fs::write(tool.path("stop-it"), format!("sh {stop}")).unwrap();
     fs::set_permissions(tool.path("stop-it"), mode(0o755)).unwrap();
@@ -149,46 +159,50 @@ fn moved(name: &str, kind: Kind) {
     lab::test(name, setup(), |guest| {
         make(guest, kind);
         let tool = Tool::new(guest);
-        let commands = scripts(&tool, guest);
-        let volumes = guest.sh(LVS);
-        let service = Service::new(guest);
-        let line =
-            format!("migrate vg/data far:there/data --create=thick --max-pause 3s {commands}");
-        std::thread::scope(|scope| {
-            let _stops = Stops(&service);
-            scope.spawn(|| service.run());
-            service.wait_for_more();
-            let plan = tool.run(&format!("{line} -n")).ok();
-            for words in ["vg/data", "far:there/data", "stop-it", "nothing was done"] {
-                assert!(plan.stdout.contains(words), "{}", plan.stdout);
-            }
-            assert_eq!(guest.sh(LVS), volumes, "a look");
-            let run = tool.run(&format!("{line} --json")).ok();
-            let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
-            assert!(!report["rounds"].as_array().unwrap().is_empty(), "{report}");
-            assert!(
-                report["first_copy_bytes"].as_u64().unwrap() > 8 << 20,
-                "{report}"
-            );
-            assert!(
-                report["pause"]["bytes"].as_u64().unwrap() < 8 << 20,
-                "{report}"
-            );
-            assert!(
-                report["pause"]["seconds"].as_f64().unwrap() > 0.0,
-                "{report}"
-            );
-            println!("migrate: {kind:?}: {report}");
-        });
-        assert!(!guest.scratch().join("back").exists());
-        holds_everything(guest, &service);
-        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
-        nothing_left(guest, &tool, &volumes);
-        // It cannot be started here by mistake.
-        let attributes = guest.sh("lvs --noheadings -o lv_permissions,lv_tags vg/data");
-        assert!(attributes.contains("read-only"), "{attributes}");
-        assert!(attributes.contains("lvmsync_migrated"), "{attributes}");
+        moved_from(DATA, guest, &tool);
     });
+}
+
+/// By a service that has `device` open.
+fn moved_from(device: &str, guest: &Guest, tool: &Tool) {
+    let commands = scripts(tool, guest, device);
+    let volumes = guest.sh(LVS);
+    let service = Service::new(guest);
+    let line = format!("migrate vg/data far:there/data --create=thick --max-pause 3s {commands}");
+    std::thread::scope(|scope| {
+        let _stops = Stops(&service);
+        scope.spawn(|| service.run());
+        service.wait_for_more();
+        let plan = tool.run(&format!("{line} -n")).ok();
+        for words in ["vg/data", "far:there/data", "stop-it", "nothing was done"] {
+            assert!(plan.stdout.contains(words), "{}", plan.stdout);
+        }
+        assert_eq!(guest.sh(LVS), volumes, "a look");
+        let run = tool.run(&format!("{line} --json")).ok();
+        let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+        assert!(!report["rounds"].as_array().unwrap().is_empty(), "{report}");
+        assert!(
+            report["first_copy_bytes"].as_u64().unwrap() > 8 << 20,
+            "{report}"
+        );
+        assert!(
+            report["pause"]["bytes"].as_u64().unwrap() < 8 << 20,
+            "{report}"
+        );
+        assert!(
+            report["pause"]["seconds"].as_f64().unwrap() > 0.0,
+            "{report}"
+        );
+        println!("migrate: {device}: {report}");
+    });
+    assert!(!guest.scratch().join("back").exists());
+    holds_everything(guest, &service);
+    assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+    nothing_left(guest, tool, &volumes);
+    // It cannot be started here by mistake.
+    let attributes = guest.sh("lvs --noheadings -o lv_permissions,lv_tags vg/data");
+    assert!(attributes.contains("read-only"), "{attributes}");
+    assert!(attributes.contains("lvmsync_migrated"), "{attributes}");
 }
 
 #[test]
@@ -201,13 +215,65 @@ fn a_thin_volume_in_use_is_moved() {
     moved("a_thin_volume_in_use_is_moved", Kind::Thin);
 }
 
+/// A volume that dm-era tracks is followed by its eras, and can be started here again until it is handed over.
+#[test]
+fn a_tracked_volume_in_use_is_moved() {
+    lab::test("a_tracked_volume_in_use_is_moved", setup(), |guest| {
+        live::groups(guest, Kind::Thick, "24M");
+        let tool = Tool::new(guest);
+        tool.run("track enable vg/data").ok();
+        fill(guest, ERA);
+        // A snapshot of what is below the era device has no filesystem put on the disk before.
+        guest.sh("sync");
+        let volumes = guest.sh(LVS);
+        let back = guest.scratch().join("back");
+
+        // The service writes on, and does not let go of it: it is started again where it was.
+        scripts(&tool, guest, ERA);
+        let start = tool.path("start-it").display().to_string();
+        let line = "migrate vg/data far:there/data --create=thick";
+        tool.run(&format!("{line} --pause-cmd true --back-cmd {start} -v"))
+            .ends(5, &["still mounted for writing", "was started here again"]);
+        // Of the first copy and the rounds nothing stays here but what is on record.
+        assert_eq!(guest.sh(LVS), volumes);
+        fs::remove_file(&back).unwrap();
+
+        // Somebody has it open who writes nothing: the era device cannot go, so nothing is handed over.
+        guest.sh(&format!(
+            "sleep 1000 < {ERA} > /dev/null 2>&1 & echo $! > user"
+        ));
+        let let_go = tool.path("let-go");
+        let umount = format!("umount {}/m", guest.scratch().display());
+        fs::write(&let_go, umount).unwrap();
+        fs::set_permissions(&let_go, mode(0o755)).unwrap();
+        let pause = format!("--pause-cmd {}", let_go.display());
+        tool.run(&format!("{line} {pause} --back-cmd {start}"))
+            .ends(
+                5,
+                &["its era device", "is in use", "was started here again"],
+            );
+        assert!(back.exists());
+        guest.sh("kill $(cat user); mountpoint m; touch m/writable");
+        fs::remove_file(&back).unwrap();
+
+        // The next one goes on from what is there; or begins anew, if it is given up.
+        let plan = tool.run(&format!("{line} --pause-cmd true -n")).ok().stdout;
+        assert!(plan.contains("goes on from era:"), "{plan}");
+        tool.run("migrate vg/data --abort far:there/data").ok();
+        guest.sh("lvremove -qq -y there/data");
+        moved_from(ERA, guest, &tool);
+        let state = tool.run("track status vg/data --json").ok().stdout;
+        assert!(state.contains("\"down\""), "{state}");
+    });
+}
+
 #[test]
 fn what_fails_leaves_the_service_here_and_the_same_command_goes_on() {
     let name = "what_fails_leaves_the_service_here_and_the_same_command_goes_on";
     lab::test(name, setup(), |guest| {
         make(guest, Kind::Thick);
         let tool = Tool::new(guest);
-        let commands = scripts(&tool, guest);
+        let commands = scripts(&tool, guest, DATA);
         let volumes = guest.sh(LVS);
         // Without ssh, which takes most of the time here.
         let far = "there/data --create=thick";

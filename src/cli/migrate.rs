@@ -5,6 +5,7 @@
 //! second start before anything is told to start there.
 
 mod cycle;
+mod eras;
 mod handover;
 mod pause;
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::apply::StateArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::dm::device::DeviceMapper;
@@ -120,6 +121,9 @@ struct StatusArgs {
     json: bool,
 
     #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
     talk: TalkArgs,
 }
 
@@ -127,12 +131,12 @@ pub(super) fn run(verb: &TrackVerb, cancel: &Cancel) -> Result<ExitCode> {
     match &verb.action {
         Action::Enable(args) => enable(args, cancel),
         Action::Disable(args) => disable(args, cancel),
-        Action::Up(args) => each(args, &|name| up_one(name, args.dry_run, cancel)),
-        Action::Down(args) => each(args, &|name| down_one(name, args.dry_run, cancel)),
+        Action::Up(args) => each(args, &|name| up_one(name, Talk::of(args.dry_run), cancel)),
+        Action::Down(args) => each(args, &|name| down_one(name, Talk::of(args.dry_run), cancel)),
         Action::Resize(args) => resize(args, cancel),
         Action::Status(args) => {
             args.talk.terminal();
-            show::run(args.volume.as_deref(), args.json)
+            show::run(args.volume.as_deref(), &args.state.directory(), args.json)
         }
     }
 }
@@ -143,7 +147,7 @@ fn enable(args: &EnableArgs, cancel: &Cancel) -> Result<ExitCode> {
     let work = Work::begin(&args.volume, cancel)?;
     let seen = work.look()?;
     let steps = plan::enable(&seen, args.block_size)?;
-    if !work.carry_out(&steps, args.dry_run, cancel)? {
+    if !work.carry_out(&steps, Talk::of(args.dry_run), cancel)? {
         return Ok(ExitCode::Done);
     }
     let now = work.look()?;
@@ -176,7 +180,7 @@ fn disable(args: &LvArgs, cancel: &Cancel) -> Result<ExitCode> {
         terminal.summary(&format!("{} is not tracked", seen.volume));
         return Ok(ExitCode::Done);
     }
-    if work.carry_out(&steps, args.dry_run, cancel)? {
+    if work.carry_out(&steps, Talk::of(args.dry_run), cancel)? {
         terminal.summary(&format!(
             "{0} is not tracked any more. Open /dev/{0} again",
             seen.volume
@@ -191,7 +195,7 @@ fn resize(args: &LvArgs, cancel: &Cancel) -> Result<ExitCode> {
     let work = Work::begin(&args.volume, cancel)?;
     let seen = work.look()?;
     let steps = plan::resize(&seen, look::era(&work.dm, &seen)?)?;
-    if work.carry_out(&steps, args.dry_run, cancel)? {
+    if work.carry_out(&steps, Talk::of(args.dry_run), cancel)? {
         terminal.summary(&format!(
             "all of {} is tracked. The next list has what it was extended by; extend its copies before that",
             seen.volume
@@ -221,7 +225,23 @@ fn each(args: &UpArgs, one: &dyn Fn(&str) -> Result<()>) -> Result<ExitCode> {
     result
 }
 
-fn up_one(name: &str, dry_run: bool, cancel: &Cancel) -> Result<()> {
+/// Puts the era device of `volume` up, and says nothing of it.
+pub(super) fn put_up(volume: &LvName, cancel: &Cancel) -> Result<()> {
+    up_one(&format!("/dev/{volume}"), Talk::Silent, cancel)
+}
+
+/// Takes the era device of `volume` down, and says nothing of it.
+pub(super) fn take_down(volume: &LvName, cancel: &Cancel) -> Result<()> {
+    down_one(&format!("/dev/{volume}"), Talk::Silent, cancel)
+}
+
+/// Refuses an era device that is in use.
+pub(super) fn can_be_taken_down(volume: &LvName, cancel: &Cancel) -> Result<()> {
+    let seen = Work::begin(&format!("/dev/{volume}"), cancel)?.look()?;
+    plan::down(&seen, "").map(|_| ())
+}
+
+fn up_one(name: &str, talk: Talk, cancel: &Cancel) -> Result<()> {
     kernel::refuse_running()?;
     let work = Work::begin(name, cancel)?;
     let seen = work.look()?;
@@ -234,9 +254,9 @@ fn up_one(name: &str, dry_run: bool, cancel: &Cancel) -> Result<()> {
         false => None,
     };
     match plan::up(&seen, rest.as_deref())? {
-        Up::Steps(steps) => work.carry_out(&steps, dry_run, cancel).map(|_| ()),
+        Up::Steps(steps) => work.carry_out(&steps, talk, cancel).map(|_| ()),
         Up::Hole(steps, reason) => {
-            work.carry_out(&steps, dry_run, cancel)?;
+            work.carry_out(&steps, talk, cancel)?;
             let volume = &seen.volume;
             Err(Error::TrackingLost {
                 volume: volume.to_string(),
@@ -250,11 +270,31 @@ fn up_one(name: &str, dry_run: bool, cancel: &Cancel) -> Result<()> {
     }
 }
 
-fn down_one(name: &str, dry_run: bool, cancel: &Cancel) -> Result<()> {
+fn down_one(name: &str, talk: Talk, cancel: &Cancel) -> Result<()> {
     let work = Work::begin(name, cancel)?;
     let seen = work.look()?;
     let steps = plan::down(&seen, &look::rest(&seen)?)?;
-    work.carry_out(&steps, dry_run, cancel).map(|_| ())
+    work.carry_out(&steps, talk, cancel).map(|_| ())
+}
+
+/// What is said of the steps, and whether they are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Talk {
+    /// They are printed, and not done.
+    DryRun,
+    /// They are printed, and done.
+    Loud,
+    /// They are done.
+    Silent,
+}
+
+impl Talk {
+    fn of(dry_run: bool) -> Self {
+        match dry_run {
+            true => Self::DryRun,
+            false => Self::Loud,
+        }
+    }
 }
 
 /// How long a run waits for another one that works on the same volume.
@@ -301,14 +341,15 @@ impl Work {
     }
 
     /// Prints the steps and, unless that was all, does them. False if it was all.
-    fn carry_out(&self, steps: &[Step], dry_run: bool, cancel: &Cancel) -> Result<bool> {
+    fn carry_out(&self, steps: &[Step], talk: Talk, cancel: &Cancel) -> Result<bool> {
+        let shown = if talk == Talk::Silent { &[] } else { steps };
         output::listing(|out| {
-            for step in steps {
+            for step in shown {
                 writeln!(out, "{step}")?;
             }
             Ok(())
         })?;
-        if dry_run {
+        if talk == Talk::DryRun {
             return Ok(false);
         }
         for step in steps {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::eras;
 use super::handover::Phase;
 use super::{MigrateArgs, Report};
 use crate::cancel::Cancel;
@@ -17,11 +18,12 @@ use crate::cli::send::{Job, ToArgs};
 use crate::cli::summary::Summary;
 use crate::cli::watched::{Growth, fill_of, while_watched};
 use crate::dm::base::{self, Base, Beside, Store};
+use crate::dm::device::DeviceMapper;
 use crate::dm::lvm::volumes_of;
 use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
-use crate::dm::snapshot::Role;
+use crate::dm::snapshot::{LogicalVolume, Role};
 use crate::dm::temporary::useful_bytes;
 use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
@@ -29,8 +31,9 @@ use crate::job::room::Limits;
 use crate::job::rounds::Round;
 use crate::job::store::Held;
 use crate::monitor::{Monitor, Silent};
-use crate::source::SourceRequest;
+use crate::source::{SnapshotWish, SourceRequest, Tracking};
 use crate::sys::device::DeviceNumber;
+use crate::track::look;
 use crate::units::Bytes;
 use crate::volume::file_version::run_id;
 
@@ -72,6 +75,8 @@ pub(super) struct Cycle<'a> {
     pub(super) owner: String,
     pub(super) held: Held,
     pub(super) state: State,
+    /// It is followed by its eras, and not by snapshots.
+    pub(super) tracking: Option<Tracking>,
     /// When the snapshot was made that the destination holds.
     pub(super) base_made: Instant,
     pub(super) to: ToArgs,
@@ -87,7 +92,7 @@ impl<'a> Cycle<'a> {
         terminal: &'a Terminal,
         cancel: &'a Cancel,
     ) -> Result<Self> {
-        let Resolved::LogicalVolume(volume) = resolve(&args.source)? else {
+        let Some(volume) = volume_of(&args.source)? else {
             return Err(Error::Usage(format!(
                 "{}: only a logical volume can be moved while it is in use; what nobody writes to is moved by: {}",
                 args.source,
@@ -140,10 +145,15 @@ impl<'a> Cycle<'a> {
             state: args.state.clone(),
             ..WriteArgs::default()
         };
+        let tracking = match args.abort {
+            true => None,
+            false => eras::tracking(&volume.name, volume.device)?,
+        };
         Ok(Self {
             args,
             terminal,
             cancel,
+            tracking,
             owner: format!("{OWNER}{}", state.id),
             device: volume.device,
             in_pause: false,
@@ -181,7 +191,11 @@ impl<'a> Cycle<'a> {
 
     /// In words: what is moved, and how far it is.
     pub(super) fn plan(&self) -> String {
-        let kind = if self.is_thin { "thin" } else { "thick" };
+        let kind = match (&self.tracking, self.is_thin) {
+            (Some(_), _) => "followed by its eras",
+            (None, true) => "thin",
+            (None, false) => "thick",
+        };
         let goes_on = match (&self.state.base, &self.state.pending) {
             (Some(base), _) => format!("; goes on from {}, which is there", base.name),
             (None, Some(_)) => "; goes on with its first copy".to_owned(),
@@ -202,13 +216,21 @@ impl<'a> Cycle<'a> {
                 .remark(&format!("{}: nothing has it open for writing", self.name));
         }
         self.refuse_others()?;
-        if !self.is_thin && self.state.base.is_none() && self.state.pending.is_none() {
+        let has_bases = !self.is_thin && self.tracking.is_none();
+        if has_bases && self.state.base.is_none() && self.state.pending.is_none() {
             let asked = self.args.snapshot_size.unwrap_or_default();
             base::check_room(&self.name, self.size_bytes, asked, Beside::TheNext)?;
         }
-        let name = self.name.to_string();
+        let name = match &self.tracking {
+            Some(tracking) => tracking.device.clone(),
+            None => self.name.to_string(),
+        };
         // That it is in use is what this is for.
         let mut job = self.job(None, &name, true);
+        job.request.snapshot = self.tracking.as_ref().map(|_| SnapshotWish {
+            only_look: true,
+            ..self.wish()
+        });
         (job.request.monitor, job.monitor) = (&Silent, &Silent);
         let found = job.run()?;
         Ok(format!(
@@ -223,11 +245,8 @@ impl<'a> Cycle<'a> {
     }
 
     fn nobody_writes(&self) -> Result<bool> {
-        let Resolved::LogicalVolume(volume) = resolve(&self.args.source)? else {
-            return Ok(false);
-        };
-        let openers = writers_open(volume.device)?;
-        Ok(!openers.may_write())
+        let device = self.era_device()?.unwrap_or(self.device);
+        Ok(!writers_open(device)?.may_write())
     }
 
     /// The destination becomes what a snapshot is, and is then the base of increments; unless it is that already.
@@ -257,7 +276,8 @@ impl<'a> Cycle<'a> {
 
     /// Looks after the base while `work` waits for somebody.
     pub(super) fn while_waiting<T>(&self, work: impl FnOnce() -> T) -> T {
-        let bases: Vec<&Base> = self.state.base.iter().collect();
+        let bases = self.state.base.iter().filter(|base| !base.is_era());
+        let bases: Vec<&Base> = bases.collect();
         while_watched(&bases, self.growth(), self.terminal, work)
     }
 
@@ -288,6 +308,14 @@ impl<'a> Cycle<'a> {
     /// Of what an earlier run has left, keeps what this one goes on from.
     fn sort_out(&mut self) -> Result<()> {
         self.take_back()?;
+        if let Some(record) = self
+            .tracking
+            .as_ref()
+            .map(|tracking| tracking.record.clone())
+        {
+            self.sort_out_eras(&record);
+            return self.remove_all().map(|_| ());
+        }
         let rows = volumes_of(self.name.vg())?;
         let own: Vec<_> = base::of_owner(&rows, &self.owner).collect();
         let is_thin = self.is_thin;
@@ -325,21 +353,26 @@ impl<'a> Cycle<'a> {
     }
 
     /// What was kept is no base any more: the next run compares.
-    fn forget(&mut self) -> Result<()> {
+    pub(super) fn forget(&mut self) -> Result<()> {
         (self.state.base, self.state.pending) = (None, None);
         self.held.save(&self.state)
     }
 
-    /// Makes the snapshot that is sent next, unless there is one that was being sent.
-    pub(super) fn make_pending(&mut self) -> Result<()> {
-        if self.state.pending.is_some() {
-            return Ok(());
-        }
+    /// Puts on record what goes where, before anything does.
+    pub(super) fn begin(&mut self) -> Result<()> {
         self.state.source = self.name.to_string();
         self.state.destination.clone_from(&self.args.destination);
-        self.state.number += 1;
+        self.held.save(&self.state)
+    }
+
+    /// Makes the snapshot that is sent next, unless there is one that was being sent. A tracked volume needs none.
+    pub(super) fn make_pending(&mut self) -> Result<()> {
+        if self.state.pending.is_some() || self.tracking.is_some() {
+            return Ok(());
+        }
         // The name is on record before it is there: a number is never used twice.
-        self.held.save(&self.state)?;
+        self.state.number += 1;
+        self.begin()?;
         let name = base::base_name(&self.name, "lvmsync", self.state.number);
         let name = name.ok_or_else(|| Error::Lvm {
             what: self.name.to_string(),
@@ -355,8 +388,19 @@ impl<'a> Cycle<'a> {
         self.held.save(&self.state)
     }
 
-    /// Sends what is pending, and lets the base before go.
     fn transfer(&mut self, verify: bool) -> Result<Summary> {
+        match self
+            .tracking
+            .as_ref()
+            .map(|tracking| tracking.device.clone())
+        {
+            Some(device) => self.transfer_era(&device, verify),
+            None => self.transfer_snapshot(verify),
+        }
+    }
+
+    /// Sends what is pending, and lets the base before go.
+    fn transfer_snapshot(&mut self, verify: bool) -> Result<Summary> {
         self.make_pending()?;
         let made = Instant::now();
         let Some(pending) = self.state.pending.clone() else {
@@ -417,7 +461,7 @@ impl<'a> Cycle<'a> {
     }
 
     /// Without `from` by comparing. What is there already, or is new, need not be compared.
-    fn job<'j>(&'j self, from: Option<&'j str>, new: &'j str, dry_run: bool) -> Job<'j> {
+    pub(super) fn job<'j>(&'j self, from: Option<&'j str>, new: &'j str, dry_run: bool) -> Job<'j> {
         Job {
             request: SourceRequest {
                 from,
@@ -452,7 +496,19 @@ impl<'a> Cycle<'a> {
     }
 }
 
-fn may_be_compared(error: &Error) -> bool {
+/// The logical volume that `name` means: also by the era device on it.
+fn volume_of(name: &str) -> Result<Option<Box<LogicalVolume>>> {
+    match resolve(name)? {
+        Resolved::LogicalVolume(volume) => Ok(Some(volume)),
+        Resolved::BlockDevice(_) => {
+            let found = look::volume(&DeviceMapper::open()?, name);
+            Ok(found.ok().map(Box::new))
+        }
+        Resolved::File(_) => Ok(None),
+    }
+}
+
+pub(super) fn may_be_compared(error: &Error) -> bool {
     match error.exit_code() {
         ExitCode::TrackingLost => true,
         ExitCode::Refused => !matches!(error, Error::Held { .. }),

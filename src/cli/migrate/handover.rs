@@ -34,6 +34,9 @@ pub(super) enum Phase {
     HandingOver {
         /// It took writes before.
         was_writable: bool,
+        /// Its era device was up.
+        #[serde(default)]
+        was_tracked: bool,
     },
     /// It is there, all of it.
     HandedOver,
@@ -137,14 +140,20 @@ impl Cycle<'_> {
 
     /// What is mounted, or stands on the volume, writes whenever it likes, and does not ask whether it may.
     fn refuse_held(&self) -> Result<()> {
-        let mounted = writers_open(self.device)?.mounted_rw;
-        let on_it = sysfs_holders(self.device);
+        let mut mounted = writers_open(self.device)?.mounted_rw;
+        let mut on_it = sysfs_holders(self.device);
+        if let Some(era) = self.era_device()? {
+            on_it.retain(|device| *device != era);
+            mounted.extend(writers_open(era)?.mounted_rw);
+            on_it.extend(sysfs_holders(era));
+        }
         let held = match (mounted.first(), on_it.first()) {
             (Some(place), _) => format!("it is still mounted for writing on {place}"),
             (None, Some(device)) => {
                 format!("device {device} (LUKS, a partition?) still stands on it")
             }
-            (None, None) => return Ok(()),
+            (None, None) if self.args.keep_writable => return Ok(()),
+            (None, None) => return self.refuse_open_era_device(),
         };
         Err(Error::refused(
             self.name.to_string(),
@@ -160,15 +169,23 @@ impl Cycle<'_> {
         }
         let (read_only, _) = base::looked_at(&self.name, MIGRATED_TAG)?;
         let was_writable = !read_only;
-        self.state.phase = Phase::HandingOver { was_writable };
+        let was_tracked = self.tracking.is_some();
+        self.state.phase = Phase::HandingOver {
+            was_writable,
+            was_tracked,
+        };
         self.held.save(&self.state)?;
-        let made = base::mark(&self.name, MIGRATED_TAG).and_then(|()| {
-            if was_writable {
-                base::set_writable(&self.name, false)
-            } else {
-                Ok(())
-            }
-        });
+        let take_down = || match was_tracked {
+            true => self.take_era_device_down(),
+            false => Ok(()),
+        };
+        let protect = || match was_writable {
+            true => base::set_writable(&self.name, false),
+            false => Ok(()),
+        };
+        let made = take_down()
+            .and_then(|()| base::mark(&self.name, MIGRATED_TAG))
+            .and_then(|()| protect());
         made.map_err(|error| match self.take_back() {
             Ok(()) => error,
             // The worse of the two: the service is to go on here.
@@ -178,7 +195,11 @@ impl Cycle<'_> {
 
     /// It is to be used here as it was.
     pub(super) fn take_back(&mut self) -> Result<()> {
-        let Phase::HandingOver { was_writable } = self.state.phase else {
+        let Phase::HandingOver {
+            was_writable,
+            was_tracked,
+        } = self.state.phase
+        else {
             return Ok(());
         };
         let (read_only, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
@@ -187,6 +208,9 @@ impl Cycle<'_> {
         }
         if has_tag {
             base::unmark(&self.name, MIGRATED_TAG)?;
+        }
+        if was_tracked {
+            self.put_era_device_up()?;
         }
         self.state.phase = Phase::Copying;
         self.held.save(&self.state)

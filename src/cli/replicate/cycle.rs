@@ -228,17 +228,7 @@ impl<'a> Cycle<'a> {
         let (old, file) = (known.base.clone(), known.pending_file.clone());
         let is_prepared = known.is_prepared;
         let begun = Instant::now();
-        let from = old.as_ref().map(|old| old.name.as_str());
-        tracing::info!(
-            target: STEPS,
-            target = %target.to,
-            from,
-            state = new.id(),
-            "{}: sends {} to {}",
-            self.name,
-            new.name,
-            target.to
-        );
+        self.log_sending(target, old.as_ref(), new, "");
         let bases: Vec<&Base> = old.iter().chain([new]).collect();
         let this = &*self;
         let bytes = while_watched(&bases, this.growth(), this.terminal, || {
@@ -267,6 +257,20 @@ impl<'a> Cycle<'a> {
         self.arrived(target, file.is_some(), "", (bytes, begun))?;
         self.remove_strays()?;
         self.give_up(target, new)
+    }
+
+    /// `of` is said behind the name of what is sent.
+    fn log_sending(&self, target: &Target, old: Option<&Base>, new: &Base, of: &str) {
+        tracing::info!(
+            target: STEPS,
+            target = %target.to,
+            from = old.map(|old| old.name.as_str()),
+            state = new.id(),
+            "{}: sends {}{of} to {}",
+            self.name,
+            new.name,
+            target.to
+        );
     }
 
     /// The target holds what was pending: `bytes` of the volume, on their way since `begun`. `of` is said behind its name.

@@ -142,6 +142,7 @@ impl Cycle<'_> {
                 what: self.volume.to_string(),
                 reason: format!("{} is no era of its record", state.id),
             })?;
+            self.log_sending(target, old, &base, &format!(" of {}", self.volume));
             let known = next.targets.entry(target.to.clone()).or_default();
             known.begin(base, now(), file.map(str::to_owned));
             self.held.save(&*next)
