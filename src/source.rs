@@ -17,6 +17,7 @@ mod thin;
 mod thin_offline;
 
 pub use era_live::{Tracking, tracking_of};
+pub use era_watch::last_checkpoint;
 pub use live::{Admit, Named, SnapshotWish};
 
 use std::path::Path;

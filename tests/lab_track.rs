@@ -117,6 +117,14 @@ fn tracking_is_set_up_looked_at_and_taken_away() {
             assert_eq!(status(&tool)["state"], "down");
             tool.run("track enable vg/data")
                 .ends(5, &["lvmsync track up vg/data"]);
+            // What lvmsync itself would write now is on no record either.
+            let held = lab_kit::content("/dev/vg/data");
+            guest.sh("cp --sparse=always /dev/vg/data /tmp/other");
+            for line in ["sync /tmp/other vg/data --force", "apply --commit vg/data"] {
+                tool.run(line)
+                    .ends(5, &["is on no record", "lvmsync track up vg/data", DEVICE]);
+            }
+            assert!(lab_kit::content("/dev/vg/data") == held);
             guest.sh("lvchange -an vg/data_era");
             tool.run("track up --all").ok();
             assert!(status(&tool)["era"].as_u64().unwrap() > before);
@@ -244,7 +252,10 @@ fn a_live_volume_is_followed_by_its_eras() {
                 .ends(5, &["none is up on it", "track up"]);
             tool.run("track enable vg/data").ok();
             guest.sh(&format!("mkfs.ext4 -q {DEVICE}; mkdir -p /tmp/m; mount {DEVICE} /tmp/m; dd if=/dev/urandom of=/tmp/m/a bs=1M count=4 2>/dev/null; sync"));
+            assert_eq!(status(&tool)["checkpoint"], Value::Null);
             let run = tool.run(&format!("send {DEVICE} vg/copy")).ok();
+            let last = &status(&tool)["checkpoint"];
+            assert!(last["era"].as_u64() > Some(0) && last["at"].as_i64() > Some(1 << 30));
             assert!(run.stderr.contains("--from era:"), "{}", run.stderr);
             let mut id = held(&tool);
             assert!(id.starts_with("era:"), "{id}");

@@ -18,7 +18,8 @@ use crate::error::{Error, Result};
 use crate::hold::lock::LockFile;
 use crate::hold::record::name_of;
 use crate::job::store::save;
-use crate::record::store::make_directory;
+use crate::record::keeper::now;
+use crate::record::store::{StateDir, make_directory};
 use crate::track::witness::{Block, Witness, look, places};
 use crate::volume::ReadAt;
 
@@ -46,8 +47,7 @@ enum Before {
 impl Watch {
     /// What was kept of the volume `name` with this record.
     pub(super) fn open(request: &SourceRequest<'_>, name: &str, record: &str) -> Result<Self> {
-        let directory = request.state.path().join("eras");
-        let path = directory.join(format!("{}.json", name_of("witness", record)));
+        let path = path_of(&request.state, record);
         Ok(Self {
             name: name.to_owned(),
             record: record.to_owned(),
@@ -157,6 +157,7 @@ impl Watch {
         let blocks = std::mem::take(&mut self.next);
         self.keep(Witness {
             era,
+            at: now(),
             blocks,
             lost_until: None,
         })
@@ -198,6 +199,19 @@ impl Watch {
         }
         save(&self.path, &witness)
     }
+}
+
+/// The last era of this record that lvmsync began, and when, in seconds since 1970: what a copy holds is named by it.
+pub fn last_checkpoint(state: &StateDir, record: &str) -> Result<Option<(u32, i64)>> {
+    Ok(match read(&path_of(state, record))? {
+        Before::Kept(kept) if kept.at > 0 => Some((kept.era, kept.at)),
+        _ => None,
+    })
+}
+
+fn path_of(state: &StateDir, record: &str) -> PathBuf {
+    let file = format!("{}.json", name_of("witness", record));
+    state.path().join("eras").join(file)
 }
 
 fn past(offset: u64) -> String {

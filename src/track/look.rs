@@ -5,6 +5,7 @@
 
 use super::names::{self, Metadata, device_uuid, metadata_in, metadata_name, volume_of_device};
 use super::plan::{Seen, SeenDevice};
+use super::refusals;
 use super::step::discard_bytes;
 use crate::dm::device::{DeviceMapper, sysfs_name_and_uuid};
 use crate::dm::era::{EraDevice, era_device, era_device_on, status_of, suspended};
@@ -85,6 +86,29 @@ pub fn look(dm: &DeviceMapper, volume: &LogicalVolume) -> Result<Seen> {
         device,
         name_is_taken: rows.iter().any(has_name),
     })
+}
+
+/// Refuses to have `volume` written to below its era device, which would not hear of it. LVM is asked only where there is a
+/// volume that is named as `track enable` names a record: one whose volume was renamed afterwards is not seen.
+pub fn refuse_tracked(volume: &LogicalVolume, called: &str) -> Result<()> {
+    let named = metadata_name(&volume.name).map(|name| name.dm_name());
+    let Some(named) = named else {
+        return Ok(());
+    };
+    let dm = DeviceMapper::open()?;
+    if dm.info(Selector::Name(&named))?.is_none() {
+        return Ok(());
+    }
+    // LVM would wait for it.
+    if let Some(device) = suspended_device_on(&dm, volume)? {
+        return Err(suspended(called, &device.name));
+    }
+    match record_of(volume)? {
+        Some(metadata) if !metadata.is_void => {
+            Err(refusals::past_the_record(called, volume, &metadata))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The era device on a volume, if that is suspended. LVM's commands would wait for it then, too.

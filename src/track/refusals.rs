@@ -2,8 +2,9 @@
 //!
 //! Pure. Guarantees: each names the volume, what was found, and the command that leads on.
 
-use super::names::Metadata;
+use super::names::{Metadata, device_name};
 use super::plan::{Seen, SeenDevice};
+use crate::dm::snapshot::LogicalVolume;
 use crate::error::{Error, Result};
 
 pub(super) fn no_tags(metadata: &Metadata) -> Error {
@@ -61,6 +62,22 @@ pub(super) fn no_record(seen: &Seen, device: &SeenDevice) -> Error {
         format!(
             "Begin anew: lvmsync track disable {0}, then lvmsync track enable {0}",
             seen.volume
+        ),
+    )
+}
+
+pub(super) fn past_the_record(called: &str, volume: &LogicalVolume, metadata: &Metadata) -> Error {
+    let name = &volume.name;
+    let device = device_name(name).unwrap_or_default();
+    Error::refused(
+        called,
+        format!(
+            "it is tracked by dm-era, with its record in {}, and what is written below the era device is on no record",
+            metadata.name
+        ),
+        format!(
+            "Write to the era device: lvmsync track up {name}, then to /dev/mapper/{device}\n\
+             Or give the record up: lvmsync track disable {name}"
         ),
     )
 }

@@ -41,6 +41,9 @@ pub struct Block {
 pub struct Witness {
     /// What was looked at when this era began, or later.
     pub era: u32,
+    /// When that was, in seconds since 1970; 0 where it was not kept.
+    #[serde(default)]
+    pub at: i64,
     /// Ascending.
     pub blocks: Vec<Block>,
     /// What is named by this era or an earlier one is no base any more.
@@ -146,7 +149,7 @@ mod tests {
         Witness {
             era,
             blocks: look(volume, &places(b"seed", SIZE)).unwrap(),
-            lost_until: None,
+            ..Witness::default()
         }
     }
 

@@ -8,8 +8,19 @@ use super::super::output;
 use crate::dm::device::DeviceMapper;
 use crate::dm::era::{era_device_on, status_of};
 use crate::error::{ExitCode, Result};
+use crate::record::keeper::shown_time;
+use crate::record::store::StateDir;
+use crate::source::last_checkpoint;
 use crate::track::look;
 use crate::units::Bytes;
+
+/// A copy holds what the volume was when this era began.
+#[derive(Debug, Serialize)]
+struct Checkpoint {
+    era: u32,
+    /// Seconds since 1970.
+    at: i64,
+}
 
 /// One volume.
 #[derive(Debug, Default, Serialize)]
@@ -21,6 +32,8 @@ struct Row {
     state: &'static str,
     /// The era that goes on; null unless it is up.
     era: Option<u32>,
+    /// The last era that a copy began, as far as this state directory knows.
+    checkpoint: Option<Checkpoint>,
     block_bytes: Option<u64>,
     metadata: Option<String>,
     /// What the record costs on the disk.
@@ -34,7 +47,7 @@ struct Row {
     untracked_tail_bytes: u64,
 }
 
-pub(super) fn run(volume: Option<&str>, json: bool) -> Result<ExitCode> {
+pub(super) fn run(volume: Option<&str>, state: &StateDir, json: bool) -> Result<ExitCode> {
     let dm = DeviceMapper::open()?;
     let names = match volume {
         Some(name) => vec![name.to_owned()],
@@ -45,7 +58,7 @@ pub(super) fn run(volume: Option<&str>, json: bool) -> Result<ExitCode> {
     };
     let rows: Vec<Row> = names
         .iter()
-        .map(|name| row(&dm, name))
+        .map(|name| row(&dm, state, name))
         .collect::<Result<_>>()?;
     if json {
         output::json(&rows)?;
@@ -60,7 +73,7 @@ pub(super) fn run(volume: Option<&str>, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
-fn row(dm: &DeviceMapper, name: &str) -> Result<Row> {
+fn row(dm: &DeviceMapper, state_dir: &StateDir, name: &str) -> Result<Row> {
     let volume = look::volume(dm, name)?;
     if let Some(found) = look::suspended_device_on(dm, &volume)? {
         return Ok(Row {
@@ -84,6 +97,8 @@ fn row(dm: &DeviceMapper, name: &str) -> Result<Row> {
         (Some(found), "up") => Some(status_of(dm, found.device, &volume.name.to_string())?),
         _ => None,
     };
+    let record = seen.metadata.as_ref().map(|found| &*found.uuid);
+    let checkpoint = record.map(|record| last_checkpoint(state_dir, record));
     let tracked_bytes = found
         .as_ref()
         .map(|found| found.sectors.saturating_mul(512));
@@ -94,6 +109,10 @@ fn row(dm: &DeviceMapper, name: &str) -> Result<Row> {
             .map(|found| format!("/dev/mapper/{}", found.name)),
         state,
         era: status.map(|status| status.era),
+        checkpoint: checkpoint
+            .transpose()?
+            .flatten()
+            .map(|(era, at)| Checkpoint { era, at }),
         block_bytes: found.as_ref().map(|found| found.block_bytes),
         metadata: seen.metadata.as_ref().map(|found| found.name.to_string()),
         metadata_bytes: seen.metadata.as_ref().map(|found| found.size_bytes),
@@ -113,6 +132,11 @@ fn write_row(out: &mut dyn std::io::Write, row: &Row) -> std::io::Result<()> {
     };
     line("open", row.device.clone())?;
     line("era", row.era.map(|era| era.to_string()))?;
+    let checkpoint = row.checkpoint.as_ref();
+    line(
+        "last copy",
+        checkpoint.map(|last| format!("as of era {}, {}", last.era, shown_time(last.at))),
+    )?;
     line(
         "block",
         row.block_bytes.map(|bytes| Bytes(bytes).to_string()),
