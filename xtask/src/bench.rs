@@ -4,6 +4,8 @@
 //! limit that does not depend on the machine.
 
 mod compare;
+mod era_list;
+mod era_writes;
 mod exceptions;
 mod first_copy;
 mod growth;
@@ -82,6 +84,10 @@ enum Bench {
     ThinDiff,
     /// Send a thin volume of which little is mapped, in the lab
     ThinSend,
+    /// What was written since an era
+    EraList,
+    /// What writes cost under snapshots and dm-era, in the lab
+    EraWrites,
 }
 
 impl Bench {
@@ -210,6 +216,8 @@ pub(crate) fn bench(args: &BenchArgs) -> Done {
             Bench::History => history::run(&setting)?,
             Bench::ThinDiff => thin_diff::run(&setting)?,
             Bench::ThinSend => thin_send::run(&setting)?,
+            Bench::EraList => era_list::run(&setting)?,
+            Bench::EraWrites => era_writes::run(&setting)?,
         });
     }
     figures.extend(report::memory(&figures));

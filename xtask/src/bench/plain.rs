@@ -9,7 +9,7 @@ use lab::Error;
 use rustix::fs::OFlags;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -43,6 +43,9 @@ pub(crate) enum Plain {
         #[arg(long)]
         direct: bool,
     },
+    /// Write every page of the first so many MiB (a power of two), each once and none near the one before, past the page
+    /// cache, and have them on the disk
+    Pages { file: PathBuf, mib: u64 },
     /// Hash so many bytes of memory in each of so many threads
     HashMemory { threads: usize, bytes: u64 },
 }
@@ -62,6 +65,7 @@ pub(crate) fn run(what: &Plain) -> Done {
             bytes,
             direct,
         } => write(file, *bytes, *direct).map_err(failed(file))?,
+        Plain::Pages { file, mib } => pages(file, *mib).map_err(failed(file))?,
         Plain::HashMemory { threads, bytes } => hash_memory(*threads, *bytes),
     }
     Ok(ExitCode::SUCCESS)
@@ -112,6 +116,19 @@ fn write(path: &Path, bytes: u64, direct: bool) -> io::Result<()> {
     blake3::Hasher::new().finalize_xof().fill(piece);
     for _ in 0..bytes / PIECE as u64 {
         file.write_all(piece)?;
+    }
+    file.sync_data()
+}
+
+fn pages(path: &Path, mib: u64) -> io::Result<()> {
+    let mut options = File::options();
+    let file = options.write(true).custom_flags(flags(true)).open(path)?;
+    let mut memory = vec![0; PIECE + PAGE];
+    let piece = from_page(&mut memory);
+    blake3::Hasher::new().finalize_xof().fill(piece);
+    let (page, _) = piece.split_at(PAGE);
+    for place in super::store::shuffled((mib << 8).ilog2()) {
+        file.write_all_at(page, place * PAGE as u64)?;
     }
     file.sync_data()
 }
