@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::print_stdout,
     clippy::cast_possible_truncation,
     reason = "tests: what does not hold fails the test"
 )]
@@ -16,7 +17,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use lab::{Guest, Script};
-use lab_kit::{Random, Tool, assert_same, content, long, seed, setup, write};
+use lab_kit::{Random, Tool, any_seed, assert_same, content, long, setup, write};
 use serde_json::Value;
 
 const DEVICE: &str = "/dev/mapper/vg-data-era";
@@ -214,7 +215,9 @@ fn no_block_is_missed_under_writers_whatever_is_cut() {
     .drive(|driver| {
         driver.run("make");
         let count = driver.machine().directory().join("rounds");
-        let mut random = Random::new(0);
+        let seed = any_seed();
+        println!("LVMSYNC_SEED={seed}");
+        let mut random = Random::new(seed);
         loop {
             let mut guest = driver.boot("rounds");
             let limit = Duration::from_secs(120);

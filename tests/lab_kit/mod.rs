@@ -36,14 +36,19 @@ pub(crate) fn long() -> bool {
 
 /// The seed of everything random in one test; `LVMSYNC_SEED` repeats one.
 pub(crate) fn seed(guest: &Guest) -> u64 {
-    let asked = std::env::var("LVMSYNC_SEED");
-    let seed = asked.ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| {
-        let text = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
-        u64::from_str_radix(&text[..8], 16).unwrap()
-    });
+    let seed = any_seed();
     guest.announce(&format!("LVMSYNC_SEED={seed}"));
     seed
+}
+
+/// The same for who drives guests from outside; to be said with what fails.
+pub(crate) fn any_seed() -> u64 {
+    let asked = std::env::var("LVMSYNC_SEED");
+    let seed = asked.ok().and_then(|seed| seed.parse().ok());
+    seed.unwrap_or_else(|| {
+        let text = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
+        u64::from_str_radix(&text[..8], 16).unwrap()
+    })
 }
 
 /// Runs lvmsync in one directory.
