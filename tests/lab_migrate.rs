@@ -262,8 +262,52 @@ fn a_tracked_volume_in_use_is_moved() {
         tool.run("migrate vg/data --abort far:there/data").ok();
         guest.sh("lvremove -qq -y there/data");
         moved_from(ERA, guest, &tool);
+        // As at the next boot: it is not started a second time.
+        tool.run("track up --all")
+            .ends(0, &["vg/data: read-only; stays down"]);
         let state = tool.run("track status vg/data --json").ok().stdout;
         assert!(state.contains("\"down\""), "{state}");
+    });
+}
+
+/// Killed in the hand-over, when the era device is down already.
+#[test]
+fn a_tracked_volume_that_was_not_handed_over_is_given_back() {
+    let name = "a_tracked_volume_that_was_not_handed_over_is_given_back";
+    lab::test(name, setup(), |guest| {
+        live::groups(guest, Kind::Thick, "24M");
+        let tool = Tool::new(guest);
+        tool.run("track enable vg/data").ok();
+        write(ERA, &Random::new(5).bytes(4 * MIB), 0);
+        let line = "migrate vg/data there/data --create=thick --pause-cmd true";
+        let killed_when_it_is_down = || {
+            let child = tool.start(line);
+            while fs::exists(ERA).unwrap() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            live::kill(&child, Signal::KILL);
+            Run::of(child);
+            wait_until("nothing of it runs", || lvmsync_processes().is_empty());
+            assert!(!is_handed_over(&tool), "it was killed too late");
+        };
+        let is_writable = || {
+            let attributes = guest.sh("lvs --noheadings -o lv_permissions,lv_tags vg/data");
+            attributes.contains("writeable") && !attributes.contains("lvmsync_migrated")
+        };
+        killed_when_it_is_down();
+        tool.run("migrate vg/data --abort there/data").ok();
+        assert!(is_writable() && fs::exists(ERA).unwrap());
+        write(ERA, &[1; 4096], 8 << 20);
+
+        // Something wrote to it past the era device: it is given back all the same, and its record proves nothing any more.
+        killed_when_it_is_down();
+        guest.sh("lvchange -prw vg/data 2>&1 || true");
+        write(DATA, &[2; 4096], 0);
+        tool.run("migrate vg/data --abort there/data")
+            .ends(0, &["is here, and writable, but its era device is not up"]);
+        assert!(is_writable() && !fs::exists(ERA).unwrap());
+        tool.run(line).ok();
+        assert_same("/dev/there/data", &content(DATA), "followed by snapshots");
     });
 }
 

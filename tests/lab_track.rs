@@ -120,12 +120,26 @@ fn tracking_is_set_up_looked_at_and_taken_away() {
             // What lvmsync itself would write now is on no record either.
             let held = lab_kit::content("/dev/vg/data");
             guest.sh("cp --sparse=always /dev/vg/data /tmp/other");
-            for line in ["sync /tmp/other vg/data --force", "apply --commit vg/data"] {
+            tool.run("send /tmp/other -o /tmp/other.delta").ok();
+            for line in [
+                "sync /tmp/other vg/data --force",
+                "apply /tmp/other.delta vg/data --preview",
+            ] {
                 tool.run(line)
                     .ends(5, &["is on no record", "lvmsync track up vg/data", DEVICE]);
             }
-            assert!(lab_kit::content("/dev/vg/data") == held);
             guest.sh("lvchange -an vg/data_era");
+            tool.run("sync /tmp/other vg/data --force")
+                .ends(5, &["is on no record"]);
+            assert!(lab_kit::content("/dev/vg/data") == held);
+            // One that refuses writes takes none through an era device.
+            guest.sh("lvchange -pr vg/data");
+            tool.run("track up --all")
+                .ends(0, &["read-only; stays down"]);
+            tool.run("track up vg/data")
+                .ends(5, &["lvchange -prw vg/data"]);
+            assert_eq!(status(&tool)["state"], "down");
+            guest.sh("lvchange -prw vg/data");
             tool.run("track up --all").ok();
             assert!(status(&tool)["era"].as_u64().unwrap() > before);
             assert_eq!(status(&tool)["discards"], false);

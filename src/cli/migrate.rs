@@ -345,7 +345,8 @@ fn print_plan(
         "stays writable (--keep-writable)".to_owned()
     } else {
         format!(
-            "is made read-only and gets the tag {}",
+            "{}is made read-only and gets the tag {}",
+            cycle.loses(),
             handover::MIGRATED_TAG
         )
     };

@@ -25,7 +25,6 @@ use crate::hold::record::name_of;
 use crate::record::store::{RecordFile, StateDir};
 use crate::record::witness::Watch;
 use crate::record::{MERGE, PreviewOf, Record, identity};
-use crate::track::look::refuse_tracked;
 use crate::units::parse_size;
 use crate::volume::Volume;
 
@@ -86,9 +85,6 @@ impl Origin {
                 "LVM merges no preview into it: it is itself a snapshot, or a pool",
                 "Name the volume that it is of.",
             ));
-        }
-        if !args.preview.discard {
-            refuse_tracked(&volume, name)?;
         }
         let state = args.write.state.directory();
         let lock = LockFile::open(&name_of("preview", &volume.uuid))?;

@@ -1,6 +1,6 @@
 //! `lvmsync track`: dm-era on a logical volume, set up, looked at, brought back after a boot, and taken away.
 //!
-//! Guarantees: what will be done is printed before it is done; one run at a time works on a volume, and what a killed one
+//! Guarantees: what will be done is printed before it is done, but where it is a step of another verb; one run at a time works on a volume, and what a killed one
 //! has started counts as long as it is at work; nothing waits for a suspended device.
 
 mod show;
@@ -131,7 +131,9 @@ pub(super) fn run(verb: &TrackVerb, cancel: &Cancel) -> Result<ExitCode> {
     match &verb.action {
         Action::Enable(args) => enable(args, cancel),
         Action::Disable(args) => disable(args, cancel),
-        Action::Up(args) => each(args, &|name| up_one(name, Talk::of(args.dry_run), cancel)),
+        Action::Up(args) => each(args, &|name| {
+            up_one(name, args.all, Talk::of(args.dry_run), cancel)
+        }),
         Action::Down(args) => each(args, &|name| down_one(name, Talk::of(args.dry_run), cancel)),
         Action::Resize(args) => resize(args, cancel),
         Action::Status(args) => {
@@ -227,7 +229,7 @@ fn each(args: &UpArgs, one: &dyn Fn(&str) -> Result<()>) -> Result<ExitCode> {
 
 /// Puts the era device of `volume` up, and says nothing of it.
 pub(super) fn put_up(volume: &LvName, cancel: &Cancel) -> Result<()> {
-    up_one(&format!("/dev/{volume}"), Talk::Silent, cancel)
+    up_one(&format!("/dev/{volume}"), false, Talk::Silent, cancel)
 }
 
 /// Takes the era device of `volume` down, and says nothing of it.
@@ -237,14 +239,26 @@ pub(super) fn take_down(volume: &LvName, cancel: &Cancel) -> Result<()> {
 
 /// Refuses an era device that is in use.
 pub(super) fn can_be_taken_down(volume: &LvName, cancel: &Cancel) -> Result<()> {
-    let seen = Work::begin(&format!("/dev/{volume}"), cancel)?.look()?;
-    plan::down(&seen, "").map(|_| ())
+    let work = Work::begin(&format!("/dev/{volume}"), cancel)?;
+    plan::down(&work.look_patiently(is_closed)?, "").map(|_| ())
 }
 
-fn up_one(name: &str, talk: Talk, cancel: &Cancel) -> Result<()> {
+/// Refuses an era device that could not be put up again.
+pub(super) fn could_come_back(volume: &LvName, cancel: &Cancel) -> Result<()> {
+    let work = Work::begin(&format!("/dev/{volume}"), cancel)?;
+    plan::refuse_lost_record(&work.look()?)
+}
+
+fn is_closed(seen: &Seen) -> bool {
+    let device = seen.device.as_ref();
+    device.is_none_or(|device| device.open_count == 0 || !device.holders.is_empty())
+}
+
+/// The others of `--all` come up where one may not be written to, such as one that was moved away.
+fn up_one(name: &str, is_one_of_all: bool, talk: Talk, cancel: &Cancel) -> Result<()> {
     kernel::refuse_running()?;
     let work = Work::begin(name, cancel)?;
-    let seen = work.look()?;
+    let seen = work.look_patiently(|seen| seen.device.is_some() || seen.holders.is_empty())?;
     let is_resting = seen
         .metadata
         .as_ref()
@@ -255,6 +269,15 @@ fn up_one(name: &str, talk: Talk, cancel: &Cancel) -> Result<()> {
     };
     match plan::up(&seen, rest.as_deref())? {
         Up::Steps(steps) => work.carry_out(&steps, talk, cancel).map(|_| ()),
+        Up::ReadOnly if is_one_of_all => {
+            output::message(&format!("lvmsync: {}: read-only; stays down", seen.volume));
+            Ok(())
+        }
+        Up::ReadOnly => Err(Error::refused(
+            seen.volume.to_string(),
+            "it is read-only, and could be written to through an era device",
+            format!("If it is to be used here: lvchange -prw {}", seen.volume),
+        )),
         Up::Hole(steps, reason) => {
             work.carry_out(&steps, talk, cancel)?;
             let volume = &seen.volume;
@@ -272,7 +295,7 @@ fn up_one(name: &str, talk: Talk, cancel: &Cancel) -> Result<()> {
 
 fn down_one(name: &str, talk: Talk, cancel: &Cancel) -> Result<()> {
     let work = Work::begin(name, cancel)?;
-    let seen = work.look()?;
+    let seen = work.look_patiently(is_closed)?;
     let steps = plan::down(&seen, &look::rest(&seen)?)?;
     work.carry_out(&steps, talk, cancel).map(|_| ())
 }
@@ -300,6 +323,8 @@ impl Talk {
 /// How long a run waits for another one that works on the same volume.
 const ATTEMPTS: u32 = 300;
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often it looks again at what is open.
+const PATIENCE: u32 = 20;
 
 /// One run's work on one volume.
 struct Work {
@@ -338,6 +363,19 @@ impl Work {
             &self.dm,
             &look::volume(&self.dm, &format!("/dev/{}", self.name))?,
         )
+    }
+
+    /// Looks again for a moment, while it is not as wanted: udev opens what somebody has closed.
+    fn look_patiently(&self, is_as_wanted: impl Fn(&Seen) -> bool) -> Result<Seen> {
+        let mut seen = self.look()?;
+        for _ in 0..PATIENCE {
+            if is_as_wanted(&seen) {
+                break;
+            }
+            thread::sleep(PAUSE);
+            seen = self.look()?;
+        }
+        Ok(seen)
     }
 
     /// Prints the steps and, unless that was all, does them. False if it was all.

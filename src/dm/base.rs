@@ -6,7 +6,7 @@
 
 use super::lvm::{LvRow, lvm_command, volumes_of};
 use super::name::LvName;
-use super::temporary::{room_of, run, store_extents};
+use super::temporary::{room_of, run, store_extents, useful_bytes};
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 
@@ -75,11 +75,12 @@ pub enum Store {
 }
 
 impl Store {
-    /// What was asked for, if it was said in bytes.
-    pub fn bytes(self) -> Option<u64> {
+    /// What was asked for a snapshot of a volume of `size_bytes`, if something was.
+    pub fn bytes_of(self, size_bytes: u64) -> Option<u64> {
         match self {
             Self::Bytes(bytes) | Self::About(bytes) => Some(bytes),
-            Self::Likely | Self::Most => None,
+            Self::Most => Some(useful_bytes(size_bytes)),
+            Self::Likely => None,
         }
     }
 }

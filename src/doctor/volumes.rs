@@ -60,8 +60,8 @@ fn of_kind(device: &Device) -> Option<Check> {
             Check::problem(
                 SNAPSHOT,
                 format!(
-                    "{}: merging a snapshot into it failed half-way, so it is neither the old nor the new; once the disk that \
-                     failed (see the kernel's log) is in order, the merge goes on when it is activated anew",
+                    "{}: merging a snapshot into it failed half-way, so part of what it should be is still in that one alone; once \
+                     the disk that failed (see the kernel's log) is in order, the merge goes on when it is activated anew",
                     shown(device)
                 ),
             )
@@ -71,8 +71,8 @@ fn of_kind(device: &Device) -> Option<Check> {
             Check::problem(
                 SNAPSHOT,
                 format!(
-                    "{}: the snapshot that was to be merged into it overflowed; what was merged by then, and what was written, is \
-                     there",
+                    "{}: the snapshot that was to be merged into it overflowed, and nothing of it was merged; if that was a preview, \
+                     lvmsync apply --discard {0} removes it, else lvremove",
                     shown(device)
                 ),
             )

@@ -81,6 +81,7 @@ pub fn look(dm: &DeviceMapper, volume: &LogicalVolume) -> Result<Seen> {
         uuid: volume.uuid.clone(),
         size_bytes: volume.size_bytes,
         unfit: unfit(volume, &rows),
+        read_only: volume.read_only,
         holders,
         metadata,
         device,
@@ -88,27 +89,23 @@ pub fn look(dm: &DeviceMapper, volume: &LogicalVolume) -> Result<Seen> {
     })
 }
 
-/// Refuses to have `volume` written to below its era device, which would not hear of it. LVM is asked only where there is a
-/// volume that is named as `track enable` names a record: one whose volume was renamed afterwards is not seen.
+/// Refuses to have `volume` written to below its era device, which would not hear of it.
 pub fn refuse_tracked(volume: &LogicalVolume, called: &str) -> Result<()> {
-    let named = metadata_name(&volume.name).map(|name| name.dm_name());
-    let Some(named) = named else {
-        return Ok(());
-    };
     let dm = DeviceMapper::open()?;
-    if dm.info(Selector::Name(&named))?.is_none() {
-        return Ok(());
-    }
     // LVM would wait for it.
     if let Some(device) = suspended_device_on(&dm, volume)? {
         return Err(suspended(called, &device.name));
     }
-    match record_of(volume)? {
-        Some(metadata) if !metadata.is_void => {
-            Err(refusals::past_the_record(called, volume, &metadata))
-        }
-        _ => Ok(()),
+    let is_up = era_device_on(&dm, volume.device)?.is_some();
+    // Where LVM cannot be asked, a volume that nothing stands on is taken for one that is not tracked.
+    let record = match is_up {
+        true => record_of(volume)?,
+        false => record_of(volume).ok().flatten(),
+    };
+    if is_up || record.as_ref().is_some_and(|found| !found.is_void) {
+        return Err(refusals::past_the_record(called, volume, record.as_ref()));
     }
+    Ok(())
 }
 
 /// The era device on a volume, if that is suspended. LVM's commands would wait for it then, too.

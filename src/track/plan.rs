@@ -8,7 +8,7 @@ use super::names::{
     Metadata, VOID_TAG, device_name, device_uuid, grown_tag, metadata_name, rest_tag, size_tag,
     tags,
 };
-use super::refusals::{became_smaller, foreign, is_down, no_record, no_tags, refuse_open};
+use super::refusals::{became_smaller, foreign, is_down, no_record, no_tags, refuse_open, void};
 use super::size::{block_bytes, least_metadata_bytes, metadata_bytes, sectors};
 use super::step::{Step, table};
 use crate::dm::name::LvName;
@@ -43,6 +43,8 @@ pub struct Seen {
     pub size_bytes: u64,
     /// Why it cannot be tracked, if it cannot.
     pub unfit: Option<String>,
+    /// Nobody may write to it.
+    pub read_only: bool,
     /// Who uses it, the era device aside.
     pub holders: Vec<String>,
     /// The record.
@@ -267,11 +269,28 @@ pub fn down(seen: &Seen, rest: &str) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
+/// Refuses an era device that could not be put up again once it was taken down.
+pub fn refuse_lost_record(seen: &Seen) -> Result<()> {
+    if let Some(device) = seen.device.as_ref().filter(|device| !device.is_ours) {
+        return Err(foreign(seen, device));
+    }
+    match (&seen.metadata, &seen.device) {
+        (Some(metadata), _) if metadata.is_void => Err(void(seen)),
+        (Some(metadata), _) if metadata.block_sectors.and(metadata.sectors).is_none() => {
+            Err(no_tags(metadata))
+        }
+        (None, Some(device)) => Err(no_record(seen, device)),
+        _ => Ok(()),
+    }
+}
+
 /// What [`up`] found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Up {
     /// To be done; nothing if it is up.
     Steps(Vec<Step>),
+    /// It may not be written to, and through an era device it would be.
+    ReadOnly,
     /// The volume is in use without the era device, or was written to, so the record has a hole: it is to be marked, and the
     /// error told.
     Hole(Vec<Step>, String),
@@ -292,6 +311,9 @@ pub fn up(seen: &Seen, rest: Option<&str>) -> Result<Up> {
             return Ok(Up::Steps(steps));
         }
     }
+    if seen.read_only {
+        return Ok(Up::ReadOnly);
+    }
     let Some(metadata) = &seen.metadata else {
         return Err(Error::refused(
             &what,
@@ -300,11 +322,7 @@ pub fn up(seen: &Seen, rest: Option<&str>) -> Result<Up> {
         ));
     };
     if metadata.is_void {
-        return Err(Error::refused(
-            &what,
-            "its record proves nothing: it was not finished, or the volume was in use without its era device",
-            format!("Begin anew, and copy the whole volume once: lvmsync track enable {what}"),
-        ));
+        return Err(void(seen));
     }
     let hole = |reason: String| {
         let mark = Step::Void {

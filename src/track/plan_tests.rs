@@ -9,6 +9,7 @@ fn seen() -> Seen {
         uuid: "u-1".into(),
         size_bytes: 64 << 20,
         unfit: None,
+        read_only: false,
         holders: Vec::new(),
         metadata: None,
         device: None,
@@ -273,6 +274,13 @@ fn what_was_written_while_the_device_was_down_is_a_hole() {
         );
         assert!(all_after(resting.clone(), &steps).metadata.unwrap().is_void);
     }
+    // One that was moved away stays down, and one that is up stays up.
+    let read_only = |seen: &Seen| Seen {
+        read_only: true,
+        ..seen.clone()
+    };
+    assert_eq!(up(&read_only(&resting), Some("was")).unwrap(), Up::ReadOnly);
+    assert!(matches!(up(&read_only(&tracked), None), Ok(Up::Steps(_))));
     // Killed in between: the device is up, and what is on record of the volume at rest is of no use any more.
     let stale = Seen {
         device: tracked.device.clone(),
@@ -282,7 +290,7 @@ fn what_was_written_while_the_device_was_down_is_a_hole() {
         enable(&stale, None).unwrap(),
         match up(&stale, None).unwrap() {
             Up::Steps(steps) => steps,
-            Up::Hole(..) => panic!("a hole"),
+            found => panic!("{found:?}"),
         },
     ] {
         assert_eq!(all_after(stale.clone(), &steps), tracked);

@@ -66,19 +66,34 @@ pub(super) fn no_record(seen: &Seen, device: &SeenDevice) -> Error {
     )
 }
 
-pub(super) fn past_the_record(called: &str, volume: &LogicalVolume, metadata: &Metadata) -> Error {
+pub(super) fn past_the_record(
+    called: &str,
+    volume: &LogicalVolume,
+    metadata: Option<&Metadata>,
+) -> Error {
     let name = &volume.name;
     let device = device_name(name).unwrap_or_default();
+    let record = metadata.map_or_else(String::new, |metadata| {
+        format!(", with its record in {}", metadata.name)
+    });
     Error::refused(
         called,
         format!(
-            "it is tracked by dm-era, with its record in {}, and what is written below the era device is on no record",
-            metadata.name
+            "it is tracked by dm-era{record}, and what is written below the era device is on no record"
         ),
         format!(
             "Write to the era device: lvmsync track up {name}, then to /dev/mapper/{device}\n\
              Or give the record up: lvmsync track disable {name}"
         ),
+    )
+}
+
+pub(super) fn void(seen: &Seen) -> Error {
+    let what = seen.volume.to_string();
+    Error::refused(
+        &what,
+        "its record proves nothing: it was not finished, or the volume was in use without its era device",
+        format!("Begin anew, and copy the whole volume once: lvmsync track enable {what}"),
     )
 }
 

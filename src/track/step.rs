@@ -198,7 +198,7 @@ impl Step {
                 let name = metadata.to_string();
                 strings(&["lvchange", "-qq", "--deltag", tag, "--", &name])
             }
-            Self::StopDevice { device } => strings(&["dmsetup", "remove", device]),
+            Self::StopDevice { device } => strings(&["dmsetup", "remove", "--retry", device]),
             Self::RemoveMetadata { name, uuid } => {
                 let select = format!("lv_tags={{\"{TAG}\"}} && lv_uuid=\"{uuid}\"");
                 let vg = name.vg();

@@ -19,6 +19,8 @@ use crate::volume::ReadAt;
 
 const KEPT_BYTES: usize = 16 << 20;
 const KEPT_DIGEST_BYTES: usize = 8 << 20;
+/// What keeping one thing takes besides, more or less.
+const ENTRY_BYTES: usize = 256;
 /// Bytes that have a digest of their own, counted from the start of the frame.
 const BLOCK_BYTES: usize = 4096;
 /// A part is small when the frame is at least this many times as long.
@@ -71,13 +73,16 @@ impl Frames {
         part: Extent,
     ) -> std::result::Result<Arc<Frame>, FormatError> {
         let (frame, codec) = read(input, key.1, stored_length)?;
-        if codec == Codec::None && is_small(part, frame.extent) {
+        // A frame of a few blocks is read as fast.
+        let has_many = frame.data.len() / BLOCK_BYTES >= usize::try_from(SMALL).unwrap_or(0);
+        if codec == Codec::None && has_many && is_small(part, frame.extent) {
             let blocks = Blocks::of(&frame);
-            let weight = size_of_val(&blocks.digests[..]);
+            let weight = size_of_val(&blocks.digests[..]) + ENTRY_BYTES;
             self.blocks.put(key, Arc::new(blocks), weight);
         }
         let frame = Arc::new(frame);
-        self.whole.put(key, frame.clone(), frame.data.len());
+        let weight = frame.data.len() + ENTRY_BYTES;
+        self.whole.put(key, frame.clone(), weight);
         Ok(frame)
     }
 }

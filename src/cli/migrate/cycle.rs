@@ -196,7 +196,12 @@ impl<'a> Cycle<'a> {
             (None, true) => "thin",
             (None, false) => "thick",
         };
-        let goes_on = match (&self.state.base, &self.state.pending) {
+        let is_base = |base: &&Base| match &self.tracking {
+            Some(tracking) => base.is_of_record(&tracking.record),
+            None => !base.is_era(),
+        };
+        let base = self.state.base.as_ref().filter(is_base);
+        let goes_on = match (base, &self.state.pending) {
             (Some(base), _) => format!("; goes on from {}, which is there", base.name),
             (None, Some(_)) => "; goes on with its first copy".to_owned(),
             (None, None) => String::new(),
@@ -216,6 +221,7 @@ impl<'a> Cycle<'a> {
                 .remark(&format!("{}: nothing has it open for writing", self.name));
         }
         self.refuse_others()?;
+        self.refuse_lost_record()?;
         let has_bases = !self.is_thin && self.tracking.is_none();
         if has_bases && self.state.base.is_none() && self.state.pending.is_none() {
             let asked = self.args.snapshot_size.unwrap_or_default();
@@ -500,10 +506,10 @@ impl<'a> Cycle<'a> {
 fn volume_of(name: &str) -> Result<Option<Box<LogicalVolume>>> {
     match resolve(name)? {
         Resolved::LogicalVolume(volume) => Ok(Some(volume)),
-        Resolved::BlockDevice(_) => {
-            let found = look::volume(&DeviceMapper::open()?, name);
-            Ok(found.ok().map(Box::new))
-        }
+        Resolved::BlockDevice(_) => match look::volume(&DeviceMapper::open()?, name) {
+            Err(Error::Usage(_)) => Ok(None),
+            found => found.map(|found| Some(Box::new(found))),
+        },
         Resolved::File(_) => Ok(None),
     }
 }

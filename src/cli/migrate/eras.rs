@@ -2,7 +2,7 @@
 //!
 //! Guarantees: no snapshot stays between two rounds; the era that is being sent is on record before anything of it is; an
 //! era of another record, or one since which not everything can be proved to be on record, is no base: then what is there
-//! is compared. The era device is up whenever the service may run here.
+//! is compared. The era device is up whenever the service is started here.
 
 use std::cell::RefCell;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use crate::cancel::Cancel;
 use crate::cli::summary::Summary;
 use crate::cli::track;
 use crate::delta::header::State as Named;
-use crate::dm::base::{Base, Store};
+use crate::dm::base::Base;
 use crate::dm::device::DeviceMapper;
 use crate::dm::era::era_device_on;
 use crate::dm::name::LvName;
@@ -38,6 +38,8 @@ impl Cycle<'_> {
         self.begin()?;
         let old = self.state.base.clone();
         let sent = match self.send_era(old.as_ref(), device, verify) {
+            // It became longer than what is tracked: that is for somebody to say, and not for a comparison to mend.
+            (Err(error), ..) if tracking(&self.name, self.device).is_err() => return Err(error),
             // What is there is not what it should be, or the record does not prove enough. Comparing takes long, and mends both.
             (Err(error), ..) if old.is_some() && !self.in_pause && may_be_compared(&error) => {
                 self.terminal
@@ -95,7 +97,10 @@ impl Cycle<'_> {
     /// How the volume is read while it is tracked.
     pub(super) fn wish(&self) -> SnapshotWish<'static> {
         SnapshotWish {
-            size_bytes: self.args.snapshot_size.and_then(Store::bytes),
+            size_bytes: self
+                .args
+                .snapshot_size
+                .and_then(|store| store.bytes_of(self.size_bytes)),
             only_tracked: true,
             ..SnapshotWish::default()
         }
@@ -121,6 +126,14 @@ impl Cycle<'_> {
         Ok(found.map(|found| found.device))
     }
 
+    /// For the plan: what the volume loses at the hand-over.
+    pub(super) fn loses(&self) -> &'static str {
+        match &self.tracking {
+            Some(_) => "has its era device taken down, ",
+            None => "",
+        }
+    }
+
     /// Nobody has the era device open any more, so that it can be taken down.
     pub(super) fn refuse_open_era_device(&self) -> Result<()> {
         match &self.tracking {
@@ -134,10 +147,36 @@ impl Cycle<'_> {
         track::take_down(&self.name, &Cancel::new())
     }
 
-    /// Puts the era device up again: the service goes on here.
-    pub(super) fn put_era_device_up(&mut self) -> Result<()> {
-        track::put_up(&self.name, &Cancel::new())?;
-        self.tracking = tracking(&self.name, self.device)?;
-        Ok(())
+    /// Puts the era device up again: the service goes on here. If that cannot be, the volume is there without it all the same,
+    /// and a migration follows it by snapshots.
+    pub(super) fn put_era_device_up(&mut self) {
+        let up = track::put_up(&self.name, &Cancel::new());
+        match up.and_then(|()| tracking(&self.name, self.device)) {
+            Ok(tracking) => self.tracking = tracking,
+            Err(error) => {
+                self.tracking = None;
+                self.terminal.warn(&format!(
+                    "{0} is here, and writable, but its era device is not up again: {1}",
+                    self.name,
+                    error.chain()
+                ));
+            }
+        }
+    }
+
+    /// The command that stopped the service may have taken the era device down, and the last list is read through it.
+    pub(super) fn bring_era_device_back(&mut self) -> Result<()> {
+        if self.tracking.is_none() || self.era_device()?.is_some() {
+            return Ok(());
+        }
+        track::put_up(&self.name, &Cancel::new())
+    }
+
+    /// What could not be put up again must not be taken down.
+    pub(super) fn refuse_lost_record(&self) -> Result<()> {
+        match &self.tracking {
+            Some(_) => track::could_come_back(&self.name, self.cancel),
+            None => Ok(()),
+        }
     }
 }

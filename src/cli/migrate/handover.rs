@@ -52,7 +52,7 @@ impl Cycle<'_> {
                 format!("it was moved away: it has the tag {MIGRATED_TAG}"),
                 format!(
                     "If it is to be used here again, which loses what was written there: lvchange --deltag {MIGRATED_TAG} {0} \
-                     && lvchange -prw {0}",
+                     && lvchange -prw {0} (and lvmsync track up {0}, if it was tracked)",
                     self.name
                 ),
             ));
@@ -92,6 +92,7 @@ impl Cycle<'_> {
     pub(super) fn hand_over(&mut self, report: &mut PauseReport) -> Result<u64> {
         self.in_pause = true;
         self.to.bwlimit = None;
+        self.bring_era_device_back()?;
         self.refuse_held()?;
         let volume = Volume::open(&self.path)?;
         let watch = Watch::of(&volume)
@@ -210,7 +211,7 @@ impl Cycle<'_> {
             base::unmark(&self.name, MIGRATED_TAG)?;
         }
         if was_tracked {
-            self.put_era_device_up()?;
+            self.put_era_device_up();
         }
         self.state.phase = Phase::Copying;
         self.held.save(&self.state)

@@ -221,7 +221,7 @@ fn refuse_stuck(origin: &Origin, found: &Preview) -> Result<()> {
         Some(SnapshotStatus::MergeFailed) => Err(Error::refused(
             name.clone(),
             format!(
-                "the kernel could not go on with merging {} into it: it is neither what it was nor what it should be",
+                "the kernel could not go on with merging {} into it: part of what it should be is still in that one alone",
                 found.name
             ),
             format!(

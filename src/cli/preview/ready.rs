@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::monitor::Monitor;
 use crate::record::witness::{Touched, Watch, touched, was_written};
 use crate::record::{PreviewOf, Record, marks};
+use crate::track::look::refuse_tracked;
 use crate::volume::Volume;
 
 /// A preview that may be merged.
@@ -38,6 +39,7 @@ impl<'a> Ready<'a> {
         terminal: &Terminal,
     ) -> Result<Self> {
         let name = origin.name();
+        refuse_tracked(&origin.volume, &name)?;
         let shown = preview.name.to_string();
         let Some((record, of)) = origin.whole(preview)? else {
             let reason = match preview.is_whole {

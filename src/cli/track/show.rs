@@ -14,7 +14,7 @@ use crate::source::last_checkpoint;
 use crate::track::look;
 use crate::units::Bytes;
 
-/// A copy holds what the volume was when this era began.
+/// A copy was begun that would hold what the volume was when this era began.
 #[derive(Debug, Serialize)]
 struct Checkpoint {
     era: u32,
@@ -32,7 +32,7 @@ struct Row {
     state: &'static str,
     /// The era that goes on; null unless it is up.
     era: Option<u32>,
-    /// The last era that a copy began, as far as this state directory knows.
+    /// The last era that was begun for a copy, as far as this state directory knows; whether that arrived its target knows.
     checkpoint: Option<Checkpoint>,
     block_bytes: Option<u64>,
     metadata: Option<String>,
@@ -98,7 +98,10 @@ fn row(dm: &DeviceMapper, state_dir: &StateDir, name: &str) -> Result<Row> {
         _ => None,
     };
     let record = seen.metadata.as_ref().map(|found| &*found.uuid);
-    let checkpoint = record.map(|record| last_checkpoint(state_dir, record));
+    let checkpoint = record.and_then(|record| last_checkpoint(state_dir, record).ok()?);
+    let is_of_now = |(era, _): &(u32, i64)| status.is_none_or(|status| *era <= status.era);
+    let checkpoint = checkpoint.filter(is_of_now);
+    let checkpoint = checkpoint.map(|(era, at)| Checkpoint { era, at });
     let tracked_bytes = found
         .as_ref()
         .map(|found| found.sectors.saturating_mul(512));
@@ -109,10 +112,7 @@ fn row(dm: &DeviceMapper, state_dir: &StateDir, name: &str) -> Result<Row> {
             .map(|found| format!("/dev/mapper/{}", found.name)),
         state,
         era: status.map(|status| status.era),
-        checkpoint: checkpoint
-            .transpose()?
-            .flatten()
-            .map(|(era, at)| Checkpoint { era, at }),
+        checkpoint,
         block_bytes: found.as_ref().map(|found| found.block_bytes),
         metadata: seen.metadata.as_ref().map(|found| found.name.to_string()),
         metadata_bytes: seen.metadata.as_ref().map(|found| found.size_bytes),
@@ -134,8 +134,8 @@ fn write_row(out: &mut dyn std::io::Write, row: &Row) -> std::io::Result<()> {
     line("era", row.era.map(|era| era.to_string()))?;
     let checkpoint = row.checkpoint.as_ref();
     line(
-        "last copy",
-        checkpoint.map(|last| format!("as of era {}, {}", last.era, shown_time(last.at))),
+        "last begun",
+        checkpoint.map(|last| format!("a copy as of era {}, {}", last.era, shown_time(last.at))),
     )?;
     line(
         "block",

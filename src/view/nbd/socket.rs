@@ -219,6 +219,9 @@ impl Line {
             if self.cancel.is_cancelled() {
                 return Err(ends());
             }
+            if self.patience == Patience::Negotiation && self.begun.elapsed() > NEGOTIATION {
+                return Err(too_long());
+            }
             match act(&mut self.stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(flags)?,
                 done => return done,
@@ -262,6 +265,13 @@ impl Connection for Socket {
     }
 }
 
+fn too_long() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        "the client was silent for too long",
+    )
+}
+
 fn ends() -> io::Error {
     io::Error::other("the export ends")
 }
@@ -279,10 +289,7 @@ fn wait(
         }
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the client was silent for too long",
-            ));
+            return Err(too_long());
         }
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         let mut waited = vec![PollFd::from_borrowed_fd(fd, flags)];

@@ -148,7 +148,7 @@ impl Cycle<'_> {
             self.held.save(&*next)
         };
         let wish = SnapshotWish {
-            size_bytes: self.job.snapshot_size.bytes(),
+            size_bytes: self.job.snapshot_size.bytes_of(self.size_bytes),
             admit: Some(&before),
             taken: Some(&after),
             named: Some(&named),
