@@ -65,6 +65,7 @@ impl Kind {
 }
 
 /// What an undisturbed run takes, without an undo and with one.
+#[derive(Clone, Copy)]
 struct Usual {
     seconds: [f64; 2],
     bytes_sent: u64,
@@ -223,15 +224,16 @@ fn matrix(benches: &[Bench; 2], kinds: &[Kind], cases: u32, lanes: &[Option<Link
     println!("kills: LVMSYNC_KILL_SEED={seed}");
     let mut ways: Vec<Way> = kinds.iter().map(|kind| kind.way).collect();
     ways.dedup();
-    let usuals: Vec<(Way, [Usual; 2])> = ways
-        .iter()
-        .map(|way| {
-            (
-                *way,
-                [0, 1].map(|size| usual(&benches[size], lanes[0], *way)),
-            )
-        })
-        .collect();
+    let usuals: Mutex<Vec<(Way, [Usual; 2])>> = Mutex::new(
+        ways.iter()
+            .map(|way| {
+                (
+                    *way,
+                    [0, 1].map(|size| usual(&benches[size], lanes[0], *way)),
+                )
+            })
+            .collect(),
+    );
     let tallies = Mutex::new(vec![Tally::default(); kinds.len()]);
     let next = AtomicUsize::new(0);
     let work = |link: Option<Link<'_>>| loop {
@@ -245,10 +247,17 @@ fn matrix(benches: &[Bench; 2], kinds: &[Kind], cases: u32, lanes: &[Option<Link
         let undo = kind.way != Way::FirstCopy && random.one_in(2);
         let size = usize::from(random.one_in(if long() { 3 } else { 6 }));
         let bench = &benches[size];
-        let usual = usuals.iter().find(|(way, _)| *way == kind.way);
-        let usual = &usual.unwrap().1[size];
+        // What else the machine does makes a run longer today than a while ago, or shorter.
+        let fresh = (number % 25 == 24).then(|| usual(bench, link, kind.way));
+        let usual = {
+            let mut usuals = usuals.lock().unwrap();
+            let known = usuals.iter_mut().find(|(way, _)| *way == kind.way);
+            let known = &mut known.unwrap().1[size];
+            *known = fresh.unwrap_or(*known);
+            *known
+        };
         let one = Case::new(bench, link, kind.way, undo, &format!("{seed}-{number}"));
-        let run = || case(&one, bench, kind, undo, usual, &mut random);
+        let run = || case(&one, bench, kind, undo, &usual, &mut random);
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(tally) => tallies.lock().unwrap()[kind_number].add(tally),
             Err(panic) => {
