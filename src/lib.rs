@@ -23,7 +23,7 @@
 //! | [`hold`] | what is held for a while and given back whatever happens: reservations, activations |
 //! | [`record`] | which state each destination holds, and whether a write is under way |
 //! | [`cancel`], [`monitor`] | stopping cleanly, telling |
-//! | [`partial_file`], [`undo_file`] | files that appear when whole, and one that stays when it is needed |
+//! | [`partial_file`], [`undo_file`], [`write_behind`] | files that appear when whole, one that stays when it is needed, one that goes to the disk while it is written |
 
 // A model in a test counts in whatever is handy.
 #![cfg_attr(
@@ -67,6 +67,7 @@ pub mod undo_file;
 pub mod units;
 pub mod view;
 pub mod volume;
+pub mod write_behind;
 
 /// Name and version, as written into deltas and said in handshakes.
 pub const PROGRAM: &str = concat!("lvmsync ", env!("CARGO_PKG_VERSION"));

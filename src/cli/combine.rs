@@ -17,6 +17,7 @@ use crate::history::combine::{Combined, Options, check, combine};
 use crate::partial_file::PartialFile;
 use crate::record::shown;
 use crate::units::{Bytes, count};
+use crate::write_behind::WriteBehind;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -143,7 +144,7 @@ pub(super) fn run(args: &CombineArgs, cancel: &Cancel) -> Result<ExitCode> {
         cancel,
         monitor: &terminal,
     };
-    let combined = combine(&chain, out, &name, &options)?;
+    let combined = combine(&chain, WriteBehind::new(out), &name, &options)?;
     files.check_unchanged(&args.files)?;
     file.persist()?;
     terminal.finish();

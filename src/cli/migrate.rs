@@ -8,6 +8,7 @@ mod cycle;
 mod eras;
 mod handover;
 mod pause;
+mod snapshots;
 
 use std::time::Instant;
 

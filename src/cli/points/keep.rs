@@ -17,6 +17,7 @@ use crate::job::grid::Grid;
 use crate::job::points::{Kept, taken_at};
 use crate::monitor::Silent;
 use crate::partial_file::{PARTIAL_SUFFIX, PartialFile, sync_directory_of};
+use crate::write_behind::WriteBehind;
 
 /// Gives up what `grid` does not keep and what leads to none of the states `also`.
 pub(super) fn keep(
@@ -113,7 +114,7 @@ pub(super) fn write_combined(
         // That no sampled block is left alone is no news where a record is asked for.
         monitor: &Silent,
     };
-    combine(&chain, file, &name, &options)?;
+    combine(&chain, WriteBehind::new(file), &name, &options)?;
     files.check_unchanged(&names)?;
     drop(chain);
     drop(files);
