@@ -38,6 +38,14 @@ impl Base {
         })
     }
 
+    /// The same of `volume`, of which a state with another id is an error.
+    pub fn era_of(volume: &LvName, id: &str) -> Result<Self> {
+        Self::of_era(id).ok_or_else(|| Error::Lvm {
+            what: volume.to_string(),
+            reason: format!("{id} is no era of its record"),
+        })
+    }
+
     /// It is no snapshot.
     pub fn is_era(&self) -> bool {
         self.name.starts_with(ERA)

@@ -16,7 +16,7 @@ use crate::dm::base::Base;
 use crate::dm::device::DeviceMapper;
 use crate::dm::era::era_device_on;
 use crate::dm::name::LvName;
-use crate::error::{Error, ExitCode, Result};
+use crate::error::{ExitCode, Result};
 use crate::monitor::Monitor;
 use crate::source::{SnapshotWish, Tracking, tracking_of};
 use crate::sys::device::DeviceNumber;
@@ -70,10 +70,7 @@ impl Cycle<'_> {
         let next = RefCell::new((self.state.clone(), None));
         let named = |state: &Named| {
             let mut next = next.borrow_mut();
-            let pending = Base::of_era(&state.id).ok_or_else(|| Error::Lvm {
-                what: self.name.to_string(),
-                reason: format!("{} is no era of its record", state.id),
-            })?;
+            let pending = Base::era_of(&self.name, &state.id)?;
             *next = (
                 State {
                     pending: Some(pending),

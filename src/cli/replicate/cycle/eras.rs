@@ -12,7 +12,7 @@ use super::Cycle;
 use crate::cancel::Cancel;
 use crate::delta::header::State;
 use crate::dm::base::Base;
-use crate::error::{Error, ExitCode, Result};
+use crate::error::{ExitCode, Result};
 use crate::job::config::Target;
 use crate::job::points::Listing;
 use crate::job::state::JobState;
@@ -138,10 +138,7 @@ impl Cycle<'_> {
         let next = RefCell::new(self.state.clone());
         let named = |state: &State| {
             let mut next = next.borrow_mut();
-            let base = Base::of_era(&state.id).ok_or_else(|| Error::Lvm {
-                what: self.volume.to_string(),
-                reason: format!("{} is no era of its record", state.id),
-            })?;
+            let base = Base::era_of(&self.volume, &state.id)?;
             self.log_sending(target, old, &base, &format!(" of {}", self.volume));
             let known = next.targets.entry(target.to.clone()).or_default();
             known.begin(base, now(), file.map(str::to_owned));
