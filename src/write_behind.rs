@@ -1,61 +1,39 @@
 //! A file that goes to the disk while it is written, so that the sync at its end has little left to wait for.
 //!
-//! Guarantees: what is written is written as without it, and nothing is promised to be durable: that is still for a sync of the
-//! file itself, which hears of every failure. The writes to the disk are begun through another opening of the file, since
-//! the kernel tells of a failed one only once for each.
+//! Guarantees: what is written is written as without it, and nothing is promised to be durable: that is for a sync of the file,
+//! which hears of every failure. Nobody waits for the disk here, so a run that fails or is stopped ends at once.
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::AsRawFd;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::{self, JoinHandle};
+use std::io::{self, Seek, Write};
+use std::num::NonZeroU64;
 
-/// So much is on its way to the disk at once.
-const PART_BYTES: u64 = 32 << 20;
+use rustix::fs::{Advice, fadvise};
+
+/// So much is sent to the disk at once.
+const PART_BYTES: u64 = 16 << 20;
 
 /// Writes to a file.
 pub struct WriteBehind<'a> {
     file: &'a File,
     part_bytes: u64,
-    /// Since the last part.
+    /// Where the part begins that is being written.
+    begins: u64,
     written: u64,
-    /// `None` where it cannot be opened twice, or no thread be had: then the sync at the end has it all to do.
-    behind: Option<Behind>,
-}
-
-struct Behind {
-    begin: SyncSender<()>,
-    thread: JoinHandle<()>,
 }
 
 impl<'a> WriteBehind<'a> {
     /// Writes to `file` from where it stands.
-    pub fn new(file: &'a File) -> Self {
+    pub fn new(file: &'a File) -> io::Result<Self> {
         Self::in_parts_of(file, PART_BYTES)
     }
 
-    fn in_parts_of(file: &'a File, part_bytes: u64) -> Self {
-        Self {
+    fn in_parts_of(file: &'a File, part_bytes: u64) -> io::Result<Self> {
+        let mut at = file;
+        Ok(Self {
             file,
             part_bytes,
+            begins: at.stream_position()?,
             written: 0,
-            behind: Behind::new(file).ok(),
-        }
-    }
-}
-
-impl Behind {
-    fn new(file: &File) -> io::Result<Self> {
-        let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-        let (begin, parts) = sync_channel(1);
-        let sync = move || {
-            // A failure is told by the sync at the end.
-            while parts.recv().is_ok() && again.sync_data().is_ok() {}
-        };
-        let thread = thread::Builder::new().name("write behind".to_owned());
-        Ok(Self {
-            begin,
-            thread: thread.spawn(sync)?,
         })
     }
 }
@@ -65,11 +43,12 @@ impl Write for WriteBehind<'_> {
         let written = self.file.write(buffer)?;
         self.written = self.written.saturating_add(written as u64);
         if self.written >= self.part_bytes {
+            // Linux begins to write what is not on the disk yet, and waits for none of it. Advice: where it is not taken there
+            // is nothing else to do.
+            let part = NonZeroU64::new(self.written);
+            let _ = fadvise(self.file, self.begins, part, Advice::DontNeed);
+            self.begins = self.begins.saturating_add(self.written);
             self.written = 0;
-            if let Some(behind) = &self.behind {
-                // One that is under way, and one that waits, are enough.
-                let _ = behind.begin.try_send(());
-            }
         }
         Ok(written)
     }
@@ -79,42 +58,36 @@ impl Write for WriteBehind<'_> {
     }
 }
 
-impl Drop for WriteBehind<'_> {
-    fn drop(&mut self) {
-        if let Some(Behind { begin, thread }) = self.behind.take() {
-            drop(begin);
-            let _ = thread.join();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Seek};
+    use std::io::Read;
 
     #[test]
     fn what_is_written_is_there_whatever_the_parts() {
         for part_bytes in [1, 1000, 4096, 1 << 30] {
             let mut file = tempfile::tempfile().unwrap();
+            file.write_all(b"before").unwrap();
             let content: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
-            let mut behind = WriteBehind::in_parts_of(&file, part_bytes);
+            let mut behind = WriteBehind::in_parts_of(&file, part_bytes).unwrap();
             for piece in content.chunks(7777) {
                 behind.write_all(piece).unwrap();
             }
             behind.flush().unwrap();
-            drop(behind);
             let mut found = Vec::new();
             file.rewind().unwrap();
             file.read_to_end(&mut found).unwrap();
-            assert!(found == content, "parts of {part_bytes}");
+            assert!(
+                found == [b"before", &content[..]].concat(),
+                "parts of {part_bytes}"
+            );
         }
     }
 
     #[test]
     fn a_file_that_takes_nothing_says_so() {
         let file = File::open("/dev/null").unwrap();
-        let mut behind = WriteBehind::in_parts_of(&file, 1);
+        let mut behind = WriteBehind::in_parts_of(&file, 1).unwrap();
         assert!(behind.write_all(b"x").is_err());
     }
 }

@@ -138,13 +138,14 @@ pub(super) fn run(args: &CombineArgs, cancel: &Cancel) -> Result<ExitCode> {
     let file = PartialFile::create(path, args.overwrite)?;
     let out = file
         .file()
+        .and_then(WriteBehind::new)
         .map_err(|error| Error::io(format!("cannot write {name}"), error))?;
     let options = Options {
         compression: args.compress,
         cancel,
         monitor: &terminal,
     };
-    let combined = combine(&chain, WriteBehind::new(out), &name, &options)?;
+    let combined = combine(&chain, out, &name, &options)?;
     files.check_unchanged(&args.files)?;
     file.persist()?;
     terminal.finish();

@@ -262,7 +262,14 @@ fn rounds(args: &MigrateArgs, cycle: &mut Cycle<'_>, report: &mut Report) -> Res
 fn hand_over(cycle: &mut Cycle<'_>, pause: &mut Pause<'_>, report: &mut Report) -> Result<()> {
     cycle.while_waiting(|| pause.begin())?;
     let begun = pause.begun();
-    cycle.while_waiting(|| pause.stop())?;
+    let stopped = cycle.while_waiting(|| pause.stop());
+    // The command may have come as far as taking the era device down.
+    if stopped.is_err()
+        && let Err(error) = cycle.bring_era_device_back()
+    {
+        cycle.terminal.warn(&error.chain());
+    }
+    stopped?;
     report.pause.stop_seconds = begun.elapsed().as_secs_f64();
     let handed_over = cycle.hand_over(&mut report.pause);
     if handed_over.is_err()

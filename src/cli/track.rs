@@ -240,7 +240,7 @@ pub(super) fn take_down(volume: &LvName, cancel: &Cancel) -> Result<()> {
 /// Refuses an era device that is in use.
 pub(super) fn can_be_taken_down(volume: &LvName, cancel: &Cancel) -> Result<()> {
     let work = Work::begin(&format!("/dev/{volume}"), cancel)?;
-    plan::down(&work.look_patiently(is_closed)?, "").map(|_| ())
+    plan::down(&work.look_patiently(is_closed, cancel)?, "").map(|_| ())
 }
 
 /// Refuses an era device that could not be put up again.
@@ -258,7 +258,9 @@ fn is_closed(seen: &Seen) -> bool {
 fn up_one(name: &str, is_one_of_all: bool, talk: Talk, cancel: &Cancel) -> Result<()> {
     kernel::refuse_running()?;
     let work = Work::begin(name, cancel)?;
-    let seen = work.look_patiently(|seen| seen.device.is_some() || seen.holders.is_empty())?;
+    let is_fit =
+        |seen: &Seen| seen.metadata.as_ref().is_some_and(|found| !found.is_void) && !seen.read_only;
+    let seen = work.look_patiently(|seen| !(seen.is_only_open && is_fit(seen)), cancel)?;
     let is_resting = seen
         .metadata
         .as_ref()
@@ -295,7 +297,7 @@ fn up_one(name: &str, is_one_of_all: bool, talk: Talk, cancel: &Cancel) -> Resul
 
 fn down_one(name: &str, talk: Talk, cancel: &Cancel) -> Result<()> {
     let work = Work::begin(name, cancel)?;
-    let seen = work.look_patiently(is_closed)?;
+    let seen = work.look_patiently(is_closed, cancel)?;
     let steps = plan::down(&seen, &look::rest(&seen)?)?;
     work.carry_out(&steps, talk, cancel).map(|_| ())
 }
@@ -324,7 +326,7 @@ impl Talk {
 const ATTEMPTS: u32 = 300;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often it looks again at what is open.
-const PATIENCE: u32 = 20;
+const PATIENCE: u32 = 10;
 
 /// One run's work on one volume.
 struct Work {
@@ -366,13 +368,18 @@ impl Work {
     }
 
     /// Looks again for a moment, while it is not as wanted: udev opens what somebody has closed.
-    fn look_patiently(&self, is_as_wanted: impl Fn(&Seen) -> bool) -> Result<Seen> {
+    fn look_patiently(
+        &self,
+        is_as_wanted: impl Fn(&Seen) -> bool,
+        cancel: &Cancel,
+    ) -> Result<Seen> {
         let mut seen = self.look()?;
         for _ in 0..PATIENCE {
             if is_as_wanted(&seen) {
                 break;
             }
-            thread::sleep(PAUSE);
+            cancel.check()?;
+            cancel.sleep(PAUSE);
             seen = self.look()?;
         }
         Ok(seen)

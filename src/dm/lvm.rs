@@ -3,8 +3,9 @@
 //! Guarantees: one command, `lvs`, which changes nothing; its report is parsed by pure code; the names
 //! given to it were checked by [`LvName`]. It takes half a second and more, so only slow paths come here.
 
+use std::ffi::OsString;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::Deserialize;
@@ -197,17 +198,27 @@ pub(super) fn no_device_reason(name: &LvName, rows: &[LvRow]) -> String {
 
 /// One of LVM's commands, with an environment that does not depend on whose it is.
 pub(crate) fn lvm_command(name: &str) -> Command {
-    // The tools live in a directory that an ordinary user's PATH may lack.
-    let program = ["/usr/sbin", "/sbin"]
-        .iter()
-        .map(|directory| Path::new(directory).join(name))
-        .find(|path| path.exists());
+    let program = installed(name);
     let mut command = Command::new(program.unwrap_or_else(|| name.into()));
     command
         .env("LC_ALL", "C")
         .env("LVM_SUPPRESS_FD_WARNINGS", "1")
         .stdin(Stdio::null());
     command
+}
+
+/// The tools live in a directory that an ordinary user's PATH may lack.
+fn installed(name: &str) -> Option<PathBuf> {
+    ["/usr/sbin", "/sbin"]
+        .iter()
+        .map(|directory| Path::new(directory).join(name))
+        .find(|path| path.exists())
+}
+
+/// LVM can be asked.
+pub fn is_installed() -> bool {
+    let on_path = |path: OsString| std::env::split_paths(&path).any(|at| at.join("lvs").exists());
+    installed("lvs").is_some() || std::env::var_os("PATH").is_some_and(on_path)
 }
 
 fn explain_spawn(error: &io::Error) -> String {

@@ -9,7 +9,7 @@ use super::refusals;
 use super::step::discard_bytes;
 use crate::dm::device::{DeviceMapper, sysfs_name_and_uuid};
 use crate::dm::era::{EraDevice, era_device, era_device_on, status_of, suspended};
-use crate::dm::lvm::{LvRow, all_volumes, volumes_of};
+use crate::dm::lvm::{LvRow, all_volumes, is_installed, volumes_of};
 use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
@@ -71,7 +71,8 @@ pub fn look(dm: &DeviceMapper, volume: &LogicalVolume) -> Result<Seen> {
         .map(shown)
         .collect();
     let open = writers_open(volume.device)?.others;
-    if device.is_none() && holders.is_empty() && open > 0 {
+    let is_only_open = device.is_none() && holders.is_empty() && open > 0;
+    if is_only_open {
         holders.push(format!("open by {open} process(es)"));
     }
     let taken = metadata_name(&volume.name);
@@ -83,6 +84,7 @@ pub fn look(dm: &DeviceMapper, volume: &LogicalVolume) -> Result<Seen> {
         unfit: unfit(volume, &rows),
         read_only: volume.read_only,
         holders,
+        is_only_open,
         metadata,
         device,
         name_is_taken: rows.iter().any(has_name),
@@ -96,16 +98,16 @@ pub fn refuse_tracked(volume: &LogicalVolume, called: &str) -> Result<()> {
     if let Some(device) = suspended_device_on(&dm, volume)? {
         return Err(suspended(called, &device.name));
     }
-    let is_up = era_device_on(&dm, volume.device)?.is_some();
-    // Where LVM cannot be asked, a volume that nothing stands on is taken for one that is not tracked.
-    let record = match is_up {
-        true => record_of(volume)?,
-        false => record_of(volume).ok().flatten(),
-    };
-    if is_up || record.as_ref().is_some_and(|found| !found.is_void) {
-        return Err(refusals::past_the_record(called, volume, record.as_ref()));
+    let found = era_device_on(&dm, volume.device)?;
+    if found.is_none() && !is_installed() {
+        return Ok(());
     }
-    Ok(())
+    match (record_of(volume)?, found) {
+        (Some(record), None) if record.is_void => Ok(()),
+        (Some(record), _) => Err(refusals::past_the_record(called, volume, &record)),
+        (None, Some(device)) => Err(refusals::stands_on(called, &device.name)),
+        (None, None) => Ok(()),
+    }
 }
 
 /// The era device on a volume, if that is suspended. LVM's commands would wait for it then, too.

@@ -47,6 +47,8 @@ pub struct Seen {
     pub read_only: bool,
     /// Who uses it, the era device aside.
     pub holders: Vec<String>,
+    /// That is somebody of whom nothing is known: udev, for a moment, perhaps.
+    pub is_only_open: bool,
     /// The record.
     pub metadata: Option<Metadata>,
     /// What stands on it.
@@ -280,6 +282,11 @@ pub fn refuse_lost_record(seen: &Seen) -> Result<()> {
             Err(no_tags(metadata))
         }
         (None, Some(device)) => Err(no_record(seen, device)),
+        _ if seen.read_only => Err(Error::refused(
+            seen.volume.to_string(),
+            "it is read-only, below an era device that is up",
+            format!("Let it be written to: lvchange -prw {}", seen.volume),
+        )),
         _ => Ok(()),
     }
 }
@@ -311,9 +318,6 @@ pub fn up(seen: &Seen, rest: Option<&str>) -> Result<Up> {
             return Ok(Up::Steps(steps));
         }
     }
-    if seen.read_only {
-        return Ok(Up::ReadOnly);
-    }
     let Some(metadata) = &seen.metadata else {
         return Err(Error::refused(
             &what,
@@ -321,6 +325,9 @@ pub fn up(seen: &Seen, rest: Option<&str>) -> Result<Up> {
             format!("To track it: lvmsync track enable {what}"),
         ));
     };
+    if seen.read_only {
+        return Ok(Up::ReadOnly);
+    }
     if metadata.is_void {
         return Err(void(seen));
     }

@@ -10,6 +10,7 @@ fn seen() -> Seen {
         size_bytes: 64 << 20,
         unfit: None,
         read_only: false,
+        is_only_open: false,
         holders: Vec::new(),
         metadata: None,
         device: None,
@@ -165,7 +166,7 @@ fn enabling_twice_changes_nothing_but_what_was_let_through() {
     assert_eq!(disable(&seen()).unwrap(), []);
 }
 
-fn refused(result: Result<Vec<Step>>, words: &str) {
+fn refused<T: std::fmt::Debug>(result: Result<T>, words: &str) {
     let error = result.unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Refused, "{}", error.chain());
     assert!(error.chain().contains(words), "{}", error.chain());
@@ -281,6 +282,17 @@ fn what_was_written_while_the_device_was_down_is_a_hole() {
     };
     assert_eq!(up(&read_only(&resting), Some("was")).unwrap(), Up::ReadOnly);
     assert!(matches!(up(&read_only(&tracked), None), Ok(Up::Steps(_))));
+    // What could not be put up again is not taken down by a migration.
+    refuse_lost_record(&tracked).unwrap();
+    refused(refuse_lost_record(&read_only(&tracked)), "read-only");
+    let mut void = tracked.clone();
+    void.metadata.as_mut().unwrap().is_void = true;
+    refused(refuse_lost_record(&void), "proves nothing");
+    let mut foreign = tracked.clone();
+    foreign.device.as_mut().unwrap().is_ours = false;
+    refused(refuse_lost_record(&foreign), "dmsetup remove");
+    void.metadata = None;
+    refused(refuse_lost_record(&void), "no volume of group");
     // Killed in between: the device is up, and what is on record of the volume at rest is of no use any more.
     let stale = Seen {
         device: tracked.device.clone(),

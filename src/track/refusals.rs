@@ -66,25 +66,29 @@ pub(super) fn no_record(seen: &Seen, device: &SeenDevice) -> Error {
     )
 }
 
-pub(super) fn past_the_record(
-    called: &str,
-    volume: &LogicalVolume,
-    metadata: Option<&Metadata>,
-) -> Error {
+pub(super) fn past_the_record(called: &str, volume: &LogicalVolume, metadata: &Metadata) -> Error {
     let name = &volume.name;
     let device = device_name(name).unwrap_or_default();
-    let record = metadata.map_or_else(String::new, |metadata| {
-        format!(", with its record in {}", metadata.name)
-    });
     Error::refused(
         called,
         format!(
-            "it is tracked by dm-era{record}, and what is written below the era device is on no record"
+            "it is tracked by dm-era, with its record in {}, and what is written below the era device is on no record",
+            metadata.name
         ),
         format!(
             "Write to the era device: lvmsync track up {name}, then to /dev/mapper/{device}\n\
              Or give the record up: lvmsync track disable {name}"
         ),
+    )
+}
+
+pub(super) fn stands_on(called: &str, device: &str) -> Error {
+    Error::held(
+        called,
+        format!(
+            "the era device {device} stands on it, and what is written below that is on no record"
+        ),
+        format!("Write to /dev/mapper/{device}, or take it down: dmsetup remove {device}"),
     )
 }
 

@@ -188,10 +188,16 @@ impl<'a> Cycle<'a> {
 
     /// In words: what is moved, and how far it is.
     pub(super) fn plan(&self) -> String {
+        let was_tracked = matches!(
+            self.state.phase,
+            Phase::HandingOver {
+                was_tracked: true,
+                ..
+            }
+        );
         let kind = match (&self.tracking, self.is_thin) {
-            (Some(_), _) => "followed by its eras",
-            (None, true) => "thin",
-            (None, false) => "thick",
+            (None, is_thin) if !was_tracked => ["thick", "thin"][usize::from(is_thin)],
+            _ => "followed by its eras",
         };
         let is_base = |base: &&Base| match &self.tracking {
             Some(tracking) => base.is_of_record(&tracking.record),
@@ -311,6 +317,7 @@ impl<'a> Cycle<'a> {
     /// Of what an earlier run has left, keeps what this one goes on from.
     fn sort_out(&mut self) -> Result<()> {
         self.take_back()?;
+        self.tracking = eras::tracking(&self.name, self.device)?;
         if let Some(record) = self
             .tracking
             .as_ref()

@@ -38,10 +38,13 @@ impl Cycle<'_> {
         self.begin()?;
         let old = self.state.base.clone();
         let sent = match self.send_era(old.as_ref(), device, verify) {
-            // It became longer than what is tracked: that is for somebody to say, and not for a comparison to mend.
-            (Err(error), ..) if tracking(&self.name, self.device).is_err() => return Err(error),
             // What is there is not what it should be, or the record does not prove enough. Comparing takes long, and mends both.
-            (Err(error), ..) if old.is_some() && !self.in_pause && may_be_compared(&error) => {
+            (Err(error), ..)
+                if old.is_some()
+                    && !self.in_pause
+                    && may_be_compared(&error)
+                    && self.can_be_followed() =>
+            {
                 self.terminal
                     .warn(&format!("{}; comparing instead", error.chain()));
                 self.send_era(None, device, verify)
@@ -52,7 +55,12 @@ impl Cycle<'_> {
         self.state = state;
         match result {
             Err(error) => {
-                if matches!(error.exit_code(), ExitCode::Differ | ExitCode::TrackingLost) {
+                let is_lost = match error.exit_code() {
+                    ExitCode::Differ => true,
+                    ExitCode::TrackingLost => self.can_be_followed(),
+                    _ => false,
+                };
+                if is_lost {
                     self.forget()?;
                 }
                 Err(error)
@@ -64,6 +72,11 @@ impl Cycle<'_> {
                 Ok(summary)
             }
         }
+    }
+
+    /// False where it became longer than what is tracked: that is for somebody to say, and not for a comparison to mend.
+    fn can_be_followed(&self) -> bool {
+        tracking(&self.name, self.device).is_ok()
     }
 
     fn send_era(&self, old: Option<&Base>, device: &str, verify: bool) -> Sent {
@@ -147,18 +160,18 @@ impl Cycle<'_> {
     /// Puts the era device up again: the service goes on here. If that cannot be, the volume is there without it all the same,
     /// and a migration follows it by snapshots.
     pub(super) fn put_era_device_up(&mut self) {
-        let up = track::put_up(&self.name, &Cancel::new());
-        match up.and_then(|()| tracking(&self.name, self.device)) {
-            Ok(tracking) => self.tracking = tracking,
+        self.tracking = match track::put_up(&self.name, &Cancel::new()) {
+            // Where that cannot be followed, whoever goes on looks once more, and says so.
+            Ok(()) => tracking(&self.name, self.device).ok().flatten(),
             Err(error) => {
-                self.tracking = None;
                 self.terminal.warn(&format!(
                     "{0} is here, and writable, but its era device is not up again: {1}",
                     self.name,
                     error.chain()
                 ));
+                None
             }
-        }
+        };
     }
 
     /// The command that stopped the service may have taken the era device down, and the last list is read through it.
@@ -172,8 +185,8 @@ impl Cycle<'_> {
     /// What could not be put up again must not be taken down.
     pub(super) fn refuse_lost_record(&self) -> Result<()> {
         match &self.tracking {
-            Some(_) => track::could_come_back(&self.name, self.cancel),
-            None => Ok(()),
+            Some(_) if !self.args.keep_writable => track::could_come_back(&self.name, self.cancel),
+            _ => Ok(()),
         }
     }
 }

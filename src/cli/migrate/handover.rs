@@ -125,7 +125,15 @@ impl Cycle<'_> {
                 self.state = state;
                 return Ok(bytes);
             }
+            let was_tracked = self.tracking.is_some();
             self.take_back()?;
+            if was_tracked && self.tracking.is_none() {
+                return Err(Error::refused(
+                    self.name.to_string(),
+                    "it was written to while the last increment was sent, and its era device could not be put up again",
+                    "Run this again: it is followed by snapshots then, and compared once.",
+                ));
+            }
             self.terminal.warn(&format!(
                 "{}: it was written to while the last increment was sent; another one is made",
                 self.name

@@ -107,6 +107,7 @@ pub(super) fn write_combined(
     let out = PartialFile::create(path, true)?;
     let file = out
         .file()
+        .and_then(WriteBehind::new)
         .map_err(|error| Error::io(format!("cannot write {name}"), error))?;
     let options = Options {
         compression: None,
@@ -114,7 +115,7 @@ pub(super) fn write_combined(
         // That no sampled block is left alone is no news where a record is asked for.
         monitor: &Silent,
     };
-    combine(&chain, WriteBehind::new(file), &name, &options)?;
+    combine(&chain, file, &name, &options)?;
     files.check_unchanged(&names)?;
     drop(chain);
     drop(files);
