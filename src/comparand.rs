@@ -7,6 +7,7 @@
 use crate::commands::Caller;
 use crate::dm::resolve::Resolved;
 use crate::dm::resolve::resolve;
+use crate::dm::shown::is_view;
 use crate::dm::snapshot::{LogicalVolume, Role};
 use crate::engine::compare::Side;
 use crate::error::{Error, Result};
@@ -117,6 +118,7 @@ impl Comparand {
 pub(crate) fn may_write(holder: &Holder) -> bool {
     match holder {
         Holder::Mounted { read_write, .. } => *read_write,
+        Holder::Device { name, kind: "dm" } => !is_view(name),
         Holder::Swap | Holder::Device { .. } => true,
         Holder::Part { holder, .. } => may_write(holder),
     }

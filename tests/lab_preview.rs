@@ -143,6 +143,14 @@ fn shown_and_dropped_or_merged(kind: Kind, name: &str) {
             .ends(0, &["left by a run that was cut"]);
         assert_same(PREVIEW, &states.old, "after a kill");
 
+        // What has the name of its undo by now is somebody else's.
+        let old_undo = fs::read(guest.scratch().join("old.undo")).unwrap();
+        fs::write(&undo, &old_undo).unwrap();
+        tool.run(DISCARD).ends(0, &["kept, for it is not the undo"]);
+        assert!(fs::read(&undo).unwrap() == old_undo);
+        fs::remove_file(&undo).unwrap();
+        tool.run(&format!("{SHOW} --undo back.undo")).ok();
+
         // In use it is not merged, neither of both.
         for (path, words) in [(DATA, "--allow-in-use"), (PREVIEW, "the preview is in use")] {
             let user = File::open(path).unwrap();

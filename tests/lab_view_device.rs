@@ -136,6 +136,24 @@ fn shown(kind: Kind, name: &str) {
         tool.run(STOP)
             .ends(5, &["no state is shown under this name", "doctor"]);
 
+        // Who has opened a volume before it refused writes may write to it all the same.
+        let writer = File::options().write(true).open(DATA).unwrap();
+        guest.sh("lvchange -qq -pr vg/data 2>&1");
+        let said = tool.run(SHOW).ok().stderr;
+        assert!(said.contains("in its snapshot"), "{said}");
+        drop(writer);
+        tool.run(STOP).ok();
+        // Nobody has it open: any number of views may be over it, and none needs a snapshot.
+        tool.run(SHOW).ok();
+        let said = tool.run(&SHOW.replace("tuesday", "tuesday2")).ok().stderr;
+        assert!(!said.contains("in its snapshot"), "{said}");
+        tool.run(&format!("{VIEW} --to again.img")).ok();
+        assert_same("/dev/mapper/tuesday2", &state, "the second one");
+        tool.run("view --stop tuesday2").ok();
+        tool.run(STOP).ok();
+        guest.sh("lvchange -qq -prw vg/data 2>&1");
+        states.nothing_left(guest, "over a volume that was read-only");
+
         // In a file of the user's, which has to be new.
         tool.run(&format!("{SHOW} --store here")).ok();
         assert_same(DEVICE, &state, "--store");
@@ -264,4 +282,29 @@ fn a_power_cut_leaves_of_a_device_over_a_thick_volume_what_one_command_removes()
 fn a_power_cut_leaves_of_a_device_over_a_thin_volume_what_one_command_removes() {
     let name = "a_power_cut_leaves_of_a_device_over_a_thin_volume_what_one_command_removes";
     cut(Kind::Thin, name);
+}
+
+/// A state that LVM would take for a disk of its own is shown only to who says so.
+#[test]
+fn a_physical_volume_is_not_shown_to_lvm_by_mistake() {
+    let name = "a_physical_volume_is_not_shown_to_lvm_by_mistake";
+    lab::test(name, setup(), |guest| {
+        make(guest, Kind::Thick);
+        let bench = Bench::new(guest);
+        let mut image = Random::new(3).bytes(24 * MIB);
+        fs::write(guest.scratch().join("other"), &image).unwrap();
+        image[512..520].copy_from_slice(b"LABELONE");
+        fs::write(guest.scratch().join("disk"), &image).unwrap();
+        bench.tool.run("sync disk vg/data").ok();
+        bench.tool.run("sync other vg/data --undo old.undo").ok();
+        bench.tool.run(SHOW).ends(
+            5,
+            &["is a physical volume of LVM", "global_filter", "--nbd"],
+        );
+        bench.nothing_left("refused");
+        bench.tool.run(&format!("{SHOW} --force")).ok();
+        assert_same(DEVICE, &image, "with --force");
+        bench.tool.run(STOP).ok();
+        bench.nothing_left("stopped");
+    });
 }

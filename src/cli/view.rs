@@ -330,6 +330,7 @@ fn device_wish<'a>(
         snapshot_bytes: args.snapshot_size,
         state: args.state.directory(),
         caller: args.state.caller(),
+        force: args.force,
         monitor,
     }))
 }

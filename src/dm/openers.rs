@@ -1,13 +1,14 @@
 //! Who might be writing to a device right now.
 //!
-//! Guarantees: our own opens are not counted; what cannot be told (an open by a process may be for
+//! Guarantees: our own opens are not counted, nor are states that are shown over it; what cannot be told (an open by a process may be for
 //! reading) is reported as possible, never left out.
 
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-use super::device::DeviceMapper;
+use super::device::{DeviceMapper, sysfs_holders, sysfs_name_and_uuid};
+use super::shown;
 use super::wire::Selector;
 use crate::error::Result;
 use crate::sys::device::DeviceNumber;
@@ -48,7 +49,9 @@ pub fn writers_open(device: DeviceNumber) -> Result<Openers> {
     let info = DeviceMapper::open()?.info(Selector::Device(device))?;
     let open_count = info.map_or(0, |info| info.open_count);
     let mut openers = Openers {
-        others: open_count.saturating_sub(own_opens(device)),
+        others: open_count
+            .saturating_sub(own_opens(device))
+            .saturating_sub(views_on(device)),
         ..Openers::default()
     };
     let mounts = Host::mounts_now().into_iter();
@@ -61,6 +64,15 @@ pub fn writers_open(device: DeviceNumber) -> Result<Openers> {
         list.push(mount.mount_point);
     }
     Ok(openers)
+}
+
+/// How many states are shown over it: those devices were made read-only, and write to nothing.
+fn views_on(device: DeviceNumber) -> u32 {
+    let is_view = |holder: &DeviceNumber| {
+        sysfs_name_and_uuid(*holder).is_some_and(|(_, uuid)| uuid.starts_with(shown::UUID_PREFIX))
+    };
+    let count = sysfs_holders(device).iter().filter(|h| is_view(h)).count();
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// How many of this process's descriptors are this device.

@@ -78,6 +78,12 @@ pub fn find(id: &str) -> Result<Option<DeviceInfo>> {
     DeviceMapper::open()?.info(Selector::Uuid(&uuid_of(id)))
 }
 
+/// True of a device that shows a state; of one that is not known, false.
+pub fn is_view(name: &str) -> bool {
+    let info = DeviceMapper::open().and_then(|dm| dm.info(Selector::Name(name)));
+    info.is_ok_and(|info| info.is_some_and(|info| info.uuid.starts_with(UUID_PREFIX)))
+}
+
 /// True if any device has this name.
 pub fn is_taken(name: &str) -> Result<bool> {
     let found = DeviceMapper::open()?.info(Selector::Name(name))?;

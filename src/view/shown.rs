@@ -112,34 +112,40 @@ impl Shown {
         save(&path_of(state, &self.name), self)
     }
 
-    /// Removes the device, its file, the snapshot, and the record.
-    pub fn tear_down(&self, state: &StateDir) -> Result<()> {
+    /// Removes the device, its file, the snapshot, and the record. A file that was not found where it was made is told.
+    pub fn tear_down(&self, state: &StateDir) -> Result<Option<PathBuf>> {
         shown::remove(&self.id)?;
-        for device in shown::attached(&self.store) {
-            shown::detach(&device)?;
+        let is_ours = self.is_store_ours(state);
+        if is_ours {
+            for device in shown::attached(&self.store) {
+                shown::detach(&device)?;
+            }
+            self.remove_store()?;
         }
-        self.remove_store(state)?;
         if let Some(snapshot) = self.snapshot.as_deref().and_then(LvName::parse) {
             temporary::remove(&snapshot, &self.id)?;
         }
         let path = path_of(state, &self.name);
         gone(fs::remove_file(&path))
             .and_then(|()| sync_directory_of(&path))
-            .map_err(|error| Error::io(format!("cannot remove {}", path.display()), error))
+            .map_err(|error| Error::io(format!("cannot remove {}", path.display()), error))?;
+        let was_made = self.store_identity.is_some();
+        Ok((was_made && !is_ours).then(|| self.store.clone()))
     }
 
     /// Before its identity was on record nothing was written to the file.
-    fn remove_store(&self, state: &StateDir) -> Result<()> {
+    fn is_store_ours(&self, state: &StateDir) -> bool {
         let Ok(found) = fs::symlink_metadata(&self.store) else {
-            return Ok(());
+            return false;
         };
-        let is_ours = match &self.store_identity {
+        let is_it = match &self.store_identity {
             Some(known_as) => *known_as == identity::of_path(&self.store),
             None => self.store.starts_with(directory(state)) || found.len() == 0,
         };
-        if !is_ours || !found.is_file() {
-            return Ok(());
-        }
+        is_it && found.is_file()
+    }
+
+    fn remove_store(&self) -> Result<()> {
         gone(fs::remove_file(&self.store))
             .map_err(|error| Error::io(format!("cannot remove {}", self.store.display()), error))
     }
@@ -172,13 +178,12 @@ mod tests {
         assert_eq!(all(&state), [Ok(shown.clone())]);
         // Somebody's file, which came there before the identity of ours was on record.
         fs::write(&store, "x").unwrap();
-        shown.remove_store(&state).unwrap();
-        assert!(store.exists());
+        assert!(!shown.is_store_ours(&state));
         shown.store_identity = Some("file:0:0.0".into());
-        shown.remove_store(&state).unwrap();
-        assert!(store.exists());
+        assert!(!shown.is_store_ours(&state));
         shown.store_identity = Some(identity::of_path(&store));
-        shown.remove_store(&state).unwrap();
+        assert!(shown.is_store_ours(&state));
+        shown.remove_store().unwrap();
         assert!(!store.exists());
         fs::write(path_of(&state, "tuesday"), "{").unwrap();
         assert!(load(&state, "tuesday").is_err());

@@ -3,11 +3,15 @@
 //! Guarantees: one that is being merged is never removed, and one that somebody has open stays; the destination is on record
 //! as what it was; of the undo that was kept with it nothing stays, for it leads back from nowhere.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use super::super::apply::ApplyArgs;
 use super::super::progress::Terminal;
 use super::{Origin, Report, is_merging};
+use crate::delta::reader::DeltaReader;
+use crate::delta::samples::Samples;
+use crate::delta::stream::StreamId;
 use crate::dm::SnapshotStatus;
 use crate::dm::preview::{self, Preview};
 use crate::error::{Error, ExitCode, Result};
@@ -42,7 +46,7 @@ pub(super) fn discard(args: &ApplyArgs, origin: &Origin, terminal: &Terminal) ->
         if let Some(record) = record.clone().filter(is_merging) {
             origin.record.save(&as_before(record, is_lost))?;
         }
-        remove(origin, &found)?;
+        remove(origin, &found, terminal)?;
     }
     Report {
         destination: name.clone(),
@@ -91,7 +95,7 @@ pub(super) fn half(origin: &Origin, terminal: &Terminal) -> Result<()> {
     let Some(found) = origin.preview()? else {
         return Ok(());
     };
-    remove(origin, &found)?;
+    remove(origin, &found, terminal)?;
     terminal.remark(&format!(
         "{}: half a preview, left by a run that was cut; it was removed",
         found.name
@@ -100,26 +104,41 @@ pub(super) fn half(origin: &Origin, terminal: &Terminal) -> Result<()> {
 }
 
 /// The preview, its undo, and its record, which comes last: until then it says what is to be removed.
-pub(super) fn remove(origin: &Origin, preview: &Preview) -> Result<()> {
+pub(super) fn remove(origin: &Origin, preview: &Preview, terminal: &Terminal) -> Result<()> {
     let file = origin.record_of(&preview.uuid);
     let record = file.load()?;
     preview::discard(preview)?;
     if let Some(record) = &record {
-        remove_undo(record)?;
+        remove_undo(record, terminal)?;
     }
     file.remove()
 }
 
-fn remove_undo(record: &Record) -> Result<()> {
+/// What has the name of the undo may be another one by now, and somebody's only way back.
+fn remove_undo(record: &Record, terminal: &Terminal) -> Result<()> {
     let of = record.preview_of.as_ref();
-    let whole = of
-        .and_then(|of| of.undo.as_ref())
-        .map(|undo| Path::new(undo).to_owned());
+    let whole = of.and_then(|of| of.undo.as_ref()).map(PathBuf::from);
     let cut = record.incomplete.as_ref();
     let begun = cut
         .and_then(|cut| cut.undo.as_ref())
         .map(|undo| partial_name(Path::new(undo)));
-    for path in [whole, begun].into_iter().flatten() {
+    let cut_stream = cut.and_then(|cut| cut.undo_stream.as_ref());
+    let known = [
+        (whole, record.undo_stream.as_ref()),
+        (begun, cut_stream.or(record.undo_stream.as_ref())),
+    ];
+    for (path, stream) in known {
+        let Some(path) = path.filter(|path| path.exists()) else {
+            continue;
+        };
+        let found = stream_of(&path);
+        if found.is_some() && found.as_ref() != stream {
+            terminal.remark(&format!(
+                "{}: kept, for it is not the undo that the preview had",
+                path.display()
+            ));
+            continue;
+        }
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 let action = format!(
@@ -132,4 +151,10 @@ fn remove_undo(record: &Record) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Which undo a file is, by its header; `None` of one that was cut before that.
+fn stream_of(path: &Path) -> Option<StreamId> {
+    let reader = DeltaReader::new(File::open(path).ok()?).ok()?;
+    Some(StreamId::of(reader.header(), &Samples::default()))
 }

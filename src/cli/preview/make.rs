@@ -77,7 +77,7 @@ pub(super) fn make(
             // What was lost because it was too small failed in some other way first.
             let error = refuse_lost(origin, &preview).err().unwrap_or(error);
             // Nobody has seen it, and half of it is of no use.
-            discard::remove(origin, &preview)?;
+            discard::remove(origin, &preview, terminal)?;
             return Err(error);
         }
         total.undo = args.write.undo.as_deref().map(shown_path);

@@ -12,13 +12,16 @@ use crate::cancel::Cancel;
 use crate::changes::cow::Layout;
 use crate::commands::Caller;
 use crate::dm::name::LvName;
+use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::shown::{self as mapped, Table};
-use crate::dm::snapshot::{LogicalVolume, Role};
+use crate::dm::snapshot::{LogicalVolume, Role, recheck};
+use crate::dm::table::SnapshotStatus;
 use crate::dm::temporary::{Wanted, room_of, store_extents, temporary_name};
 use crate::error::{Error, ExitCode, Result};
 use crate::hold::lock::LockFile;
 use crate::monitor::Monitor;
+use crate::record::half_written;
 use crate::record::identity;
 use crate::record::keeper::{now, shown_time};
 use crate::record::store::{StateDir, make_directory};
@@ -42,6 +45,8 @@ pub(super) struct Wish<'a> {
     pub(super) snapshot_bytes: Option<u64>,
     pub(super) state: StateDir,
     pub(super) caller: Caller,
+    /// Show also what LVM would take for a disk of its own.
+    pub(super) force: bool,
     pub(super) monitor: &'a dyn Monitor,
 }
 
@@ -59,7 +64,9 @@ impl<'a> Making<'a> {
     /// Puts it on record, and makes the snapshot of the base where that needs one.
     pub(super) fn begin(wish: &'a Wish<'a>) -> Result<Self> {
         let base = wish.base;
-        let Resolved::LogicalVolume(volume) = resolve(base)? else {
+        let resolved = resolve(base)?;
+        half_written::refuse(&wish.state, &resolved, base)?;
+        let Resolved::LogicalVolume(volume) = resolved else {
             return Err(Error::refused(
                 base,
                 "it is no logical volume, and nothing keeps others from writing to it below the device",
@@ -67,6 +74,10 @@ impl<'a> Making<'a> {
             ));
         };
         refuse_unfit(wish, base, &volume)?;
+        let record = wish
+            .state
+            .file_of(&identity::of_logical_volume(&volume.uuid));
+        let before = record.load()?;
         let lock = locked(wish.name)?;
         remove_what_was_cut(wish)?;
         if mapped::is_taken(wish.name)? {
@@ -95,6 +106,13 @@ impl<'a> Making<'a> {
             lock,
         };
         making.protect()?;
+        if record.load()? != before {
+            return Err(Error::held(
+                base,
+                "a run has written to it just now",
+                "Wait until that is done, and run this again.",
+            ));
+        }
         Ok(making)
     }
 
@@ -144,6 +162,9 @@ impl<'a> Making<'a> {
         cancel: &Cancel,
     ) -> Result<u64> {
         let wish = self.wish;
+        if !wish.force {
+            refuse_physical_volume(wish.name, view)?;
+        }
         let path = self.shown.store.clone();
         let failed = |error| Error::io(format!("cannot create {}", path.display()), error);
         let file = File::options()
@@ -161,6 +182,9 @@ impl<'a> Making<'a> {
         let store_bytes = store::write(view, target, wish.layout, cancel, wish.monitor)?;
         unchanged()?;
         cancel.check()?;
+        if self.shown.snapshot.is_some() && matches!(self.below.role, Role::ThickSnapshot(_)) {
+            refuse_lost(&self.below)?;
+        }
         let device = mapped::attach(&path)?;
         let table = Table {
             size_bytes: view.size_bytes(),
@@ -232,11 +256,12 @@ pub(super) fn stop(
             "lvmsync doctor lists those that are.",
         ));
     };
-    shown.tear_down(state)?;
+    let store = shown.tear_down(state)?;
     terminal.summary(&format!(
         "/dev/mapper/{name}: removed, with all that it stood on; {} is as it was",
         shown.base
     ));
+    tell_of_store(store, terminal);
     Ok(ExitCode::Done)
 }
 
@@ -269,7 +294,8 @@ fn remove_what_was_cut(wish: &Wish<'_>) -> Result<()> {
             ),
         ));
     }
-    old.tear_down(&wish.state)?;
+    let store = old.tear_down(&wish.state)?;
+    tell_of_store(store, wish.monitor);
     wish.monitor.remark(&format!(
         "{}: removed what a run that was cut, or a reboot, has left of it",
         wish.name
@@ -315,16 +341,74 @@ fn refuse_unfit(wish: &Wish<'_>, base: &str, volume: &LogicalVolume) -> Result<(
     Err(Error::refused(base, reason, way_out))
 }
 
-/// What the snapshot will be called, where one is needed.
+/// What the snapshot will be called, where one is needed. Who has opened a volume before it was made read-only may still write
+/// to it.
 fn snapshot_name(volume: &LogicalVolume, id: &str) -> Result<Option<String>> {
     if volume.read_only {
-        return Ok(None);
+        let users = writers_open(volume.device)?;
+        match volume.role {
+            _ if !users.may_write() => return Ok(None),
+            Role::ThickSnapshot(_) => {
+                return Err(Error::refused(
+                    volume.name.to_string(),
+                    format!("it is read-only, and may be written to all the same: {users}"),
+                    "Stop what has opened it before it was made read-only.",
+                ));
+            }
+            _ => {}
+        }
     }
     let name = temporary_name(&volume.name, id).ok_or_else(|| Error::Lvm {
         what: volume.name.to_string(),
         reason: "no name for a snapshot of it is short enough".to_owned(),
     })?;
     Ok(Some(name.to_string()))
+}
+
+/// LVM scans what is shown, and would find a group that it knows already, or bring one up from an old state.
+fn refuse_physical_volume<V: ReadAt>(name: &str, view: &View<'_, V>) -> Result<()> {
+    const LABEL: &[u8] = b"LABELONE";
+    const SECTORS: u64 = 4;
+    let mut beginning =
+        vec![0; usize::try_from(view.size_bytes().min(SECTORS * SECTOR_BYTES)).unwrap_or(0)];
+    view.read(&mut beginning, 0)?;
+    let is_label = |sector: &[u8]| sector.starts_with(LABEL);
+    let sector = usize::try_from(SECTOR_BYTES).unwrap_or(512);
+    if !beginning.chunks(sector).any(is_label) {
+        return Ok(());
+    }
+    Err(Error::refused(
+        format!("/dev/mapper/{name}"),
+        "the state is a physical volume of LVM, which would find its group on the device, perhaps a second time",
+        format!(
+            "--nbd and --to show it all the same. Or let LVM not look: global_filter = [ \"r|^/dev/mapper/{name}$|\" ] in \
+             /etc/lvm/lvm.conf, and --force."
+        ),
+    ))
+}
+
+/// The snapshot that is below the device has to be whole.
+fn refuse_lost(below: &LogicalVolume) -> Result<()> {
+    let status = recheck(below)?;
+    if matches!(status, SnapshotStatus::Valid { .. }) {
+        return Ok(());
+    }
+    Err(Error::refused(
+        below.name.to_string(),
+        "the snapshot that was made to show the state over has overflowed: too much was written to the volume",
+        "Make it larger: --snapshot-size SIZE.",
+    ))
+}
+
+/// Of a store that was not found where it was made.
+fn tell_of_store(store: Option<PathBuf>, monitor: &dyn Monitor) {
+    if let Some(store) = store {
+        monitor.warn(&format!(
+            "{}: not there, or another file by now, so it was not removed. If it is on a filesystem that is not mounted, \
+             remove it there",
+            store.display()
+        ));
+    }
 }
 
 /// Where the store will be: its path without links, for the kernel tells it so.
@@ -368,8 +452,8 @@ fn no_room(origin: &LogicalVolume, free_bytes: u64) -> Error {
             Bytes(free_bytes)
         ),
         format!(
-            "Make room (lvremove, vgextend {vg} DISK), choose a smaller one: --snapshot-size SIZE, or forbid writes to it: \
-             lvchange -pr {}",
+            "Make room (lvremove, vgextend {vg} DISK), choose a smaller one: --snapshot-size SIZE, or stop what uses it, and \
+             forbid writes to it: lvchange -pr {}",
             origin.name
         ),
     )
