@@ -356,7 +356,7 @@ fn refuse_cut_undo(delta: &str, target: &Destination, unfinished: bool) -> Resul
 }
 
 /// Which delta is in a file; `None` if there is none.
-fn stream_of(path: &Path) -> Option<StreamId> {
+pub(super) fn stream_of(path: &Path) -> Option<StreamId> {
     let reader = reader_of(path)?;
     Some(StreamId::of(reader.header(), reader.samples()))
 }

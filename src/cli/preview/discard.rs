@@ -3,15 +3,11 @@
 //! Guarantees: one that is being merged is never removed, and one that somebody has open stays; the destination is on record
 //! as what it was; of the undo that was kept with it nothing stays, for it leads back from nowhere.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::super::apply::ApplyArgs;
+use super::super::apply::{ApplyArgs, stream_of};
 use super::super::progress::Terminal;
 use super::{Origin, Report, is_merging};
-use crate::delta::reader::DeltaReader;
-use crate::delta::samples::Samples;
-use crate::delta::stream::StreamId;
 use crate::dm::SnapshotStatus;
 use crate::dm::preview::{self, Preview};
 use crate::error::{Error, ExitCode, Result};
@@ -124,15 +120,17 @@ fn remove_undo(record: &Record, terminal: &Terminal) -> Result<()> {
         .map(|undo| partial_name(Path::new(undo)));
     let cut_stream = cut.and_then(|cut| cut.undo_stream.as_ref());
     let known = [
-        (whole, record.undo_stream.as_ref()),
-        (begun, cut_stream.or(record.undo_stream.as_ref())),
+        (whole, record.undo_stream.as_ref(), true),
+        (begun, cut_stream.or(record.undo_stream.as_ref()), false),
     ];
-    for (path, stream) in known {
+    for (path, stream, is_whole) in known {
         let Some(path) = path.filter(|path| path.exists()) else {
             continue;
         };
         let found = stream_of(&path);
-        if found.is_some() && found.as_ref() != stream {
+        // One that was cut may have no header yet.
+        let is_cut = found.is_none() && !is_whole;
+        if !is_cut && found.as_ref() != stream {
             terminal.remark(&format!(
                 "{}: kept, for it is not the undo that the preview had",
                 path.display()
@@ -151,10 +149,4 @@ fn remove_undo(record: &Record, terminal: &Terminal) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Which undo a file is, by its header; `None` of one that was cut before that.
-fn stream_of(path: &Path) -> Option<StreamId> {
-    let reader = DeltaReader::new(File::open(path).ok()?).ok()?;
-    Some(StreamId::of(reader.header(), &Samples::default()))
 }
