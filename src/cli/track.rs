@@ -1,7 +1,7 @@
 //! `lvmsync track`: dm-era on a logical volume, set up, looked at, brought back after a boot, and taken away.
 //!
-//! Guarantees: what will be done is printed before it is done, but where it is a step of another verb; one run at a time works on a volume, and what a killed one
-//! has started counts as long as it is at work; nothing waits for a suspended device.
+//! Guarantees: what will be done is printed before it is done, but where it is a step of another verb; one run at a time works
+//! on a volume, and what a killed one has started counts as long as it is at work; nothing waits for a suspended device.
 
 mod show;
 

@@ -1,7 +1,7 @@
 //! Who might be writing to a device right now.
 //!
-//! Guarantees: our own opens are not counted, nor are states that are shown over it; what cannot be told (an open by a process may be for
-//! reading) is reported as possible, never left out.
+//! Guarantees: our own opens are not counted, nor are states that are shown over it; what cannot be told (an open by a
+//! process may be for reading) is reported as possible, never left out.
 
 use std::fmt;
 use std::fs;

@@ -74,7 +74,7 @@ impl Frames {
     ) -> std::result::Result<Arc<Frame>, FormatError> {
         let (frame, codec) = read(input, key.1, stored_length)?;
         // A frame of a few blocks is read as fast.
-        let has_many = frame.data.len() / BLOCK_BYTES >= usize::try_from(SMALL).unwrap_or(0);
+        let has_many = frame.extent.length() >= SMALL * BLOCK_BYTES as u64;
         if codec == Codec::None && has_many && is_small(part, frame.extent) {
             let blocks = Blocks::of(&frame);
             let weight = size_of_val(&blocks.digests[..]) + ENTRY_BYTES;
@@ -126,7 +126,6 @@ impl Frame {
 /// What the blocks of a sound frame are, which is stored as it stands.
 struct Blocks {
     extent: Extent,
-    bytes: usize,
     /// The first bytes of the BLAKE3 digest of each.
     digests: Vec<u64>,
 }
@@ -135,7 +134,6 @@ impl Blocks {
     fn of(frame: &Frame) -> Self {
         Self {
             extent: frame.extent,
-            bytes: frame.data.len(),
             digests: frame.data.chunks(BLOCK_BYTES).map(digest).collect(),
         }
     }
@@ -150,7 +148,8 @@ impl Blocks {
     ) -> std::result::Result<(), FormatError> {
         let Range { start, end } = within(self.extent, at, part)?;
         let first = start - start % BLOCK_BYTES;
-        let last = end.next_multiple_of(BLOCK_BYTES).min(self.bytes);
+        let bytes = within(self.extent, at, self.extent)?.end;
+        let last = end.next_multiple_of(BLOCK_BYTES).min(bytes);
         let mut stored = vec![0; last - first];
         input.delta.stored_part(at, first as u64, &mut stored)?;
         let digests = self.digests.iter().skip(first / BLOCK_BYTES);

@@ -196,7 +196,8 @@ impl<'a> Cycle<'a> {
             }
         );
         let kind = match (&self.tracking, self.is_thin) {
-            (None, is_thin) if !was_tracked => ["thick", "thin"][usize::from(is_thin)],
+            (None, true) if !was_tracked => "thin",
+            (None, false) if !was_tracked => "thick",
             _ => "followed by its eras",
         };
         let is_base = |base: &&Base| match &self.tracking {

@@ -175,7 +175,7 @@ impl Cycle<'_> {
     }
 
     /// The command that stopped the service may have taken the era device down, and the last list is read through it.
-    pub(super) fn bring_era_device_back(&mut self) -> Result<()> {
+    pub(super) fn bring_era_device_back(&self) -> Result<()> {
         if self.tracking.is_none() || self.era_device()?.is_some() {
             return Ok(());
         }

@@ -26,7 +26,6 @@ use crate::extent::{Extent, Kind};
 use crate::record::admission::{Admission, Called, refuse_as_source};
 use crate::record::witness::{self, Watch};
 use crate::record::{PreviewOf, Record, identity};
-use crate::track::look::refuse_tracked;
 use crate::units::Bytes;
 use crate::volume::Volume;
 
@@ -43,7 +42,6 @@ pub(super) fn make(
         from: deltas.join(", "),
         ..args.write.options(Compression::None)
     };
-    refuse_tracked(&origin.volume, &name)?;
     refuse_another(origin)?;
     let begun = Begun::of(origin, deltas, &options, cancel, terminal, args)?;
     if !args.check {
