@@ -111,7 +111,7 @@ pub(super) fn remove(origin: &Origin, preview: &Preview, terminal: &Terminal) ->
 }
 
 /// What has the name of the undo may be another one by now, and somebody's only way back.
-fn remove_undo(record: &Record, terminal: &Terminal) -> Result<()> {
+fn remove_undo(record: &Record, monitor: &dyn Monitor) -> Result<()> {
     let of = record.preview_of.as_ref();
     let whole = of.and_then(|of| of.undo.as_ref()).map(PathBuf::from);
     let cut = record.incomplete.as_ref();
@@ -131,7 +131,7 @@ fn remove_undo(record: &Record, terminal: &Terminal) -> Result<()> {
         // One that was cut may have no header yet.
         let is_cut = found.is_none() && !is_whole;
         if !is_cut && found.as_ref() != stream {
-            terminal.remark(&format!(
+            monitor.remark(&format!(
                 "{}: kept, for it is not the undo that the preview had",
                 path.display()
             ));
@@ -149,4 +149,47 @@ fn remove_undo(record: &Record, terminal: &Terminal) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change_list::ChangeList;
+    use crate::delta::header::tests::header;
+    use crate::delta::samples::Samples;
+    use crate::delta::stream::StreamId;
+    use crate::delta::writer::DeltaWriter;
+    use crate::monitor::Silent;
+    use crate::record::PreviewOf;
+    use crate::volume::memory::MemoryVolume;
+
+    #[test]
+    fn of_what_has_the_name_of_the_undo_only_the_undo_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("back.undo");
+        let volume = MemoryVolume::new((0..1 << 20).map(|n| (n / 4096 % 251) as u8 + 1).collect());
+        let samples = Samples::take(&volume, &ChangeList::default()).unwrap();
+        assert!(!samples.is_empty());
+        let undo = |size: u64| {
+            let writer = DeltaWriter::new(Vec::new(), &header(size), &samples).unwrap();
+            std::fs::write(&path, writer.finish().unwrap().1).unwrap();
+        };
+        let record = Record {
+            undo_stream: Some(StreamId::of(&header(1 << 20), &samples)),
+            preview_of: Some(PreviewOf {
+                undo: Some(path.display().to_string()),
+                ..PreviewOf::default()
+            }),
+            ..Record::default()
+        };
+        undo(1 << 20);
+        remove_undo(&record, &Silent).unwrap();
+        assert!(!path.exists());
+        undo(2 << 20);
+        remove_undo(&record, &Silent).unwrap();
+        assert!(path.exists(), "another undo");
+        std::fs::write(&path, "a letter").unwrap();
+        remove_undo(&record, &Silent).unwrap();
+        assert!(path.exists(), "no undo");
+    }
 }
