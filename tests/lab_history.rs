@@ -119,6 +119,17 @@ impl<'a> Bench<'a> {
         number.unwrap_or_else(|| panic!("{volume} holds nothing that there ever was"))
     }
 
+    /// A point in time as a device, over the volume as it is now.
+    fn shown(&self, target: &str, to: &str) -> Vec<u8> {
+        self.run(&format!(
+            "view data --target {target} --at {to} --device then"
+        ))
+        .ok();
+        let shown = content("/dev/mapper/then");
+        self.tool.run("view --stop then").ok();
+        shown
+    }
+
     /// Goes to every point in time, and to what was held before: the bytes have to be those of that moment, and later ones
     /// of later moments.
     fn visit_all(&mut self, target: &str, volume: &str) {
@@ -126,9 +137,10 @@ impl<'a> Bench<'a> {
         let mut times = self.times(target);
         let mut found = BTreeMap::from([(before, self.number_of(volume))]);
         times.sort_by_key(|at| (at * 7919) % 101);
-        for at in &times {
+        for (number, at) in times.iter().enumerate() {
             let to = lvmsync::record::keeper::shown_time(*at);
             let held = content(volume);
+            let shown = (number < 2).then(|| self.shown(target, &to));
             self.run(&format!("rollback data --target {target} --to {to} -n"))
                 .ok();
             assert_same(volume, &held, "-n writes nothing");
@@ -136,6 +148,9 @@ impl<'a> Bench<'a> {
                 .ok();
             assert_eq!(self.history(target)["holds_since"].as_i64(), Some(*at));
             found.insert(*at, self.number_of(volume));
+            if let Some(shown) = shown {
+                assert_same(volume, &shown, "as it was shown");
+            }
         }
         let numbers: Vec<usize> = found.values().copied().collect();
         assert!(numbers.is_sorted(), "{found:?}");

@@ -308,3 +308,166 @@ fn a_physical_volume_is_not_shown_to_lvm_by_mistake() {
         bench.nothing_left("stopped");
     });
 }
+
+/// What is on record elsewhere, or stands on what has another name by now, is found by what it carries.
+#[test]
+fn a_device_on_no_record_here_and_one_over_a_renamed_group_go_with_the_same_command() {
+    let name = "a_device_on_no_record_here_and_one_over_a_renamed_group_go_with_the_same_command";
+    let setup = setup().time_limit(Duration::from_secs(120));
+    lab::test(name, setup, |guest| {
+        let states = States::make(guest, Kind::Thick);
+        let tool = &states.bench.tool;
+        let elsewhere = format!("--state-dir {}", tool.path("elsewhere").display());
+        let said = tool
+            .run(&format!("{SHOW} --json --force {elsewhere}"))
+            .ok()
+            .stdout;
+        let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(told["device"], DEVICE);
+        assert_eq!(told["base"], "vg/data");
+        assert_eq!(told["size_bytes"], 24 * MIB);
+        assert!(
+            told["snapshot"]
+                .as_str()
+                .unwrap()
+                .starts_with("vg/data-lvmsync-"),
+            "{said}"
+        );
+
+        let said = tool.run("doctor").stdout;
+        assert!(
+            said.contains("on record in another state directory"),
+            "{said}"
+        );
+        assert!(!said.contains("lvremove"), "{said}");
+        tool.run(SHOW)
+            .ends(5, &["another state directory", "view --stop tuesday"]);
+        let said = tool.run(&format!("{STOP} --json")).ok().stdout;
+        let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(told["left"]["store"], serde_json::Value::Null, "{said}");
+        states.nothing_left(guest, "stopped from elsewhere");
+        let said = tool.run(&format!("doctor {elsewhere}")).stdout;
+        assert!(said.contains("lvmsync view --stop tuesday"), "{said}");
+        tool.run(&format!("{STOP} {elsewhere}")).ok();
+
+        // The record is lost, and the device with it: what LVM knows is left.
+        tool.run(SHOW).ok();
+        guest.sh("dmsetup remove tuesday");
+        for name in ["tuesday.json", "tuesday.store"] {
+            fs::remove_file(tool.path("state/views").join(name)).unwrap();
+        }
+        let said = tool.run("doctor").stdout;
+        let way_out = said.lines().find(|line| line.contains("lvremove")).unwrap();
+        guest.sh(&way_out[way_out.find("lvremove").unwrap()..]);
+        states.nothing_left(guest, "removed by hand");
+
+        tool.run(SHOW).ok();
+        guest.sh("vgrename -qq vg renamed");
+        tool.run(STOP).ok();
+        assert_eq!(States::left(guest), "");
+        guest.sh("vgrename -qq renamed vg");
+        states.nothing_left(guest, "over a group that was renamed");
+    });
+}
+
+/// What would end badly is refused before anything is made, and what goes wrong below a device is told.
+#[test]
+fn names_of_volumes_and_full_disks_are_refused_and_a_base_that_moves_is_told() {
+    let name = "names_of_volumes_and_full_disks_are_refused_and_a_base_that_moves_is_told";
+    let setup = setup().time_limit(Duration::from_secs(120));
+    lab::test(name, setup, |guest| {
+        let states = States::make(guest, Kind::Thick);
+        let tool = &states.bench.tool;
+        guest.sh("lvcreate -qq -y -n idle -L 4M vg && lvchange -qq -an vg/idle");
+        tool.run(&SHOW.replace("tuesday", "vg-idle"))
+            .ends(5, &["logical volume vg/idle", "another name"]);
+        guest.sh("lvremove -qq -y vg/idle");
+
+        fs::create_dir_all(tool.path("state/views")).unwrap();
+        let views = tool.path("state/views").display().to_string();
+        guest.sh(&format!("mount -t tmpfs -o size=2M none {views}"));
+        tool.run(SHOW).ends(5, &["are free there", "--store"]);
+        assert_eq!(States::left(guest), "");
+        tool.run(&format!("{SHOW} --store here")).ok();
+        tool.run(STOP).ok();
+        guest.sh(&format!("umount {views}"));
+        states.nothing_left(guest, "no space");
+
+        // Over a volume that is read-only, until it is not.
+        guest.sh("lvchange -qq -pr vg/data 2>&1");
+        tool.run(SHOW).ok();
+        assert!(
+            !tool
+                .run("doctor")
+                .stdout
+                .contains("can be written to again")
+        );
+        guest.sh("lvchange -qq -prw vg/data 2>&1");
+        let said = tool.run("doctor").stdout;
+        assert!(said.contains("can be written to again"), "{said}");
+        tool.run(STOP).ok();
+        states.nothing_left(guest, "over a volume that was read-only for a while");
+
+        // A snapshot that is full is lost, and so is what is shown over it.
+        tool.run(&format!("{SHOW} --snapshot-size 4m")).ok();
+        write(DATA, &vec![9; 8 * MIB], 0);
+        let run = tool.run("doctor");
+        assert!(
+            run.stdout.contains("answers with I/O errors"),
+            "{}",
+            run.stdout
+        );
+        assert!(!run.stdout.contains("lvremove"), "{}", run.stdout);
+        tool.run(STOP).ok();
+        write(DATA, &states.new[..8 * MIB], 0);
+        states.nothing_left(guest, "over a snapshot that overflowed");
+    });
+}
+
+/// The state has the UUID of the volume: udev makes no link to it, and looks for nothing on it, while it is shown or after.
+#[test]
+fn udev_takes_a_state_for_no_disk() {
+    lab::test("udev_takes_a_state_for_no_disk", setup(), |guest| {
+        make(guest, Kind::Thick);
+        let bench = Bench::new(guest);
+        guest.sh("truncate -s 24M old; mkfs.ext4 -q -U 11111111-2222-3333-4444-555555555555 old");
+        let old = fs::read(guest.scratch().join("old")).unwrap();
+        let mut new = old.clone();
+        new[20 * MIB..21 * MIB].fill(7);
+        fs::write(guest.scratch().join("new"), &new).unwrap();
+        bench.tool.run("sync old vg/data").ok();
+        bench.tool.run("sync new vg/data --undo old.undo").ok();
+
+        guest.sh("/lib/systemd/systemd-udevd --daemon");
+        let settled = "udevadm settle --timeout 30";
+        let links = |device: &str| {
+            let node = format!("dmsetup info -c --noheadings -o blkdevname {device}");
+            let find = format!("{settled}; find /dev/disk -lname \"*/$({node})\"");
+            guest.sh(&find).trim().to_owned()
+        };
+        let found = |device: &str| guest.sh(&format!("udevadm info --query property {device}"));
+        // Any other device with these bytes gets its links, so udev is at work.
+        guest.sh("dmsetup create plain --readonly --table \"0 49152 linear /dev/vg/data 0\"");
+        assert!(links("/dev/mapper/plain").contains("/by-uuid/"));
+        assert!(found("/dev/mapper/plain").contains("ID_FS_UUID=11111111"));
+        guest.sh("dmsetup remove --retry plain");
+
+        bench.tool.run(SHOW).ok();
+        for when in ["shown", "looked at again"] {
+            assert_eq!(links(DEVICE), "", "{when}");
+            let said = found(DEVICE);
+            assert!(
+                said.contains("DM_NAME=tuesday") && !said.contains("ID_FS"),
+                "{when}: {said}"
+            );
+            guest.sh(&format!(
+                "udevadm trigger --settle --action change {DEVICE}"
+            ));
+        }
+        assert_same(DEVICE, &old, "under udev");
+        bench.tool.run(STOP).ok();
+        assert!(!Path::new(DEVICE).exists());
+        bench.nothing_left("stopped");
+        guest.sh("udevadm control --exit");
+    });
+}

@@ -57,6 +57,10 @@ const NEEDS: &[Need] = &[
         package: "mount",
     },
     Need {
+        program: "udevadm",
+        package: "udev",
+    },
+    Need {
         program: "sqlite3",
         package: "sqlite3",
     },

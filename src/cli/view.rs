@@ -8,6 +8,8 @@ mod base;
 mod device;
 mod export;
 mod file;
+mod fit;
+mod stop;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -34,6 +36,9 @@ use crate::volume::{ReadAt, Volume};
 use at::{AtArgs, Wanted};
 use base::{Base, Wish};
 use device::Making;
+
+/// At the same time, if nothing else is asked for.
+const CLIENTS: u16 = 16;
 
 const USAGE: &str = "\
 lvmsync view [OPTIONS] DELTA... (--cat OFFSET:LENGTH | --to FILE | --nbd ADDRESS | --device NAME)
@@ -97,7 +102,9 @@ pub(super) struct ViewArgs {
     device: Option<String>,
 
     /// Remove the device NAME of --device and all that it stands on, also after a crash
-    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    #[arg(long, value_name = "NAME", value_parser = parse_name,
+          conflicts_with_all = ["base", "at", "overwrite", "store", "chunk_size", "overlay", "allow_network", "force",
+                                "snapshot_size"])]
     stop: Option<String>,
 
     /// Keep what differs from VOLUME in this file, which is new, and goes with the device [default: where the records are]
@@ -117,7 +124,7 @@ pub(super) struct ViewArgs {
     allow_network: bool,
 
     /// Serve at most so many clients at the same time
-    #[arg(long, value_name = "NUMBER", default_value_t = 16, requires = "nbd",
+    #[arg(long, value_name = "NUMBER", default_value_t = CLIENTS, requires = "nbd",
           value_parser = clap::value_parser!(u16).range(1..=256))]
     clients: u16,
 
@@ -128,6 +135,10 @@ pub(super) struct ViewArgs {
     /// Room for what is written to a thick live VOLUME meanwhile [default: a tenth of it, at least 1G, or what is free]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     snapshot_size: Option<u64>,
+
+    /// With --device and --stop: tell what there is, or what is gone, as JSON
+    #[arg(long)]
+    json: bool,
 
     #[command(flatten)]
     state: StateArgs,
@@ -160,7 +171,7 @@ pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
     let start = Instant::now();
     if let Some(name) = &args.stop {
-        return device::stop(name, &args.state.directory(), &terminal);
+        return stop::stop(name, &args.state.directory(), args.json, cancel, &terminal);
     }
     refuse_options_of_another(args)?;
     // Before anything is opened or made.
@@ -176,16 +187,18 @@ pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
     let wanted = wanted(args, &terminal, cancel)?;
     let files = Files::open(&wanted.deltas)?;
     let chain = files.chain()?;
-    check(&chain)?;
+    let size_bytes = check(&chain)?;
     if let Some(path) = &args.to {
         files.refuse_as_output(path)?;
     }
-    let wish = device_wish(args, wanted.base.as_deref(), &chain, &terminal)?;
+    let base = wanted.base.as_deref();
+    let wish = device_wish(args, (base, size_bytes), &chain, &terminal)?;
+    // What was made for a device is taken back, however long LVM needs for that.
+    let _holds_on = wish.as_ref().map(|_| cancel.hold_on());
     // Dropped after the base, which may be a snapshot that goes with it.
     let mut making = wish.as_ref().map(Making::begin).transpose()?;
     let base = {
         let through = making.as_ref().and_then(Making::snapshot);
-        let base = wanted.base.as_deref();
         open_base(args, (base, through), &chain, cancel, &terminal)?
     };
     let explain = |error| match &base {
@@ -225,6 +238,9 @@ pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
     if let Some(making) = &mut making {
         let store_bytes = making.finish(&view, &unchanged, cancel).map_err(explain)?;
         terminal.finish();
+        if args.json {
+            output::json(&making.report(&view, store_bytes))?;
+        }
         terminal.summary(&making.sentence(&view, store_bytes));
     }
     if let (Some(address), Some(listen)) = (&args.nbd, listen) {
@@ -263,6 +279,11 @@ fn refuse_options_of_another(args: &ViewArgs) -> Result<()> {
             args.chunk_size.is_some() && args.device.is_none(),
             "a device: it needs --device",
         ),
+        (
+            "--json",
+            args.json && args.device.is_none(),
+            "a device: it needs --device or --stop",
+        ),
     ];
     match given.into_iter().find(|(_, given, _)| *given) {
         Some((option, _, what)) => Err(Error::Usage(format!("{option} is for {what}"))),
@@ -278,38 +299,60 @@ fn wanted(args: &ViewArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Wante
             base: args.base.clone(),
         });
     };
-    if let Some(name) = &args.device {
-        let rest = ["--device".to_owned(), name.clone()];
-        return at::of_point(
-            &args.point,
-            at,
-            &args.deltas,
-            &rest,
-            &args.state,
-            (terminal, cancel),
-        );
-    }
-    let rest: Vec<String> = match (&args.cat, &args.to, &args.nbd) {
-        (Some(Range { offset, length }), ..) => {
-            let length = length.map_or(String::new(), |length| length.to_string());
-            vec!["--cat".to_owned(), format!("{offset}:{length}")]
-        }
-        (_, Some(path), _) => vec!["--to".to_owned(), path.display().to_string()],
-        (_, _, Some(address)) => vec!["--nbd".to_owned(), address.to_string()],
-        _ => Vec::new(),
-    };
+    let rest = rest(args);
     let talk = (terminal, cancel);
     at::of_point(&args.point, at, &args.deltas, &rest, &args.state, talk)
+}
+
+/// What is asked for, of whatever it is a view: for a command on another machine.
+fn rest(args: &ViewArgs) -> Vec<String> {
+    let range = |Range { offset, length }: Range| {
+        let length = length.map_or(String::new(), |length| length.to_string());
+        format!("{offset}:{length}")
+    };
+    let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let bytes = |layout: Layout| layout.chunk_bytes().to_string();
+    let with_values = [
+        ("--cat", args.cat.map(range)),
+        ("--to", shown(&args.to)),
+        ("--nbd", args.nbd.as_ref().map(ToString::to_string)),
+        ("--device", args.device.clone()),
+        ("--store", shown(&args.store)),
+        ("--chunk-size", args.chunk_size.map(bytes)),
+        ("--overlay", shown(&args.overlay)),
+        (
+            "--clients",
+            (args.clients != CLIENTS).then(|| args.clients.to_string()),
+        ),
+        (
+            "--snapshot-size",
+            args.snapshot_size.map(|size| size.to_string()),
+        ),
+    ];
+    let alone = [
+        ("--overwrite", args.overwrite),
+        ("--allow-network", args.allow_network),
+        ("--force", args.force),
+        ("--json", args.json),
+    ];
+    let with_values = with_values
+        .into_iter()
+        .filter_map(|(option, value)| Some([option.to_owned(), value?]));
+    let alone = alone
+        .into_iter()
+        .filter(|(_, given)| *given)
+        .map(|(option, _)| option.to_owned());
+    with_values.flatten().chain(alone).collect()
 }
 
 /// The device that is asked for.
 fn device_wish<'a>(
     args: &'a ViewArgs,
-    base: Option<&'a str>,
+    (base, size_bytes): (Option<&'a str>, u64),
     chain: &[&Input<Volume>],
     monitor: &'a dyn Monitor,
 ) -> Result<Option<device::Wish<'a>>> {
-    let (Some(name), Some(first), Some(last)) = (&args.device, chain.first(), chain.last()) else {
+    let (Some(name), Some(first)) = (&args.device, chain.first()) else {
         return Ok(None);
     };
     let base = base.filter(|_| !first.delta.header().is_full_copy());
@@ -324,7 +367,7 @@ fn device_wish<'a>(
     Ok(layout.map(|layout| device::Wish {
         name,
         base,
-        size_bytes: last.delta.header().volume_size,
+        size_bytes,
         store: args.store.as_deref(),
         layout,
         snapshot_bytes: args.snapshot_size,
@@ -388,4 +431,45 @@ fn allow_many_files() {
             maximum,
         },
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::FromArgMatches;
+
+    fn parsed(words: &[&str]) -> ViewArgs {
+        let command = ViewArgs::augment_args(clap::Command::new("view"));
+        let words = std::iter::once("view").chain(words.iter().copied());
+        ViewArgs::from_arg_matches(&command.try_get_matches_from(words).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_command_for_another_machine_asks_for_the_same() {
+        for words in [
+            &["--cat", "1048576:512"][..],
+            &["--cat", "0:"],
+            &["--to", "a b.img", "--overwrite", "--force"],
+            &["--nbd", "tcp:0.0.0.0:10809", "--allow-network"],
+            &["--nbd", "unix:/run/x", "--overlay", "try", "--clients", "3"],
+            &[
+                "--device",
+                "tuesday",
+                "--store",
+                "here",
+                "--chunk-size",
+                "8192",
+                "--snapshot-size",
+                "1073741824",
+                "--json",
+            ],
+        ] {
+            let asked = [&["data", "--at", "1"], words].concat();
+            let mut again = rest(&parsed(&asked));
+            let mut words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            again.sort();
+            words.sort();
+            assert_eq!(again, words);
+        }
+    }
 }

@@ -4,9 +4,9 @@
 //! whose it is, and only one with that tag is ever removed or extended, by its UUID. Thick ones are active and read-only;
 //! thin ones are left inactive, as LVM makes them.
 
-use super::lvm::{LvRow, lvm_command, volumes_of};
+use super::lvm::{LvRow, lvm_command, run, volumes_of};
 use super::name::LvName;
-use super::temporary::{room_of, run, store_extents, useful_bytes};
+use super::temporary::{room_of, store_extents, useful_bytes};
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 

@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -127,6 +128,15 @@ pub fn all_volumes() -> Result<Vec<LvRow>> {
     volumes(None)
 }
 
+/// True if LVM finds a group of this name.
+pub fn has_group(vg: &str) -> Result<bool> {
+    super::era::refuse_any_suspended()?;
+    let mut command = lvm_command("vgs");
+    command.args(["--noheadings", "-o", "vg_name"]);
+    let groups = run(command, "vgs", "LVM")?;
+    Ok(groups.lines().any(|line| line.trim() == vg))
+}
+
 fn volumes(vg: Option<&str>) -> Result<Vec<LvRow>> {
     let failed = |reason: String| Error::Lvm {
         what: match vg {
@@ -205,6 +215,33 @@ pub(crate) fn lvm_command(name: &str) -> Command {
         .env("LVM_SUPPRESS_FD_WARNINGS", "1")
         .stdin(Stdio::null());
     command
+}
+
+/// Runs one of them, and gives what it says on stdout.
+pub(super) fn run(mut command: Command, program: &str, what: &str) -> Result<String> {
+    let failed = |reason: String| Error::Lvm {
+        what: what.to_owned(),
+        reason,
+    };
+    let package = match program {
+        "dmsetup" => "dmsetup",
+        "losetup" => "mount or util-linux",
+        "udevadm" => "udev",
+        _ => "lvm2",
+    };
+    // Ctrl-C does not reach it: the run takes back what it has made.
+    let output = command.process_group(0).output().map_err(|error| {
+        failed(format!(
+            "cannot run `{program}` (package {package}): {error}"
+        ))
+    })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said = said.collect::<Vec<_>>().join("; ");
+    Err(failed(format!("`{program}` failed: {said}")))
 }
 
 /// The tools live in a directory that an ordinary user's PATH may lack.

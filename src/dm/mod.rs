@@ -22,6 +22,7 @@ pub mod snapshot;
 pub mod table;
 pub mod temporary;
 pub mod thin;
+pub mod udev;
 pub mod uuid;
 pub mod wire;
 

@@ -3,17 +3,14 @@
 //! Guarantees: it has its tags from the moment in which it is there, and only a snapshot of that volume with both of them is
 //! ever merged or removed, by its UUID. LVM itself keeps it, and a merge that has begun, over a reboot.
 
-use std::os::unix::process::CommandExt;
-use std::process::Command;
-
 use super::device::DeviceMapper;
-use super::lvm::{LvRow, lvm_command, volumes_of};
+use super::lvm::{LvRow, lvm_command, run, volumes_of};
 use super::name::LvName;
 use super::pool_status::parse_mapped_bytes;
 use super::resolve::active_volume;
 use super::snapshot::{LogicalVolume, Role};
 use super::table::{SnapshotStatus, parse_snapshot_status};
-use super::temporary::{Room, room_of, run, useful_bytes};
+use super::temporary::{Room, room_of, useful_bytes};
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::units::{Bytes, sectors_to_bytes};
@@ -192,13 +189,6 @@ pub fn check(origin: &LvName, origin_bytes: u64, store: Option<Store>) -> Result
     Ok(name)
 }
 
-/// A command of LVM that Ctrl-C does not reach: what it has begun is taken back by the run, or goes on.
-fn command_of(program: &str) -> Command {
-    let mut command = lvm_command(program);
-    command.process_group(0);
-    command
-}
-
 fn name_of(origin: &LvName) -> Result<LvName> {
     let name = LvName::new(origin.vg(), &format!("{}-preview", origin.lv()));
     name.ok_or_else(|| Error::Lvm {
@@ -216,7 +206,7 @@ pub fn make(
 ) -> Result<Preview> {
     let name = name_of(origin)?;
     let of_tag = format!("{OF_TAG}{uuid}");
-    let mut command = command_of("lvcreate");
+    let mut command = lvm_command("lvcreate");
     command.args(["-qq", "--yes", "--snapshot"]);
     command.args(["--addtag", TAG, "--addtag", &of_tag]);
     if let Some(store) = store {
@@ -237,7 +227,7 @@ pub fn make(
 
 /// Notes on it that all deltas are there.
 pub fn is_whole_now(preview: &Preview) -> Result<()> {
-    let mut command = command_of("lvchange");
+    let mut command = lvm_command("lvchange");
     command.args([
         "-qq",
         "--addtag",
@@ -251,7 +241,7 @@ pub fn is_whole_now(preview: &Preview) -> Result<()> {
 /// Has LVM merge it. A volume that is in use is merged when it is activated next; else a thin one is merged when this
 /// returns, and a thick one by the kernel, which may take a while; LVM then looks each second whether it is done.
 pub fn merge(preview: &Preview) -> Result<()> {
-    let mut command = command_of("lvconvert");
+    let mut command = lvm_command("lvconvert");
     command.args(["-qq", "--yes", "--merge", "--background"]);
     command.args(["--interval", "1", "--", &preview.name.to_string()]);
     run(command, "lvconvert", &preview.name.to_string()).map(|_| ())
@@ -260,7 +250,7 @@ pub fn merge(preview: &Preview) -> Result<()> {
 /// Has LVM look how far a merge is, each second, until it is done; it is done with only when LVM has looked. After a reboot
 /// nobody may be looking.
 pub fn poll(origin: &LvName) -> Result<()> {
-    let mut command = command_of("lvchange");
+    let mut command = lvm_command("lvchange");
     command.args(["-qq", "--config", "activation { polling_interval = 1 }"]);
     command.args(["--poll", "y", "--", &origin.to_string()]);
     run(command, "lvchange", &origin.to_string()).map(|_| ())
@@ -296,7 +286,7 @@ pub fn merge_status(origin: &LvName, preview: &LvName) -> Result<Option<Snapshot
 
 /// Removes it.
 pub fn discard(preview: &Preview) -> Result<()> {
-    let mut command = command_of("lvremove");
+    let mut command = lvm_command("lvremove");
     // Of what has the tag and the UUID, and nothing else, whatever has happened since the look.
     let select = format!("lv_tags={{\"{TAG}\"}} && lv_uuid=\"{}\"", preview.uuid);
     let vg = preview.name.vg();

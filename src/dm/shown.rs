@@ -5,15 +5,12 @@
 //! checked. What is there is found by UUID and by file, never by name alone. `dmsetup` and `losetup` do the work, for they
 //! know how to wait for udev.
 
-use std::fs;
-use std::os::unix::process::CommandExt;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use super::device::DeviceMapper;
-use super::lvm::lvm_command;
+use super::device::{DeviceMapper, sysfs_slaves};
+use super::lvm::{lvm_command, run};
 use super::name::is_valid;
-use super::temporary::run;
 use super::wire::{DeviceInfo, Selector};
 use crate::error::{Error, Result};
 use crate::sys::device::DeviceNumber;
@@ -65,9 +62,10 @@ impl Table<'_> {
     }
 }
 
-/// Makes the device.
-pub fn create(name: &str, id: &str, table: Table<'_>) -> Result<()> {
-    let mut command = command_of("dmsetup");
+/// Makes the device. `lock` is held until that is done, whatever becomes of the run.
+pub fn create(name: &str, id: &str, table: Table<'_>, lock: File) -> Result<()> {
+    let mut command = lvm_command("dmsetup");
+    command.stdin(lock);
     command.args(["create", name, "--readonly", "--uuid", &uuid_of(id)]);
     command.args(["--table", &table.line()]);
     run(command, "dmsetup", name).map(|_| ())
@@ -95,7 +93,7 @@ pub fn remove(id: &str) -> Result<()> {
     let Some(info) = find(id)? else {
         return Ok(());
     };
-    let mut command = command_of("dmsetup");
+    let mut command = lvm_command("dmsetup");
     command.args(["remove", "--retry", &info.name]);
     match run(command, "dmsetup", &info.name) {
         Err(_) if find(id)?.is_some_and(|info| info.open_count > 0) => Err(Error::held(
@@ -107,9 +105,10 @@ pub fn remove(id: &str) -> Result<()> {
     }
 }
 
-/// Makes a read-only loop device of a file.
-pub fn attach(file: &Path) -> Result<PathBuf> {
-    let mut command = command_of("losetup");
+/// Makes a read-only loop device of a file, while `lock` is held.
+pub fn attach(file: &Path, lock: File) -> Result<PathBuf> {
+    let mut command = lvm_command("losetup");
+    command.stdin(lock);
     command.args(["--find", "--show", "--read-only"]).arg(file);
     let said = run(command, "losetup", &file.display().to_string())?;
     Ok(PathBuf::from(said.trim()))
@@ -117,7 +116,7 @@ pub fn attach(file: &Path) -> Result<PathBuf> {
 
 /// Gives a loop device back: at once, or as soon as nothing uses it any more.
 pub fn detach(device: &Path) -> Result<()> {
-    let mut command = command_of("losetup");
+    let mut command = lvm_command("losetup");
     command.arg("--detach").arg(device);
     run(command, "losetup", &device.display().to_string()).map(|_| ())
 }
@@ -125,19 +124,43 @@ pub fn detach(device: &Path) -> Result<()> {
 /// The loop devices of a file.
 pub fn attached(file: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let is_of_file = |entry: &fs::DirEntry| {
-        let backing = fs::read_to_string(entry.path().join("loop/backing_file"));
-        backing.is_ok_and(|backing| Path::new(backing.trim_end_matches('\n')) == file)
-    };
+    let is_of_file =
+        |entry: &fs::DirEntry| backing_file(&entry.path()).is_some_and(|backing| backing == file);
     let node = |entry: fs::DirEntry| Path::new("/dev").join(entry.file_name());
     entries.filter(is_of_file).map(node).collect()
 }
 
-/// A command that Ctrl-C does not reach: the run takes back what it has made.
-fn command_of(program: &str) -> Command {
-    let mut command = lvm_command(program);
-    command.process_group(0);
-    command
+/// What is behind a loop device, which is this directory of sysfs.
+fn backing_file(block: &Path) -> Option<PathBuf> {
+    let path = fs::read_to_string(block.join("loop/backing_file")).ok()?;
+    Some(PathBuf::from(path.trim_end_matches('\n')))
+}
+
+/// What the device itself tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What was made for it is tagged with that.
+    pub id: String,
+    /// The file below it.
+    pub store: Option<PathBuf>,
+}
+
+/// The device that shows a state under this name.
+pub fn look(name: &str) -> Result<Option<Found>> {
+    let Some(info) = DeviceMapper::open()?.info(Selector::Name(name))? else {
+        return Ok(None);
+    };
+    let Some(id) = info.uuid.strip_prefix(UUID_PREFIX) else {
+        return Ok(None);
+    };
+    let below = sysfs_slaves(info.device);
+    let store = below
+        .iter()
+        .find_map(|device| backing_file(Path::new(&format!("/sys/dev/block/{device}"))));
+    Ok(Some(Found {
+        id: id.to_owned(),
+        store,
+    }))
 }
 
 #[cfg(test)]

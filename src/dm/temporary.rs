@@ -5,11 +5,10 @@
 //! by its UUID.
 
 use std::fs::File;
-use std::process::Command;
 
 use serde::Deserialize;
 
-use super::lvm::{LvRow, lvm_command, volumes_of};
+use super::lvm::{LvRow, all_volumes, lvm_command, run, volumes_of};
 use super::name::{LvName, is_valid};
 use crate::error::{Error, Result};
 use crate::units::{Bytes, count};
@@ -36,6 +35,11 @@ const PART_WRITTEN: u64 = 10;
 /// The tag of the run with this id.
 pub fn run_tag(id: &str) -> String {
     format!("{RUN_TAG}{id}")
+}
+
+/// The id that such a tag has; of another tag, `None`.
+pub fn run_of(tag: &str) -> Option<&str> {
+    tag.strip_prefix(RUN_TAG)
 }
 
 /// The name of a snapshot of `origin` for the run with this id: as much of the volume's name as there is room for.
@@ -262,9 +266,23 @@ impl Wanted<'_> {
 pub fn find<'a>(rows: &'a [LvRow], name: &LvName, id: &str) -> Option<&'a LvRow> {
     let wanted = [TEMPORARY_TAG, &run_tag(id)];
     rows.iter().find(|row| {
-        let has = |tag: &&str| row.lv_tags.split(',').any(|found| found == *tag);
-        row.lv_name == name.lv() && !row.lv_uuid.is_empty() && wanted.iter().all(has)
+        let is_tagged = wanted.iter().all(|tag| has_tag(row, tag));
+        row.lv_name == name.lv() && !row.lv_uuid.is_empty() && is_tagged
     })
+}
+
+/// The snapshot of the run with this id, whatever it and its group are called by now.
+pub fn find_anywhere(id: &str) -> Result<Option<LvName>> {
+    let rows = all_volumes()?;
+    let wanted = [TEMPORARY_TAG, &run_tag(id)];
+    let found = rows
+        .iter()
+        .find(|row| wanted.iter().all(|tag| has_tag(row, tag)));
+    Ok(found.and_then(|row| LvName::new(&row.vg_name, row.name())))
+}
+
+fn has_tag(row: &LvRow, tag: &str) -> bool {
+    row.lv_tags.split(',').any(|found| found == tag)
 }
 
 /// Removes the snapshot of the run with this id, unless somebody has renamed it or taken off a tag: then it is theirs.
@@ -291,23 +309,6 @@ pub fn keep(name: &LvName, id: &str) -> Result<()> {
     run(command, "lvchange", &name.to_string()).map(|_| ())
 }
 
-pub(super) fn run(mut command: Command, program: &str, what: &str) -> Result<String> {
-    let failed = |reason: String| Error::Lvm {
-        what: what.to_owned(),
-        reason,
-    };
-    let output = command
-        .output()
-        .map_err(|error| failed(format!("cannot run `{program}` (package lvm2): {error}")))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.lines().map(str::trim).filter(|line| !line.is_empty());
-    let said = said.collect::<Vec<_>>().join("; ");
-    Err(failed(format!("`{program}` failed: {said}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,6 +319,12 @@ mod tests {
 
     fn name(vg: &str, lv: &str) -> LvName {
         LvName::new(vg, lv).unwrap()
+    }
+
+    #[test]
+    fn a_tag_tells_the_run() {
+        assert_eq!(run_of(&run_tag(ID)), Some(ID));
+        assert_eq!(run_of(TEMPORARY_TAG), None);
     }
 
     #[test]

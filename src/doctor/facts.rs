@@ -176,6 +176,8 @@ pub struct Records {
     pub held: Vec<HeldFacts>,
     /// States that are shown as devices, or were.
     pub views: Vec<ViewFacts>,
+    /// What lvmsync made and is on no record there, or why that was not looked for.
+    pub strays: Option<Looked<Vec<Stray>>>,
 }
 
 /// A state that is on record as shown.
@@ -185,8 +187,19 @@ pub struct ViewFacts {
     pub shown: Looked<Shown>,
     /// The device is there.
     pub is_there: bool,
+    /// What it is over can be written to.
+    pub is_base_writable: bool,
     /// A run makes or removes it now.
     pub busy: bool,
+}
+
+/// Something that lvmsync has made, with another state directory, or before its record was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stray {
+    /// A device that shows a state: its name.
+    Device(String),
+    /// A snapshot that was made to be read, or to show a state over.
+    Snapshot(String),
 }
 
 /// Something that is on record as held.

@@ -4,6 +4,7 @@
 //! tool that does not answer in time is given up.
 
 mod records;
+mod views;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -100,8 +100,14 @@ impl Report {
     /// What the facts mean.
     pub fn of(facts: &Facts) -> Self {
         let mut checks = machine::findings(&facts.machine, &facts.volumes);
-        checks.extend(volumes::findings(&facts.volumes));
+        let (lost, volumes): (Vec<_>, Vec<_>) = facts
+            .volumes
+            .iter()
+            .cloned()
+            .partition(|device| views::is_lost_below(device, &facts.records.views));
+        checks.extend(volumes::findings(&volumes));
         checks.extend(records::findings(&facts.records, facts.machine.root));
+        checks.extend(views::findings(&facts.records, &lost));
         checks.extend(facts.far.iter().flat_map(far::findings));
         Self {
             healthy: checks.iter().all(|check| check.status != Status::Problem),

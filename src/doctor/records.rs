@@ -6,7 +6,7 @@
 use super::facts::{
     HeldFacts, HeldKind, Looked, Partial, Place, Presence, RecordFacts, Records, Undo, Unusable,
 };
-use super::{Check, views, word};
+use super::{Check, word};
 use crate::hold::temporary::remove_command;
 use crate::record::admission::{Called, refuse_as_source};
 use crate::record::keeper::shown_time;
@@ -19,7 +19,7 @@ const PARTIAL: &str = "state.partial";
 const SPOOL: &str = "state.spool";
 const HELD: &str = "state.held";
 
-/// What the facts mean.
+/// What the facts mean; of states that are shown, see [`super::views`].
 pub(super) fn findings(facts: &Records, root: bool) -> Vec<Check> {
     let mut checks = vec![directory(facts, root)];
     match &facts.records {
@@ -41,7 +41,6 @@ pub(super) fn findings(facts: &Records, root: bool) -> Vec<Check> {
     checks.extend(facts.partials.iter().filter_map(partial));
     checks.extend(facts.spools.iter().filter_map(spool));
     checks.extend(facts.held.iter().filter_map(held));
-    checks.extend(views::findings(&facts.views, &state_dir_option(facts)));
     checks
 }
 
@@ -107,7 +106,7 @@ fn snapshot(name: &str, found: &Looked<bool>) -> Check {
 }
 
 /// What a command needs to find the same directory.
-fn state_dir_option(facts: &Records) -> String {
+pub(super) fn state_dir_option(facts: &Records) -> String {
     if facts.named {
         format!(" --state-dir {}", word(&facts.directory))
     } else {

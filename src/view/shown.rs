@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::dm::lvm::has_group;
 use crate::dm::name::LvName;
 use crate::dm::{shown, temporary};
 use crate::error::{Error, Result};
@@ -104,6 +105,33 @@ pub fn all(state: &StateDir) -> Vec<std::result::Result<Shown, String>> {
     paths.iter().filter_map(one).collect()
 }
 
+/// The one that is there under this name, and on no record that we have: what its device and the tags of LVM tell of it.
+pub fn found(name: &str) -> Result<Option<Shown>> {
+    let Some(device) = shown::look(name)? else {
+        return Ok(None);
+    };
+    let snapshot = temporary::find_anywhere(&device.id)?;
+    let store = device.store.unwrap_or_default();
+    Ok(Some(Shown {
+        name: name.to_owned(),
+        base: "its base".to_owned(),
+        snapshot: snapshot.map(|snapshot| snapshot.to_string()),
+        store_identity: store.is_absolute().then(|| identity::of_path(&store)),
+        store,
+        id: device.id,
+        since: 0,
+    }))
+}
+
+/// What a teardown did not find.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Left {
+    /// The file, which may be on a filesystem that is not mounted.
+    pub store: Option<PathBuf>,
+    /// The snapshot, whose volume group is not there.
+    pub snapshot: Option<String>,
+}
+
 impl Shown {
     /// Puts it on record, durably.
     pub fn save(&self, state: &StateDir) -> Result<()> {
@@ -112,8 +140,8 @@ impl Shown {
         save(&path_of(state, &self.name), self)
     }
 
-    /// Removes the device, its file, the snapshot, and the record. A file that was not found where it was made is told.
-    pub fn tear_down(&self, state: &StateDir) -> Result<Option<PathBuf>> {
+    /// Removes the device, its file, the snapshot, and the record, and tells what was not found where it was made.
+    pub fn tear_down(&self, state: &StateDir) -> Result<Left> {
         shown::remove(&self.id)?;
         let is_ours = self.is_store_ours(state);
         if is_ours {
@@ -122,15 +150,34 @@ impl Shown {
             }
             self.remove_store()?;
         }
-        if let Some(snapshot) = self.snapshot.as_deref().and_then(LvName::parse) {
-            temporary::remove(&snapshot, &self.id)?;
-        }
+        let snapshot = self.snapshot.as_deref().and_then(LvName::parse);
+        let snapshot = snapshot
+            .map(|snapshot| self.remove_snapshot(&snapshot))
+            .transpose()?
+            .flatten();
         let path = path_of(state, &self.name);
-        gone(fs::remove_file(&path))
-            .and_then(|()| sync_directory_of(&path))
+        gone(fs::remove_file(&path).and_then(|()| sync_directory_of(&path)))
             .map_err(|error| Error::io(format!("cannot remove {}", path.display()), error))?;
         let was_made = self.store_identity.is_some();
-        Ok((was_made && !is_ours).then(|| self.store.clone()))
+        Ok(Left {
+            store: (was_made && !is_ours).then(|| self.store.clone()),
+            snapshot,
+        })
+    }
+
+    /// Its name, if the group that it is in is not there any more, neither under its name nor under another.
+    fn remove_snapshot(&self, snapshot: &LvName) -> Result<Option<String>> {
+        match temporary::remove(snapshot, &self.id) {
+            Ok(_) => Ok(None),
+            Err(error) if has_group(snapshot.vg())? => Err(error),
+            Err(_) => {
+                let found = temporary::find_anywhere(&self.id)?;
+                let Some(name) = found else {
+                    return Ok(Some(snapshot.to_string()));
+                };
+                temporary::remove(&name, &self.id).map(|_| None)
+            }
+        }
     }
 
     /// Before its identity was on record nothing was written to the file.

@@ -47,12 +47,13 @@ pub struct View<'a, V> {
     windows: Kept<u64, Arc<Vec<Piece>>>,
 }
 
-/// What `chain` needs to be told of its base before that is opened: sizes that fit, nothing that is only a part.
-pub fn check<V: ReadAt>(chain: &[&Input<V>]) -> Result<()> {
+/// What `chain` needs to be told of its base before that is opened: sizes that fit, nothing that is only a part. Gives the
+/// size of the state in bytes.
+pub fn check<V: ReadAt>(chain: &[&Input<V>]) -> Result<u64> {
     for input in chain {
         refuse_fragment(&input.name, input.delta.header())?;
     }
-    of_states(&parts(chain)).map(|_| ())
+    of_states(&parts(chain)).map(|sizes| sizes.volume_size)
 }
 
 fn parts<'a, V: ReadAt>(chain: &[&'a Input<V>]) -> Vec<Part<'a>> {

@@ -7,7 +7,7 @@
 use super::state::View;
 use crate::cancel::Cancel;
 use crate::changes::cow::Layout;
-use crate::changes::cow_build::StoreBuilder;
+use crate::changes::cow_build::{StoreBuilder, store_bytes};
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::monitor::Monitor;
@@ -49,6 +49,24 @@ pub fn write<V: ReadAt>(
         at += length;
     }
     builder.finish().map_err(failed)
+}
+
+/// As large as the file can get: what is zero is not known before it is read.
+pub fn most_bytes<V: ReadAt>(view: &View<'_, V>, layout: Layout, cancel: &Cancel) -> Result<u64> {
+    let chunk_bytes = layout.chunk_bytes();
+    let size_bytes = view.size_bytes();
+    let (mut count, mut next, mut at) = (0_u64, 0, 0);
+    while at < size_bytes {
+        cancel.check()?;
+        let length = (size_bytes - at).min(PART_BYTES);
+        for chunk in chunks(&view.over_base(at, length)?, chunk_bytes) {
+            // A chunk that reaches over two parts.
+            count += u64::from(chunk >= next);
+            next = chunk + 1;
+        }
+        at += length;
+    }
+    Ok(store_bytes(layout, count).unwrap_or(u64::MAX))
 }
 
 /// The chunks that extents touch, which are in order; each once.

@@ -8,30 +8,34 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use crate::cancel::Cancel;
 use crate::changes::cow::Layout;
 use crate::commands::Caller;
 use crate::dm::name::LvName;
-use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::shown::{self as mapped, Table};
-use crate::dm::snapshot::{LogicalVolume, Role, recheck};
-use crate::dm::table::SnapshotStatus;
-use crate::dm::temporary::{Wanted, room_of, store_extents, temporary_name};
-use crate::error::{Error, ExitCode, Result};
+use crate::dm::snapshot::{LogicalVolume, Role};
+use crate::dm::temporary::{Wanted, room_of, store_extents};
+use crate::dm::udev;
+use crate::error::{Error, Result};
 use crate::hold::lock::LockFile;
 use crate::monitor::Monitor;
 use crate::record::half_written;
 use crate::record::identity;
 use crate::record::keeper::{now, shown_time};
 use crate::record::store::{StateDir, make_directory};
-use crate::units::{Bytes, SECTOR_BYTES};
+use crate::units::Bytes;
 use crate::view::shown::{self, Shown};
 use crate::view::state::View;
 use crate::view::store;
 use crate::volume::ReadAt;
 use crate::volume::file::FileVolume;
 use crate::volume::file_version::run_id;
+
+use super::fit;
+use super::stop::{locked, tell_of_left};
 
 /// What is asked for.
 pub(super) struct Wish<'a> {
@@ -48,6 +52,19 @@ pub(super) struct Wish<'a> {
     /// Show also what LVM would take for a disk of its own.
     pub(super) force: bool,
     pub(super) monitor: &'a dyn Monitor,
+}
+
+/// A device that is there, as JSON.
+#[derive(Debug, Serialize)]
+pub(super) struct Report<'a> {
+    device: String,
+    base: &'a str,
+    size_bytes: u64,
+    /// The snapshot of the base that it is over.
+    snapshot: Option<&'a str>,
+    store: &'a Path,
+    store_bytes: u64,
+    chunk_bytes: u64,
 }
 
 /// One that is being made. Dropped before [`Making::finish`] is done, all of it goes.
@@ -73,26 +90,20 @@ impl<'a> Making<'a> {
                 "--nbd serves the state over any base, and nbd-client makes a device of that.",
             ));
         };
-        refuse_unfit(wish, base, &volume)?;
+        fit::refuse_unfit(wish, &volume)?;
         let record = wish
             .state
             .file_of(&identity::of_logical_volume(&volume.uuid));
         let before = record.load()?;
         let lock = locked(wish.name)?;
         remove_what_was_cut(wish)?;
-        if mapped::is_taken(wish.name)? {
-            return Err(Error::refused(
-                format!("/dev/mapper/{}", wish.name),
-                "there is a device of that name already",
-                "Choose another name.",
-            ));
-        }
+        fit::refuse_name(wish)?;
         let id = blake3::hash(run_id().as_bytes()).to_hex()[..32].to_owned();
         let shown = Shown {
             name: wish.name.to_owned(),
             base: base.to_owned(),
             store: store_path(wish)?,
-            snapshot: snapshot_name(&volume, &id)?,
+            snapshot: fit::snapshot_name(&volume, &id)?,
             store_identity: None,
             since: now(),
             id,
@@ -133,7 +144,16 @@ impl<'a> Making<'a> {
                 let asked = self.wish.snapshot_bytes;
                 let extents = store_extents(&origin.name, origin.size_bytes, asked, room);
                 let free = room.free_extents.saturating_mul(room.extent_bytes);
-                Some(extents.map_err(|_| no_room(origin, free))?)
+                let extents = extents.map_err(|_| fit::no_room(origin, free))?;
+                if asked.is_none() && extents == room.free_extents {
+                    self.wish.monitor.remark(&format!(
+                        "{}: its snapshot gets all that is free in volume group {}, {}; --snapshot-size says how much else",
+                        origin.name,
+                        origin.name.vg(),
+                        Bytes(free)
+                    ));
+                }
+                Some(extents)
             }
         };
         let wanted = Wanted {
@@ -163,9 +183,12 @@ impl<'a> Making<'a> {
     ) -> Result<u64> {
         let wish = self.wish;
         if !wish.force {
-            refuse_physical_volume(wish.name, view)?;
+            fit::refuse_physical_volume(wish.name, view)?;
         }
         let path = self.shown.store.clone();
+        if wish.store.is_none() {
+            fit::refuse_no_space(&path, store::most_bytes(view, wish.layout, cancel)?)?;
+        }
         let failed = |error| Error::io(format!("cannot create {}", path.display()), error);
         let file = File::options()
             .read(true)
@@ -183,20 +206,34 @@ impl<'a> Making<'a> {
         unchanged()?;
         cancel.check()?;
         if self.shown.snapshot.is_some() && matches!(self.below.role, Role::ThickSnapshot(_)) {
-            refuse_lost(&self.below)?;
+            fit::refuse_lost(&self.below)?;
         }
-        let device = mapped::attach(&path)?;
+        udev::keep_links_away()?;
+        let device = mapped::attach(&path, self.lock.share()?)?;
         let table = Table {
             size_bytes: view.size_bytes(),
             base: self.below.device,
             store: &device,
             chunk_bytes: wish.layout.chunk_bytes(),
         };
-        mapped::create(wish.name, &self.shown.id, table)?;
+        mapped::create(wish.name, &self.shown.id, table, self.lock.share()?)?;
         // From now on it goes with the device.
         mapped::detach(&device)?;
         self.is_done = true;
         Ok(store_bytes)
+    }
+
+    /// What there is now, for a script.
+    pub(super) fn report<V: ReadAt>(&self, view: &View<'_, V>, store_bytes: u64) -> Report<'_> {
+        Report {
+            device: format!("/dev/mapper/{}", self.shown.name),
+            base: &self.shown.base,
+            size_bytes: view.size_bytes(),
+            snapshot: self.shown.snapshot.as_deref(),
+            store: &self.shown.store,
+            store_bytes,
+            chunk_bytes: self.wish.layout.chunk_bytes(),
+        }
     }
 
     /// What there is now.
@@ -237,44 +274,6 @@ impl Drop for Making<'_> {
     }
 }
 
-/// For the user's shell.
-pub(super) fn stop_command(caller: &Caller, name: &str) -> String {
-    caller.command("view", &["--stop", name])
-}
-
-/// Removes the device of this name, and all that it stands on.
-pub(super) fn stop(
-    name: &str,
-    state: &StateDir,
-    terminal: &super::super::Terminal,
-) -> Result<ExitCode> {
-    let _lock = locked(name)?;
-    let Some(shown) = shown::load(state, name)? else {
-        return Err(Error::refused(
-            name,
-            "no state is shown under this name, as far as is on record",
-            "lvmsync doctor lists those that are.",
-        ));
-    };
-    let store = shown.tear_down(state)?;
-    terminal.summary(&format!(
-        "/dev/mapper/{name}: removed, with all that it stood on; {} is as it was",
-        shown.base
-    ));
-    tell_of_store(store, terminal);
-    Ok(ExitCode::Done)
-}
-
-fn locked(name: &str) -> Result<LockFile> {
-    shown::lock(name)?.ok_or_else(|| {
-        Error::held(
-            format!("/dev/mapper/{name}"),
-            "another lvmsync makes or removes it",
-            "Wait until that is done.",
-        )
-    })
-}
-
 /// One that is shown is somebody's.
 fn remove_what_was_cut(wish: &Wish<'_>) -> Result<()> {
     let Some(old) = shown::load(&wish.state, wish.name)? else {
@@ -294,8 +293,8 @@ fn remove_what_was_cut(wish: &Wish<'_>) -> Result<()> {
             ),
         ));
     }
-    let store = old.tear_down(&wish.state)?;
-    tell_of_store(store, wish.monitor);
+    let left = old.tear_down(&wish.state)?;
+    tell_of_left(&left, wish.monitor);
     wish.monitor.remark(&format!(
         "{}: removed what a run that was cut, or a reboot, has left of it",
         wish.name
@@ -303,112 +302,9 @@ fn remove_what_was_cut(wish: &Wish<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What the kernel cannot show.
-fn refuse_unfit(wish: &Wish<'_>, base: &str, volume: &LogicalVolume) -> Result<()> {
-    let otherwise = "--nbd and --to show it all the same.";
-    let size_bytes = wish.size_bytes;
-    if size_bytes > volume.size_bytes {
-        return Err(Error::refused(
-            base,
-            format!(
-                "it has {} bytes, and the state {size_bytes}: a device cannot be larger than what it is over",
-                volume.size_bytes
-            ),
-            otherwise,
-        ));
-    }
-    if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
-        return Err(Error::refused(
-            base,
-            format!("the state has {size_bytes} bytes, and a device has whole sectors"),
-            otherwise,
-        ));
-    }
-    let reason = match &volume.role {
-        Role::Plain | Role::Thin { .. } | Role::ThickOrigin { merging: false, .. } => return Ok(()),
-        Role::ThickSnapshot(_) if volume.read_only => return Ok(()),
-        Role::ThickSnapshot(_) => {
-            "it is a snapshot that can be written to, and LVM makes none of it"
-        }
-        Role::ThickOrigin { .. } => "a snapshot is being merged into it",
-        Role::ThinPool => "it is a whole thin pool, not a volume",
-        Role::Other { .. } => "LVM makes no snapshot of such a device",
-    };
-    let way_out = match &volume.role {
-        Role::ThickSnapshot(_) => format!("Make it read-only: lvchange -pr {}", volume.name),
-        _ => String::new(),
-    };
-    Err(Error::refused(base, reason, way_out))
-}
-
-/// What the snapshot will be called, where one is needed. Who has opened a volume before it was made read-only may still write
-/// to it.
-fn snapshot_name(volume: &LogicalVolume, id: &str) -> Result<Option<String>> {
-    if volume.read_only {
-        let users = writers_open(volume.device)?;
-        match volume.role {
-            _ if !users.may_write() => return Ok(None),
-            Role::ThickSnapshot(_) => {
-                return Err(Error::refused(
-                    volume.name.to_string(),
-                    format!("it is read-only, and may be written to all the same: {users}"),
-                    "Stop what has opened it before it was made read-only.",
-                ));
-            }
-            _ => {}
-        }
-    }
-    let name = temporary_name(&volume.name, id).ok_or_else(|| Error::Lvm {
-        what: volume.name.to_string(),
-        reason: "no name for a snapshot of it is short enough".to_owned(),
-    })?;
-    Ok(Some(name.to_string()))
-}
-
-/// LVM scans what is shown, and would find a group that it knows already, or bring one up from an old state.
-fn refuse_physical_volume<V: ReadAt>(name: &str, view: &View<'_, V>) -> Result<()> {
-    const LABEL: &[u8] = b"LABELONE";
-    const SECTORS: u64 = 4;
-    let mut beginning =
-        vec![0; usize::try_from(view.size_bytes().min(SECTORS * SECTOR_BYTES)).unwrap_or(0)];
-    view.read(&mut beginning, 0)?;
-    let is_label = |sector: &[u8]| sector.starts_with(LABEL);
-    let sector = usize::try_from(SECTOR_BYTES).unwrap_or(512);
-    if !beginning.chunks(sector).any(is_label) {
-        return Ok(());
-    }
-    Err(Error::refused(
-        format!("/dev/mapper/{name}"),
-        "the state is a physical volume of LVM, which would find its group on the device, perhaps a second time",
-        format!(
-            "--nbd and --to show it all the same. Or let LVM not look: global_filter = [ \"r|^/dev/mapper/{name}$|\" ] in \
-             /etc/lvm/lvm.conf, and --force."
-        ),
-    ))
-}
-
-/// The snapshot that is below the device has to be whole.
-fn refuse_lost(below: &LogicalVolume) -> Result<()> {
-    let status = recheck(below)?;
-    if matches!(status, SnapshotStatus::Valid { .. }) {
-        return Ok(());
-    }
-    Err(Error::refused(
-        below.name.to_string(),
-        "the snapshot that was made to show the state over has overflowed: too much was written to the volume",
-        "Make it larger: --snapshot-size SIZE.",
-    ))
-}
-
-/// Of a store that was not found where it was made.
-fn tell_of_store(store: Option<PathBuf>, monitor: &dyn Monitor) {
-    if let Some(store) = store {
-        monitor.warn(&format!(
-            "{}: not there, or another file by now, so it was not removed. If it is on a filesystem that is not mounted, \
-             remove it there",
-            store.display()
-        ));
-    }
+/// For the user's shell.
+pub(super) fn stop_command(caller: &Caller, name: &str) -> String {
+    caller.command("view", &["--stop", name])
 }
 
 /// Where the store will be: its path without links, for the kernel tells it so.
@@ -441,20 +337,4 @@ fn store_path(wish: &Wish<'_>) -> Result<PathBuf> {
         .map_err(failed)?;
     let name = name.ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
     Ok(parent.join(name))
-}
-
-fn no_room(origin: &LogicalVolume, free_bytes: u64) -> Error {
-    let vg = origin.name.vg();
-    Error::refused(
-        origin.name.to_string(),
-        format!(
-            "there is no room for a snapshot of it to show the state over: volume group {vg} has {} free",
-            Bytes(free_bytes)
-        ),
-        format!(
-            "Make room (lvremove, vgextend {vg} DISK), choose a smaller one: --snapshot-size SIZE, or stop what uses it, and \
-             forbid writes to it: lvchange -pr {}",
-            origin.name
-        ),
-    )
 }

@@ -13,13 +13,11 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::super::facts::{
     HeldFacts, HeldKind, Looked, Partial, Place, Presence, RecordFacts, Records, Undo, Unusable,
-    ViewFacts,
 };
 use super::super::parse;
-use super::{Mapped, find_program, names_in, output_of};
+use super::{Mapped, find_program, names_in, output_of, views};
 use crate::dm::device::DeviceMapper;
 use crate::dm::name::LvName;
-use crate::dm::shown::uuid_of;
 use crate::dm::temporary;
 use crate::dm::uuid::DmUuid;
 use crate::dm::wire::Selector;
@@ -28,11 +26,10 @@ use crate::partial_file::partial_name;
 use crate::record::store::StateDir;
 use crate::record::{MAX_BYTES, Record, identity};
 use crate::sys::device::DeviceNumber;
-use crate::view::shown::{self, Shown};
 use crate::volume::host::boot_id;
 
 /// How long `lvs` may take: it reads every disk.
-const LVS_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LVS_LIMIT: Duration = Duration::from_secs(30);
 
 /// What lvmsync keeps in `directory`; `named` says that the command line named it.
 pub fn records(directory: &StateDir, named: bool) -> Records {
@@ -50,7 +47,8 @@ pub fn records(directory: &StateDir, named: bool) -> Records {
         partials: partials(&destinations, ".state.partial", &here),
         spools: partials(&directory.spools(), ".spool.partial", &here),
         held: held(directory, &here),
-        views: views(directory, &here),
+        strays: Some(views::strays(directory, &here)),
+        views: views::views(directory, &here),
         records: Some(listed(directory, here)),
     }
 }
@@ -83,26 +81,6 @@ fn held(directory: &StateDir, here: &Here) -> Vec<HeldFacts> {
         all.push(facts);
     }
     all
-}
-
-/// The device is looked for in sysfs, which needs no privilege.
-fn views(directory: &StateDir, here: &Here) -> Vec<ViewFacts> {
-    let blocks = names_in("/sys/block");
-    let mapped: Vec<Mapped> = blocks
-        .iter()
-        .filter_map(|name| Mapped::load(name))
-        .collect();
-    let look = |shown: Looked<Shown>| {
-        let known = shown.as_ref().ok();
-        let uuid = known.map(|shown| uuid_of(&shown.id));
-        let lock = known.map(|shown| lock::path_of(&shown::lock_name(&shown.name)));
-        ViewFacts {
-            is_there: uuid.is_some_and(|uuid| mapped.iter().any(|device| device.uuid == uuid)),
-            busy: lock.is_some_and(|path| here.is_locked(&path)),
-            shown,
-        }
-    };
-    shown::all(directory).into_iter().map(look).collect()
 }
 
 /// Asks LVM for a snapshot that is on record as temporary.
@@ -183,7 +161,7 @@ fn active_volumes() -> Vec<(String, String)> {
 }
 
 /// What records are held against.
-struct Here {
+pub(super) struct Here {
     locks: Vec<parse::Lock>,
     active: Vec<(String, String)>,
     /// The UUIDs of all logical volumes, once they were asked for.
@@ -262,7 +240,7 @@ impl Here {
         asked().is_some_and(|info| info.open_count > 0)
     }
 
-    fn is_locked(&self, path: &Path) -> bool {
+    pub(super) fn is_locked(&self, path: &Path) -> bool {
         let Ok(found) = fs::metadata(path) else {
             return false;
         };

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_keepalive;
 
 use super::address::Listen;
 use super::client::{Connection, Patience};
@@ -183,6 +184,8 @@ impl Line {
                 socket.set_nonblocking(true)?;
                 // Small replies wait for nothing.
                 socket.set_nodelay(true)?;
+                // An idle client may be silent for days; one whose machine is gone does not keep its place.
+                set_socket_keepalive(socket, true)?;
             }
         }
         Ok(Self {
