@@ -51,6 +51,7 @@ Examples:
   lvmsync view tue.undo --base vg/copy --nbd unix:/run/monday.sock             for other programs, until Ctrl-C
   lvmsync view mon.delta --base vg/copy --nbd unix:/run/try.sock --overlay /var/tmp/try    with writes, which are lost
   lvmsync view full.delta mon.delta --nbd tcp:localhost:10809                  a full copy needs no base
+  lvmsync view full.delta --nbd tcp:0.0.0.0:10809 --tls-certificates DIR       for other machines, encrypted
   lvmsync view tue.undo --base vg/copy --device monday                         as /dev/mapper/monday, read-only; then
   lvmsync view --stop monday                                                   it goes, and all that was made for it
   lvmsync view data --at '2026-11-24 18:00' --nbd unix:/run/old.sock           what the target of job data held then
@@ -103,7 +104,7 @@ pub(super) struct ViewArgs {
 
     /// Remove the device NAME of --device and all that it stands on, also after a crash
     #[arg(long, value_name = "NAME", value_parser = parse_name,
-          conflicts_with_all = ["base", "at", "overwrite", "store", "chunk_size", "overlay", "allow_network", "force",
+          conflicts_with_all = ["base", "at", "overwrite", "store", "chunk_size", "overlay", "tls_certificates", "allow_network", "force",
                                 "snapshot_size"])]
     stop: Option<String>,
 
@@ -118,6 +119,11 @@ pub(super) struct ViewArgs {
     /// Let clients write: into this file, which is new and gone when the export ends. Base and deltas stay as they are
     #[arg(long, value_name = "FILE", requires = "nbd")]
     overlay: Option<PathBuf>,
+
+    /// Serve with TLS, and only clients that have a certificate of ca-cert.pem: DIR holds that, server-cert.pem and
+    /// server-key.pem, as for nbdkit and QEMU
+    #[arg(long, value_name = "DIR", requires = "nbd")]
+    tls_certificates: Option<PathBuf>,
 
     /// Serve on an address that other machines reach, unencrypted and to everybody who can connect
     #[arg(long, requires = "nbd")]
@@ -178,7 +184,7 @@ pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
     let listen = args
         .nbd
         .as_ref()
-        .map(|address| address.resolve(args.allow_network))
+        .map(|address| address.resolve(args.allow_network || args.tls_certificates.is_some()))
         .transpose()?;
     if let Some(path) = &args.to {
         file::refuse_device(path)?;
@@ -249,6 +255,7 @@ pub(super) fn run(args: &ViewArgs, cancel: &Cancel) -> Result<ExitCode> {
             listen,
             overlay: args.overlay.as_deref(),
             clients: args.clients.into(),
+            certificates: args.tls_certificates.as_deref(),
         };
         export::serve(&view, &wish, cancel, &terminal).map_err(explain)?;
         unchanged()?;
@@ -262,6 +269,11 @@ fn refuse_options_of_another(args: &ViewArgs) -> Result<()> {
         (
             "--overlay",
             args.overlay.is_some() && args.nbd.is_none(),
+            "an export: it needs --nbd",
+        ),
+        (
+            "--tls-certificates",
+            args.tls_certificates.is_some() && args.nbd.is_none(),
             "an export: it needs --nbd",
         ),
         (
@@ -320,6 +332,7 @@ fn rest(args: &ViewArgs) -> Vec<String> {
         ("--store", shown(&args.store)),
         ("--chunk-size", args.chunk_size.map(bytes)),
         ("--overlay", shown(&args.overlay)),
+        ("--tls-certificates", shown(&args.tls_certificates)),
         (
             "--clients",
             (args.clients != CLIENTS).then(|| args.clients.to_string()),
@@ -451,6 +464,7 @@ mod tests {
             &["--cat", "0:"],
             &["--to", "a b.img", "--overwrite", "--force"],
             &["--nbd", "tcp:0.0.0.0:10809", "--allow-network"],
+            &["--nbd", "tcp:0.0.0.0:1", "--tls-certificates", "/etc/x"],
             &["--nbd", "unix:/run/x", "--overlay", "try", "--clients", "3"],
             &[
                 "--device",

@@ -13,3 +13,4 @@ mod hostile;
 #[path = "../history/model.rs"]
 mod model;
 mod recipes;
+mod secure;

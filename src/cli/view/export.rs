@@ -14,6 +14,7 @@ use crate::view::nbd::Export;
 use crate::view::nbd::address::{Address, Listen};
 use crate::view::nbd::server::{Options, serve as serve_clients};
 use crate::view::nbd::socket::Listener;
+use crate::view::nbd::tls;
 use crate::view::scratch::Scratch;
 use crate::view::state::View;
 use crate::volume::ReadAt;
@@ -24,6 +25,8 @@ pub(super) struct Wish<'a> {
     pub(super) listen: Listen,
     pub(super) overlay: Option<&'a Path>,
     pub(super) clients: usize,
+    /// Where the certificates are, if it is to be encrypted.
+    pub(super) certificates: Option<&'a Path>,
 }
 
 /// Serves `view` until the run is told to stop.
@@ -33,6 +36,7 @@ pub(super) fn serve<V: ReadAt>(
     cancel: &Cancel,
     terminal: &super::super::Terminal,
 ) -> Result<()> {
+    let tls = wish.certificates.map(tls::load).transpose()?;
     let listener = Listener::bind(&wish.listen)?;
     let scratch = wish
         .overlay
@@ -45,6 +49,7 @@ pub(super) fn serve<V: ReadAt>(
     tell(terminal, wish, &listener, export);
     let options = Options {
         clients: wish.clients,
+        tls,
         cancel,
         monitor: terminal,
     };
@@ -63,13 +68,17 @@ fn tell(
     listener: &Listener,
     export: &dyn Export,
 ) {
-    let uri = word(&uri(wish.address, listener));
+    let uri = word(&uri(wish, listener));
     let how = match export.is_writable() {
         true => "for reading and writing; what is written is gone when the export ends",
         false => "for reading",
     };
+    let whom = match wish.certificates {
+        Some(_) => ", with TLS, for clients with a certificate of the same authority (DIR: theirs)",
+        None => "",
+    };
     terminal.remark(&format!(
-        "serving {} as {uri} {how}, until Ctrl-C. To use it:\n  \
+        "serving {} as {uri} {how}{whom}, until Ctrl-C. To use it:\n  \
          nbdinfo {uri}\n  \
          nbdcopy {uri} state.img\n  \
          qemu-img info {uri}",
@@ -78,13 +87,23 @@ fn tell(
 }
 
 /// As clients want it.
-fn uri(address: &Address, listener: &Listener) -> String {
-    match (address, listener.tcp_address()) {
+fn uri(wish: &Wish<'_>, listener: &Listener) -> String {
+    let (secure, and) = match wish.certificates {
+        Some(_) => ("s", "tls-certificates=DIR"),
+        None => ("", ""),
+    };
+    match (wish.address, listener.tcp_address()) {
         (Address::Unix(path), _) => {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-            format!("nbd+unix:///?socket={}", escaped(&path))
+            let and = if and.is_empty() {
+                ""
+            } else {
+                "&tls-certificates=DIR"
+            };
+            format!("nbd{secure}+unix:///?socket={}{and}", escaped(&path))
         }
-        (_, Some(bound)) => format!("nbd://{bound}"),
+        (_, Some(bound)) if and.is_empty() => format!("nbd://{bound}"),
+        (_, Some(bound)) => format!("nbds://{bound}/?{and}"),
         (address, None) => address.to_string(),
     }
 }

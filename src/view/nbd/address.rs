@@ -69,7 +69,7 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    /// Looks it up, and refuses what other machines reach unless `allow_network`.
+    /// Looks it up, and refuses what other machines reach unless `allow_network`, or TLS, says who they are.
     pub fn resolve(&self, allow_network: bool) -> Result<Listen> {
         let (host, port) = match self {
             Address::Unix(path) => return Ok(Listen::Unix(path.clone())),
@@ -87,8 +87,8 @@ impl Address {
                     "{} can be reached by other machines, and what is served is neither encrypted nor asks who reads it",
                     open.ip()
                 ),
-                "Use unix:PATH, and for another machine ssh -L or stunnel in front of it, which bring TLS. In a network \
-                 that you trust: --allow-network.",
+                "Encrypted, and for clients with a certificate of yours: --tls-certificates DIR. Or unix:PATH, and ssh -L in \
+                 front of it. In a network that you trust: --allow-network.",
             ));
         }
         Ok(Listen::Tcp(found))

@@ -37,6 +37,14 @@ pub enum Patience {
 pub trait Connection: Read + Write {
     /// Sets how long what follows may take.
     fn patience(&mut self, patience: Patience);
+    /// Nothing is to be served before [`Self::begin_tls`].
+    fn needs_tls(&self) -> bool {
+        false
+    }
+    /// From here on what is read and written goes through TLS.
+    fn begin_tls(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Serves one client to the end. An error is one of the connection, or of a client that breaks the protocol.
@@ -48,6 +56,7 @@ pub fn serve(
     let offer = Offer {
         size_bytes: export.size_bytes(),
         is_writable: export.is_writable(),
+        needs_tls: connection.needs_tls(),
     };
     connection.patience(Patience::Negotiation);
     let Some(agreed) = negotiate(connection, offer)? else {
@@ -105,6 +114,10 @@ fn negotiate(connection: &mut dyn Connection, offer: Offer) -> io::Result<Option
         connection.write_all(&out)?;
         match then {
             Then::Option => {}
+            Then::Tls => {
+                connection.begin_tls()?;
+                negotiation.secured();
+            }
             Then::Transmission => return Ok(Some(negotiation.agreed())),
             Then::End => return Ok(None),
         }

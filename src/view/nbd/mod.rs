@@ -1,4 +1,4 @@
-//! A volume for other programs: a network block device (NBD), as far as its protocol goes without encryption.
+//! A volume for other programs: a network block device (NBD).
 //!
 //! Guarantees: fixed newstyle negotiation, structured replies and the allocation context `base:allocation`; nothing that a
 //! client sends is allocated before it was held against a limit; a client that is silent in the middle of something is
@@ -8,7 +8,7 @@
 //! - [`negotiation`]: options and their answers (pure)
 //! - [`request`]: what a request may ask for (pure)
 //! - [`client`]: one connection, over anything that reads and writes
-//! - [`address`], [`socket`], [`server`]: where it listens, and for whom
+//! - [`address`], [`socket`], [`tls`], [`server`]: where it listens, and for whom
 
 pub mod address;
 pub mod client;
@@ -16,6 +16,7 @@ pub mod negotiation;
 pub mod request;
 pub mod server;
 pub mod socket;
+pub mod tls;
 pub mod wire;
 
 use std::io;

@@ -24,6 +24,8 @@ pub struct Offer {
     pub size_bytes: u64,
     /// Clients may write.
     pub is_writable: bool,
+    /// Nothing is told or served before TLS was begun.
+    pub needs_tls: bool,
 }
 
 impl Offer {
@@ -56,6 +58,8 @@ pub enum Then {
     Option,
     /// Requests.
     Transmission,
+    /// TLS, and then options as if nothing had been said before.
+    Tls,
     /// Nothing: the connection ends.
     End,
 }
@@ -67,6 +71,7 @@ pub struct Negotiation {
     /// Nothing behind the answer to `EXPORT_NAME`.
     no_zeroes: bool,
     agreed: Agreed,
+    has_tls: bool,
 }
 
 impl Negotiation {
@@ -77,7 +82,14 @@ impl Negotiation {
             offer,
             no_zeroes: client_flags & u32::from(super::wire::NO_ZEROES) != 0,
             agreed: Agreed::default(),
+            has_tls: false,
         })
+    }
+
+    /// TLS is there: what was said before it may be anybody's, and counts no more.
+    pub fn secured(&mut self) {
+        self.agreed = Agreed::default();
+        self.has_tls = true;
     }
 
     /// What was agreed so far.
@@ -88,6 +100,21 @@ impl Negotiation {
     /// Answers an option into `out`.
     pub fn option(&mut self, number: u32, data: &[u8], out: &mut Vec<u8>) -> Then {
         let mut say = |kind, data: &[u8]| push_answer(out, number, kind, data);
+        if self.offer.needs_tls && !self.has_tls {
+            match number {
+                // Has no answer that means no.
+                option::EXPORT_NAME => return Then::End,
+                option::STARTTLS if data.is_empty() => {
+                    say(answer::ACK, &[]);
+                    return Then::Tls;
+                }
+                option::ABORT | option::STARTTLS => {}
+                _ => {
+                    say(answer::ERR_TLS_REQD, b"TLS comes first");
+                    return Then::Option;
+                }
+            }
+        }
         match number {
             option::EXPORT_NAME => return self.export_name(data, out),
             option::ABORT => {
@@ -105,6 +132,9 @@ impl Negotiation {
             option::LIST | option::STRUCTURED_REPLY => {
                 say(answer::ERR_INVALID, b"this option has no data");
             }
+            option::STARTTLS if self.offer.needs_tls => {
+                say(answer::ERR_INVALID, b"TLS begins once, without data");
+            }
             option::INFO | option::GO => return self.info(number, data, out),
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
                 self.contexts(number, data, out);
@@ -112,7 +142,7 @@ impl Negotiation {
             option::STARTTLS => {
                 say(
                     answer::ERR_POLICY,
-                    b"no TLS here: use a Unix socket behind ssh or stunnel",
+                    b"no TLS here: the export was begun without --tls-certificates",
                 );
             }
             _ => say(answer::ERR_UNSUP, &[]),
@@ -249,8 +279,50 @@ mod tests {
         let offer = Offer {
             size_bytes: 1 << 20,
             is_writable: false,
+            needs_tls: false,
         };
         Negotiation::new(offer, 3).unwrap()
+    }
+
+    #[test]
+    fn where_tls_is_needed_nothing_is_told_before_it_and_what_was_said_before_counts_no_more() {
+        let offer = Offer {
+            needs_tls: true,
+            ..begun().offer
+        };
+        let mut with = Negotiation::new(offer, 3).unwrap();
+        let needs = (vec![answer::ERR_TLS_REQD], Then::Option);
+        for number in [
+            option::LIST,
+            option::INFO,
+            option::GO,
+            option::STRUCTURED_REPLY,
+            option::SET_META_CONTEXT,
+            99,
+        ] {
+            assert_eq!(ask(&mut with, number, b""), needs, "{number}");
+        }
+        assert_eq!(
+            ask(&mut with, option::EXPORT_NAME, b""),
+            (vec![], Then::End)
+        );
+        assert_eq!(
+            ask(&mut with, option::STARTTLS, b"x").0,
+            [answer::ERR_INVALID]
+        );
+        assert_eq!(
+            ask(&mut with, option::STARTTLS, b""),
+            (vec![answer::ACK], Then::Tls)
+        );
+        with.agreed.structured = true;
+        with.secured();
+        assert_eq!(with.agreed(), Agreed::default());
+        assert_eq!(
+            ask(&mut with, option::STARTTLS, b"").0,
+            [answer::ERR_INVALID]
+        );
+        let go = named("", &[0, 0]);
+        assert_eq!(ask(&mut with, option::GO, &go).1, Then::Transmission);
     }
 
     /// The kinds of the answers.

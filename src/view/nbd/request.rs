@@ -115,6 +115,7 @@ mod tests {
     const OFFER: Offer = Offer {
         size_bytes: 10_000,
         is_writable: false,
+        needs_tls: false,
     };
 
     fn raw(command: u16, offset: u64, length: u32) -> RawRequest {
@@ -184,7 +185,7 @@ mod tests {
         ) {
             for (offset, size) in [(offset, size), (offset % 9999, size % 9999), (offset >> 40, size)] {
                 let request = RawRequest { flags: flags >> (flags % 16), command, cookie: 0, offset, length };
-                let offer = Offer { size_bytes: size, is_writable };
+                let offer = Offer { size_bytes: size, is_writable, needs_tls: false };
                 let agreed = Agreed { structured: allocation, allocation };
                 let found = check(&request, &offer, agreed);
                 if let Ok(Request::Read(extent) | Request::Status { extent, .. }

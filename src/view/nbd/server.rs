@@ -4,8 +4,10 @@
 //! told to stop every connection ends, and then the server.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use rustls::ServerConfig;
 
 use super::socket::Listener;
 use super::{Export, client};
@@ -17,6 +19,8 @@ use crate::monitor::Monitor;
 pub struct Options<'a> {
     /// Clients at the same time.
     pub clients: usize,
+    /// What clients have to begin with, if anything.
+    pub tls: Option<Arc<ServerConfig>>,
     /// Ends the export.
     pub cancel: &'a Cancel,
     /// Hears what goes wrong.
@@ -49,7 +53,7 @@ pub fn serve(listener: &Listener, export: &dyn Export, options: &Options<'_>) ->
         let mut served = 0;
         loop {
             let mut socket = match listener.accept(options.cancel) {
-                Ok(Some(socket)) => socket,
+                Ok(Some(socket)) => socket.with_tls(options.tls.clone()),
                 _ if options.cancel.is_cancelled() => return Ok(served),
                 Ok(None) => return Ok(served),
                 // Out of file descriptors or memory: it passes when clients go.

@@ -6,15 +6,18 @@
 
 use std::fs;
 use std::io::{self, BufReader, Read, Write};
+use std::mem;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_keepalive;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::address::Listen;
 use super::client::{Connection, Patience};
@@ -160,7 +163,18 @@ enum Stream {
 
 /// A client's. What it sends is read as much at once as there is: it may ask for many things before it waits for answers.
 #[derive(Debug)]
-pub struct Socket(BufReader<Line>);
+pub struct Socket {
+    way: Way,
+    tls: Option<Arc<ServerConfig>>,
+}
+
+#[derive(Debug)]
+enum Way {
+    Plain(BufReader<Line>),
+    Secure(Box<BufReader<StreamOwned<ServerConnection, Line>>>),
+    /// TLS could not be begun.
+    Gone,
+}
 
 #[derive(Debug)]
 struct Line {
@@ -172,7 +186,24 @@ struct Line {
 
 impl Socket {
     fn new(stream: Stream, cancel: Cancel) -> io::Result<Self> {
-        Line::new(stream, cancel).map(|line| Self(BufReader::new(line)))
+        Line::new(stream, cancel).map(|line| Self {
+            way: Way::Plain(BufReader::new(line)),
+            tls: None,
+        })
+    }
+
+    /// The same, and nothing is served without TLS.
+    pub fn with_tls(mut self, tls: Option<Arc<ServerConfig>>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    fn line(&mut self) -> Option<&mut Line> {
+        match &mut self.way {
+            Way::Plain(line) => Some(line.get_mut()),
+            Way::Secure(stream) => Some(&mut stream.get_mut().sock),
+            Way::Gone => None,
+        }
     }
 }
 
@@ -244,14 +275,17 @@ impl Read for Line {
 
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
+        match &mut self.way {
+            Way::Plain(line) => line.read(buffer),
+            Way::Secure(stream) => stream.read(buffer),
+            Way::Gone => Ok(0),
+        }
     }
 }
 
-impl Write for Socket {
+impl Write for Line {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let line = self.0.get_mut();
-        line.each(PollFlags::OUT, &mut |stream| match stream {
+        self.each(PollFlags::OUT, &mut |stream| match stream {
             Stream::Unix(socket) => socket.write(buffer),
             Stream::Tcp(socket) => socket.write(buffer),
         })
@@ -262,9 +296,64 @@ impl Write for Socket {
     }
 }
 
+impl Write for Socket {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match &mut self.way {
+            Way::Plain(line) => line.get_mut().write(buffer),
+            Way::Secure(stream) => stream.get_mut().write(buffer),
+            Way::Gone => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.way {
+            Way::Secure(stream) => stream.get_mut().flush(),
+            Way::Plain(_) | Way::Gone => Ok(()),
+        }
+    }
+}
+
 impl Connection for Socket {
     fn patience(&mut self, patience: Patience) {
-        self.0.get_mut().patience = patience;
+        if let Some(line) = self.line() {
+            line.patience = patience;
+        }
+    }
+
+    fn needs_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    fn begin_tls(&mut self) -> io::Result<()> {
+        let config = self.tls.clone().ok_or(io::ErrorKind::Unsupported)?;
+        let Way::Plain(plain) = mem::replace(&mut self.way, Way::Gone) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        // Whoever sits in between could have put it there, to be taken for the client's own words behind the handshake.
+        if !plain.buffer().is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the client went on without TLS",
+            ));
+        }
+        let session = ServerConnection::new(config).map_err(io::Error::other)?;
+        let mut stream = StreamOwned::new(session, plain.into_inner());
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        self.way = Way::Secure(Box::new(BufReader::new(stream)));
+        Ok(())
+    }
+}
+
+/// Says goodbye, or the client would have to take the end for an attack.
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Way::Secure(stream) = &mut self.way {
+            let stream = stream.get_mut();
+            stream.conn.send_close_notify();
+            let _ = stream.conn.write_tls(&mut stream.sock);
+        }
     }
 }
 
