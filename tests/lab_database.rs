@@ -171,9 +171,9 @@ fn migrate(guest: &Guest, tool: &Tool, database: &Database) -> f64 {
 fn a_database_is_moved_while_it_commits() {
     let sizes = match long() {
         true => Sizes {
-            volume_mib: 1024,
-            cold_mib: 64,
-            row_bytes: 8000,
+            volume_mib: 16 << 10,
+            cold_mib: 512,
+            row_bytes: 16_000,
         },
         false => Sizes {
             volume_mib: 32,

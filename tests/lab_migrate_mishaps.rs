@@ -90,7 +90,7 @@ impl<'a> Bench<'a> {
             std::thread::sleep(Duration::from_millis(200 + self.random.below(7000)));
             return;
         }
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(300);
         while !self.tool.path("PAUSED").exists() && child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "no pause");
             std::thread::sleep(Duration::from_millis(2));

@@ -211,6 +211,7 @@ fn send(
         to: &to,
         write: &args.write_args(),
         remote: &remote,
+        prestarted: None,
         dry_run: false,
         verify: false,
         comparing: false,

@@ -7,8 +7,9 @@ use std::io::{Read, Write};
 use std::process::ChildStdin;
 use std::sync::Arc;
 
+use super::prestart::{Prestarted, serving};
 use super::progress::Speaker;
-use super::remote::{Events, start, via};
+use super::remote::{Events, via};
 use super::send::RemoteArgs;
 use super::serve::lost;
 use crate::cancel::Cancel;
@@ -44,7 +45,18 @@ impl Far {
         path: &str,
         cancel: &Cancel,
     ) -> Result<Self> {
-        let mut end = start(remote, speaker, host, &["serve"])?;
+        Self::open_with(None, (remote, speaker), host, path, cancel)
+    }
+
+    /// The same, with a far end that may be under way already.
+    pub(super) fn open_with(
+        prestarted: Option<&Prestarted>,
+        (remote, speaker): (&RemoteArgs, &Speaker),
+        host: &str,
+        path: &str,
+        cancel: &Cancel,
+    ) -> Result<Self> {
+        let mut end = serving(prestarted, remote, speaker, host)?;
         let events = Arc::new(Events {
             host: host.to_owned(),
             speaker: speaker.clone(),

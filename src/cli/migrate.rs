@@ -262,6 +262,7 @@ fn rounds(args: &MigrateArgs, cycle: &mut Cycle<'_>, report: &mut Report) -> Res
 fn hand_over(cycle: &mut Cycle<'_>, pause: &mut Pause<'_>, report: &mut Report) -> Result<()> {
     cycle.while_waiting(|| pause.begin())?;
     let begun = pause.begun();
+    cycle.prepare_sessions();
     let stopped = cycle.while_waiting(|| pause.stop());
     // The command may have come as far as taking the era device down.
     if stopped.is_err()

@@ -23,6 +23,7 @@ mod log;
 mod migrate;
 mod output;
 mod points;
+mod prestart;
 mod preview;
 mod progress;
 mod pull;

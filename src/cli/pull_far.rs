@@ -90,6 +90,7 @@ where
         to: &to,
         write: &WriteArgs::default(),
         remote: &RemoteArgs::default(),
+        prestarted: None,
         dry_run: open.pull.dry_run,
         verify: false,
         comparing: true,

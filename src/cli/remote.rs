@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use super::attempts::{Attempts, Failed, is_held, is_lost};
+use super::prestart::serving;
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
@@ -108,7 +109,8 @@ fn attempt(
     summary: &mut Summary,
     attempts: &mut Attempts,
 ) -> std::result::Result<(), Failed> {
-    let mut end = start(job.remote, &job.speaker, host, &["serve"]).map_err(Failed::for_good)?;
+    let mut end =
+        serving(job.prestarted, job.remote, &job.speaker, host).map_err(Failed::for_good)?;
     let events = Arc::new(Events {
         host: host.to_owned(),
         speaker: job.speaker.clone(),

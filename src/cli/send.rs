@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::Args;
 
 use super::apply::{StateArgs, WriteArgs};
+use super::prestart::Prestarted;
 use super::progress::Speaker;
 use super::summary::Summary;
 use super::thin::ThinArgs;
@@ -190,6 +191,8 @@ pub(super) struct Job<'a> {
     pub(super) to: &'a ToArgs,
     pub(super) write: &'a WriteArgs,
     pub(super) remote: &'a RemoteArgs,
+    /// Far ends that were started already.
+    pub(super) prestarted: Option<&'a Prestarted>,
     pub(super) dry_run: bool,
     pub(super) verify: bool,
     /// Write only what differs.
@@ -227,6 +230,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
         to: &args.to,
         write: &args.write,
         remote: &args.remote,
+        prestarted: None,
         dry_run: args.dry_run,
         verify: args.verify,
         comparing: false,

@@ -113,6 +113,7 @@ pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
         to: &args.to,
         write: &args.write,
         remote: &args.remote,
+        prestarted: None,
         dry_run: args.dry_run,
         verify: args.verify,
         comparing: true,

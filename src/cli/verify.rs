@@ -47,7 +47,13 @@ pub(super) fn sent(job: &Job<'_>, source: &mut SendSource, destination: &Endpoin
             (name, differing.map_err(|error| written.explain(error)))
         }
         Endpoint::Remote { host, path } => {
-            let far = Far::open(job.remote, &job.speaker, host, path, cancel)?;
+            let far = Far::open_with(
+                job.prestarted,
+                (job.remote, &job.speaker),
+                host,
+                path,
+                cancel,
+            )?;
             let changes = planned(changes, far.ready.size_bytes, monitor);
             let differing = far.compare(&changes, near, cancel, monitor);
             (format!("{host}:{path}"), differing)

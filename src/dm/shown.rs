@@ -6,6 +6,7 @@
 //! know how to wait for udev.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::device::{DeviceMapper, sysfs_slaves};
@@ -14,6 +15,7 @@ use super::name::is_valid;
 use super::wire::{DeviceInfo, Selector};
 use crate::error::{Error, Result};
 use crate::sys::device::DeviceNumber;
+use crate::sys::ioctl;
 use crate::units::SECTOR_BYTES;
 
 /// Begins the UUID of each.
@@ -124,10 +126,22 @@ pub fn detach(device: &Path) -> Result<()> {
 /// The loop devices of a file.
 pub fn attached(file: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let is_of_file =
-        |entry: &fs::DirEntry| backing_file(&entry.path()).is_some_and(|backing| backing == file);
-    let node = |entry: fs::DirEntry| Path::new("/dev").join(entry.file_name());
-    entries.filter(is_of_file).map(node).collect()
+    let node = |entry: fs::DirEntry| {
+        let node = Path::new("/dev").join(entry.file_name());
+        let backing = backing_file(&entry.path())?;
+        (backing == file && is_behind(file, &node)).then_some(node)
+    };
+    entries.filter_map(node).collect()
+}
+
+/// A path may mean another file by now, or in another mount namespace.
+fn is_behind(file: &Path, node: &Path) -> bool {
+    let behind = File::open(node).and_then(ioctl::loop_file);
+    let found = fs::symlink_metadata(file);
+    match (behind, found) {
+        (Ok(behind), Ok(found)) => behind == (found.dev(), found.ino()),
+        _ => false,
+    }
 }
 
 /// What is behind a loop device, which is this directory of sysfs.
@@ -141,8 +155,8 @@ fn backing_file(block: &Path) -> Option<PathBuf> {
 pub struct Found {
     /// What was made for it is tagged with that.
     pub id: String,
-    /// The file below it.
-    pub store: Option<PathBuf>,
+    /// The file below it, by the name that it had, and whether that name means this file here and now.
+    pub store: Option<(PathBuf, bool)>,
 }
 
 /// The device that shows a state under this name.
@@ -154,9 +168,12 @@ pub fn look(name: &str) -> Result<Option<Found>> {
         return Ok(None);
     };
     let below = sysfs_slaves(info.device);
-    let store = below
-        .iter()
-        .find_map(|device| backing_file(Path::new(&format!("/sys/dev/block/{device}"))));
+    let store = below.iter().find_map(|device| {
+        let sysfs = fs::canonicalize(format!("/sys/dev/block/{device}")).ok()?;
+        let file = backing_file(&sysfs)?;
+        let is_it = is_behind(&file, &Path::new("/dev").join(sysfs.file_name()?));
+        Some((file, is_it))
+    });
     Ok(Some(Found {
         id: id.to_owned(),
         store,

@@ -37,9 +37,13 @@ pub fn run_tag(id: &str) -> String {
     format!("{RUN_TAG}{id}")
 }
 
-/// The id that such a tag has; of another tag, `None`.
-pub fn run_of(tag: &str) -> Option<&str> {
-    tag.strip_prefix(RUN_TAG)
+/// The id of the run that a volume was made for, if it is such a snapshot and has the name that it was given.
+pub fn run_of(row: &LvRow) -> Option<&str> {
+    let tags = || row.lv_tags.split(',');
+    let id = tags().find_map(|tag| tag.strip_prefix(RUN_TAG))?;
+    let ending = format!("{INFIX}{}", id.get(..DIGITS)?);
+    let is_it = tags().any(|tag| tag == TEMPORARY_TAG) && row.name().ends_with(&ending);
+    is_it.then_some(id)
 }
 
 /// The name of a snapshot of `origin` for the run with this id: as much of the volume's name as there is room for.
@@ -271,14 +275,13 @@ pub fn find<'a>(rows: &'a [LvRow], name: &LvName, id: &str) -> Option<&'a LvRow>
     })
 }
 
-/// The snapshot of the run with this id, whatever it and its group are called by now.
+/// The snapshot of the run with this id, whatever its group is called by now. One that somebody has renamed is theirs; of a
+/// group that was cloned nobody knows which is meant.
 pub fn find_anywhere(id: &str) -> Result<Option<LvName>> {
     let rows = all_volumes()?;
-    let wanted = [TEMPORARY_TAG, &run_tag(id)];
-    let found = rows
-        .iter()
-        .find(|row| wanted.iter().all(|tag| has_tag(row, tag)));
-    Ok(found.and_then(|row| LvName::new(&row.vg_name, row.name())))
+    let mut found = rows.iter().filter(|row| run_of(row) == Some(id));
+    let only = found.next().filter(|_| found.next().is_none());
+    Ok(only.and_then(|row| LvName::new(&row.vg_name, row.name())))
 }
 
 fn has_tag(row: &LvRow, tag: &str) -> bool {
@@ -322,9 +325,19 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_tells_the_run() {
-        assert_eq!(run_of(&run_tag(ID)), Some(ID));
-        assert_eq!(run_of(TEMPORARY_TAG), None);
+    fn tags_and_name_together_tell_the_run() {
+        let row = |lv: &str, tags: &[&str]| LvRow {
+            lv_name: lv.to_owned(),
+            lv_tags: tags.join(","),
+            ..LvRow::default()
+        };
+        let tags = [TEMPORARY_TAG, "other", &run_tag(ID)];
+        assert_eq!(run_of(&row("data-lvmsync-01234567", &tags)), Some(ID));
+        assert_eq!(run_of(&row("vg/data-lvmsync-01234567", &tags)), Some(ID));
+        assert_eq!(run_of(&row("keep", &tags)), None);
+        assert_eq!(run_of(&row("data-lvmsync-01234567", &tags[..2])), None);
+        assert_eq!(run_of(&row("data-lvmsync-01234567", &tags[2..])), None);
+        assert_eq!(run_of(&row("x", &[TEMPORARY_TAG, "lvmsync_run_1"])), None);
     }
 
     #[test]

@@ -176,8 +176,10 @@ pub struct Records {
     pub held: Vec<HeldFacts>,
     /// States that are shown as devices, or were.
     pub views: Vec<ViewFacts>,
-    /// What lvmsync made and is on no record there, or why that was not looked for.
-    pub strays: Option<Looked<Vec<Stray>>>,
+    /// Devices that show states and are on no record there: their names.
+    pub stray_devices: Vec<String>,
+    /// Snapshots that lvmsync made and that are on no record there, or why they were not looked for.
+    pub stray_snapshots: Option<Looked<Vec<String>>>,
 }
 
 /// A state that is on record as shown.
@@ -191,15 +193,6 @@ pub struct ViewFacts {
     pub is_base_writable: bool,
     /// A run makes or removes it now.
     pub busy: bool,
-}
-
-/// Something that lvmsync has made, with another state directory, or before its record was lost.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stray {
-    /// A device that shows a state: its name.
-    Device(String),
-    /// A snapshot that was made to be read, or to show a state over.
-    Snapshot(String),
 }
 
 /// Something that is on record as held.

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: pure; whatever is on record is named, with the command that removes all of it.
 
-use super::facts::{Device, Kind, Looked, Records, Stray, ViewFacts};
+use super::facts::{Device, Kind, Looked, Records, ViewFacts};
 use super::records::state_dir_option;
 use super::{Check, word};
 use crate::dm::name::LvName;
@@ -19,7 +19,8 @@ pub(super) fn findings(facts: &Records, lost: &[Device]) -> Vec<Check> {
     let mut checks: Vec<Check> = views
         .filter_map(|view| finding(view, lost, &option))
         .collect();
-    checks.extend(facts.strays.iter().flat_map(strays));
+    checks.extend(facts.stray_devices.iter().map(|name| stray_device(name)));
+    checks.extend(facts.stray_snapshots.iter().flat_map(stray_snapshots));
     checks
 }
 
@@ -93,37 +94,32 @@ fn finding(view: &ViewFacts, lost: &[Device], option: &str) -> Option<Check> {
     Some(Check::warning(VIEW, found).way_out(stop))
 }
 
-/// What carries our marks, and is on no record here.
-fn strays(found: &Looked<Vec<Stray>>) -> Vec<Check> {
-    let strays = match found {
-        Ok(strays) => strays,
+fn stray_device(name: &str) -> Check {
+    let found = format!(
+        "/dev/mapper/{name}: shows a state, and is on record in another state directory, or in none"
+    );
+    Check::note(VIEW, found).way_out(format!("lvmsync view --stop {}", word(name)))
+}
+
+fn stray_snapshots(found: &Looked<Vec<String>>) -> Vec<Check> {
+    let names = match found {
+        Ok(names) => names,
         Err(reason) => {
             let found = format!("temporary snapshots of others not looked for: {reason}");
             return vec![Check::note(STRAY, found)];
         }
     };
-    strays.iter().map(stray).collect()
-}
-
-fn stray(stray: &Stray) -> Check {
-    match stray {
-        Stray::Device(name) => Check::note(
-            VIEW,
-            format!("/dev/mapper/{name}: shows a state, and is on record in another state directory, or in none"),
-        )
-        .way_out(format!("lvmsync view --stop {}", word(name))),
-        Stray::Snapshot(name) => Check::warning(
-            STRAY,
-            format!(
-                "{name}: a temporary snapshot that lvmsync has made, on no record in this state directory; it takes room and \
-                 slows down writes"
-            ),
-        )
-        .way_out(format!(
+    let stray = |name: &String| {
+        let found = format!(
+            "{name}: a temporary snapshot that lvmsync has made, on no record in this state directory; it takes room and \
+             slows down writes"
+        );
+        Check::warning(STRAY, found).way_out(format!(
             "If it is of a command that was killed, or of a record that was lost: {}",
             remove_command(name)
-        )),
-    }
+        ))
+    };
+    names.iter().map(stray).collect()
 }
 
 #[cfg(test)]
@@ -242,10 +238,12 @@ mod tests {
 
     #[test]
     fn what_is_on_no_record_here_is_told_with_what_removes_it() {
-        let found = strays(&Ok(vec![
-            Stray::Device("monday".into()),
-            Stray::Snapshot("vg/data-lvmsync-12".into()),
-        ]));
+        let facts = Records {
+            stray_devices: vec!["monday".into()],
+            stray_snapshots: Some(Ok(vec!["vg/data-lvmsync-12".into()])),
+            ..Records::default()
+        };
+        let found = findings(&facts, &[]);
         let ways_out: Vec<&str> = found
             .iter()
             .filter_map(|check| check.way_out.as_deref())
@@ -259,10 +257,8 @@ mod tests {
             found.iter().map(|check| check.status).max(),
             Some(Status::Warning)
         );
-        assert!(strays(&Ok(vec![])).is_empty());
-        assert_eq!(
-            strays(&Err("asking LVM needs root".into()))[0].status,
-            Status::Note
-        );
+        assert!(stray_snapshots(&Ok(vec![])).is_empty());
+        let unasked = stray_snapshots(&Err("asking LVM needs root".into()));
+        assert_eq!(unasked[0].status, Status::Note);
     }
 }

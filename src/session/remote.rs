@@ -115,6 +115,11 @@ impl RemoteEnd {
         end.with_stderr_relayed()
     }
 
+    /// False once it has ended, whatever the reason.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     fn with_stderr_relayed(mut self) -> Result<Self> {
         if let Some(stderr) = self.child.stderr.take() {
             self.relay_from::<ChildStderr>(stderr)?;

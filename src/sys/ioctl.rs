@@ -18,6 +18,7 @@ const BLKFLSBUF: Opcode = opcode::none(0x12, 97);
 const BLKGETSIZE64: Opcode = opcode::read::<usize>(0x12, 114);
 const BLKDISCARD: Opcode = opcode::none(0x12, 119);
 const BLKZEROOUT: Opcode = opcode::none(0x12, 127);
+const LOOP_GET_STATUS64: Opcode = 0x4C05;
 
 /// Size of a block device.
 pub fn size_bytes(device: impl AsFd) -> io::Result<u64> {
@@ -39,6 +40,14 @@ pub fn physical_block_bytes(device: impl AsFd) -> io::Result<u32> {
 pub fn is_read_only(device: impl AsFd) -> io::Result<bool> {
     // SAFETY: BLKROGET writes one int.
     Ok(unsafe { ioctl(device, Getter::<BLKROGET, c_int>::new()) }? != 0)
+}
+
+/// Device (as in `st_dev`) and inode of the file that is behind a loop device.
+pub fn loop_file(device: impl AsFd) -> io::Result<(u64, u64)> {
+    // SAFETY: LOOP_GET_STATUS64 writes a `struct loop_info64`, 232 bytes in 8-byte steps (include/uapi/linux/loop.h), of which
+    // the first two fields are these.
+    let info = unsafe { ioctl(device, Getter::<LOOP_GET_STATUS64, [u64; 29]>::new()) }?;
+    Ok((info[0], info[1]))
 }
 
 /// Makes the kernel refuse writes, discards and writable mounts of the device until it goes away.

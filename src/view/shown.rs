@@ -31,7 +31,7 @@ pub struct Shown {
     pub name: String,
     /// In its UUID, and in the tag of its snapshot.
     pub id: String,
-    /// What it is over, as the user named it.
+    /// What it is over, as the user named it; of one that is on no record here, nothing.
     pub base: String,
     /// The snapshot that was made of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -111,15 +111,18 @@ pub fn found(name: &str) -> Result<Option<Shown>> {
         return Ok(None);
     };
     let snapshot = temporary::find_anywhere(&device.id)?;
-    let store = device.store.unwrap_or_default();
+    let (store, is_there) = device.store.unwrap_or_default();
+    let known_as = match is_there {
+        true => identity::of_path(&store),
+        false => "another file".to_owned(),
+    };
     Ok(Some(Shown {
         name: name.to_owned(),
-        base: "its base".to_owned(),
         snapshot: snapshot.map(|snapshot| snapshot.to_string()),
-        store_identity: store.is_absolute().then(|| identity::of_path(&store)),
+        store_identity: store.is_absolute().then_some(known_as),
         store,
         id: device.id,
-        since: 0,
+        ..Shown::default()
     }))
 }
 
@@ -167,16 +170,19 @@ impl Shown {
 
     /// Its name, if the group that it is in is not there any more, neither under its name nor under another.
     fn remove_snapshot(&self, snapshot: &LvName) -> Result<Option<String>> {
-        match temporary::remove(snapshot, &self.id) {
-            Ok(_) => Ok(None),
-            Err(error) if has_group(snapshot.vg())? => Err(error),
-            Err(_) => {
-                let found = temporary::find_anywhere(&self.id)?;
-                let Some(name) = found else {
-                    return Ok(Some(snapshot.to_string()));
-                };
-                temporary::remove(&name, &self.id).map(|_| None)
-            }
+        let removed = temporary::remove(snapshot, &self.id);
+        let has_group = match &removed {
+            Ok(true) => return Ok(None),
+            Ok(false) => true,
+            Err(_) => has_group(snapshot.vg())?,
+        };
+        if has_group && removed.is_err() {
+            return removed.map(|_| None);
+        }
+        // The group has another name by now, or the snapshot has gone to another group.
+        match temporary::find_anywhere(&self.id)? {
+            Some(name) => temporary::remove(&name, &self.id).map(|_| None),
+            None => Ok((!has_group).then(|| snapshot.to_string())),
         }
     }
 

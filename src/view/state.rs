@@ -144,12 +144,19 @@ impl<'a, V: ReadAt> View<'a, V> {
 
     /// What the base does not tell in `length` bytes from `offset` on: what a delta has there, and what is past the base. In
     /// order; all else is in the base what it is in the state.
-    pub fn over_base(&self, offset: u64, length: u64) -> Result<Vec<Extent>> {
+    pub fn over_base(&self, offset: u64, length: u64) -> Result<Vec<Change>> {
         let mut found = Vec::new();
         self.each(offset, length, &mut |extent, piece| {
+            let past = Extent::from_range(extent.offset().max(self.below_bytes), extent.end());
             found.extend(match piece {
-                Some(_) => Some(extent),
-                None => Extent::from_range(extent.offset().max(self.below_bytes), extent.end()),
+                Some(piece) => Some(Change {
+                    extent,
+                    kind: piece.kind(),
+                }),
+                None => past.map(|extent| Change {
+                    extent,
+                    kind: Kind::Zero,
+                }),
             });
             true
         })?;

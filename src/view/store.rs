@@ -7,9 +7,9 @@
 use super::state::View;
 use crate::cancel::Cancel;
 use crate::changes::cow::Layout;
-use crate::changes::cow_build::{StoreBuilder, store_bytes};
+use crate::changes::cow_build::StoreBuilder;
 use crate::error::{Error, Result};
-use crate::extent::Extent;
+use crate::extent::{Change, Extent, Kind};
 use crate::monitor::Monitor;
 use crate::volume::{ReadAt, WriteAt};
 
@@ -33,7 +33,7 @@ pub fn write<V: ReadAt>(
     let mut at = 0;
     while at < size_bytes {
         let length = (size_bytes - at).min(PART_BYTES);
-        for chunk in chunks(&view.over_base(at, length)?, chunk_bytes) {
+        for chunk in chunks(extents(&view.over_base(at, length)?), chunk_bytes) {
             cancel.check()?;
             let offset = chunk.saturating_mul(chunk_bytes);
             let left = size_bytes.saturating_sub(offset).min(chunk_bytes);
@@ -51,28 +51,34 @@ pub fn write<V: ReadAt>(
     builder.finish().map_err(failed)
 }
 
-/// As large as the file can get: what is zero is not known before it is read.
+/// What the file can take on its disk: data that is zero all the same is not known before it is read.
 pub fn most_bytes<V: ReadAt>(view: &View<'_, V>, layout: Layout, cancel: &Cancel) -> Result<u64> {
     let chunk_bytes = layout.chunk_bytes();
     let size_bytes = view.size_bytes();
-    let (mut count, mut next, mut at) = (0_u64, 0, 0);
+    let (mut all, mut with_data, mut at) = (0_u64, 0_u64, 0);
     while at < size_bytes {
         cancel.check()?;
         let length = (size_bytes - at).min(PART_BYTES);
-        for chunk in chunks(&view.over_base(at, length)?, chunk_bytes) {
-            // A chunk that reaches over two parts.
-            count += u64::from(chunk >= next);
-            next = chunk + 1;
-        }
+        let changes = view.over_base(at, length)?;
+        let data = changes.iter().filter(|change| change.kind == Kind::Data);
+        all += chunks(extents(&changes), chunk_bytes).count() as u64;
+        with_data += chunks(data.map(|change| change.extent), chunk_bytes).count() as u64;
         at += length;
     }
-    Ok(store_bytes(layout, count).unwrap_or(u64::MAX))
+    // Header and table are written whole.
+    let areas = all / layout.entries_per_area() + 1;
+    let written = with_data.saturating_add(areas).saturating_add(1);
+    Ok(written.saturating_mul(chunk_bytes))
+}
+
+fn extents(changes: &[Change]) -> impl Iterator<Item = Extent> + '_ {
+    changes.iter().map(|change| change.extent)
 }
 
 /// The chunks that extents touch, which are in order; each once.
-fn chunks(extents: &[Extent], chunk_bytes: u64) -> impl Iterator<Item = u64> {
+fn chunks(extents: impl Iterator<Item = Extent>, chunk_bytes: u64) -> impl Iterator<Item = u64> {
     let mut next = 0;
-    extents.iter().flat_map(move |extent| {
+    extents.flat_map(move |extent| {
         let first = (extent.offset() / chunk_bytes).max(next);
         next = extent.end().div_ceil(chunk_bytes).max(next);
         first..next
@@ -86,11 +92,10 @@ mod tests {
     #[test]
     fn every_chunk_that_is_touched_is_there_once() {
         let touched = |extents: &[(u64, u64)]| -> Vec<u64> {
-            let extents: Vec<Extent> = extents
+            let extents = extents
                 .iter()
-                .map(|(offset, length)| Extent::new(*offset, *length).unwrap())
-                .collect();
-            chunks(&extents, 10).collect()
+                .map(|(offset, length)| Extent::new(*offset, *length).unwrap());
+            chunks(extents, 10).collect()
         };
         assert_eq!(touched(&[(0, 10)]), [0]);
         assert_eq!(touched(&[(9, 2), (12, 1), (29, 1), (30, 1)]), [0, 1, 2, 3]);

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
@@ -53,7 +53,27 @@ fn clients_with_a_certificate_read_the_state_and_no_others_hear_anything() {
          driver=nbd,host=localhost,port={port},tls-creds=t driver=file,filename=expected"
     ));
 
-    for uri in [with("others"), format!("nbd://{address}")] {
+    // The same authority for the server, and none for the client, or another one's certificate.
+    for (name, certificate) in [("nobody", None), ("stranger", Some("others"))] {
+        std::fs::create_dir(dir.path(name)).unwrap();
+        std::fs::copy(
+            dir.path("tls/ca-cert.pem"),
+            dir.path(&format!("{name}/ca-cert.pem")),
+        )
+        .unwrap();
+        for file in ["client-cert.pem", "client-key.pem"] {
+            if let Some(from) = certificate {
+                let to = dir.path(&format!("{name}/{file}"));
+                std::fs::copy(dir.path(&format!("{from}/{file}")), to).unwrap();
+            }
+        }
+    }
+    for uri in [
+        with("others"),
+        with("nobody"),
+        with("stranger"),
+        format!("nbd://{address}"),
+    ] {
         let output = dir.run(&format!("nbdinfo {uri}"));
         assert!(!output.status.success(), "{uri}: {}", text(&output.stdout));
         assert!(!text(&output.stdout).contains("6291456"));
@@ -90,9 +110,11 @@ fn words_before_the_handshake_end_the_connection() {
     assert_eq!(answer(&mut stream), 0x8000_0005, "TLS is needed first");
     stream.write_all(&[option(5), option(8)].concat()).unwrap();
     assert_eq!(answer(&mut stream), 1, "TLS may begin");
+    let begun = Instant::now();
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest);
     assert_eq!(rest, b"");
+    assert!(begun.elapsed() < Duration::from_secs(5), "it ends at once");
 
     // Nor does a handshake that is none, or never comes, hold up anybody.
     let mut noise = connect();

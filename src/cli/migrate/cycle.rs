@@ -12,6 +12,7 @@ use super::handover::Phase;
 use super::{MigrateArgs, Report};
 use crate::cancel::Cancel;
 use crate::cli::apply::WriteArgs;
+use crate::cli::prestart::Prestarted;
 use crate::cli::progress::Terminal;
 use crate::cli::send::{Job, ToArgs};
 use crate::cli::summary::Summary;
@@ -28,6 +29,7 @@ use crate::error::{Error, ExitCode, Result};
 use crate::job::rounds::Round;
 use crate::job::store::Held;
 use crate::monitor::{Monitor, Silent};
+use crate::session::endpoint::{Endpoint, parse_endpoint};
 use crate::source::{SnapshotWish, SourceRequest, Tracking};
 use crate::sys::device::DeviceNumber;
 use crate::track::look;
@@ -76,6 +78,8 @@ pub(super) struct Cycle<'a> {
     pub(super) tracking: Option<Tracking>,
     /// When the snapshot was made that the destination holds.
     pub(super) base_made: Instant,
+    /// For what is sent in the pause.
+    pub(super) prestarted: Prestarted,
     pub(super) to: ToArgs,
     pub(super) write: WriteArgs,
     /// It may have to be made.
@@ -161,6 +165,7 @@ impl<'a> Cycle<'a> {
             held,
             state,
             base_made: Instant::now(),
+            prestarted: Prestarted::default(),
             to: ToArgs {
                 compress: args.compress,
                 bwlimit: args.bwlimit,
@@ -284,6 +289,15 @@ impl<'a> Cycle<'a> {
         })
     }
 
+    /// Begins the sessions that the pause needs: one to send, one to read back. They are there when the service has stopped.
+    pub(super) fn prepare_sessions(&self) {
+        if let Ok(Endpoint::Remote { host, .. }) = parse_endpoint(&self.args.destination) {
+            let speaker = self.terminal.speaker();
+            self.prestarted
+                .prepare(&self.args.remote, &speaker, &host, 2);
+        }
+    }
+
     /// Looks after the base while `work` waits for somebody.
     pub(super) fn while_waiting<T>(&self, work: impl FnOnce() -> T) -> T {
         let bases = self.state.base.iter().filter(|base| !base.is_era());
@@ -378,6 +392,7 @@ impl<'a> Cycle<'a> {
                 &self.write
             },
             remote: &self.args.remote,
+            prestarted: self.in_pause.then_some(&self.prestarted),
             dry_run,
             verify: false,
             comparing: from.is_none(),

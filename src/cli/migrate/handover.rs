@@ -92,6 +92,8 @@ impl Cycle<'_> {
     pub(super) fn hand_over(&mut self, report: &mut PauseReport) -> Result<u64> {
         self.in_pause = true;
         self.to.bwlimit = None;
+        // To stop the service may have taken long.
+        self.prepare_sessions();
         self.bring_era_device_back()?;
         self.refuse_held()?;
         let volume = Volume::open(&self.path)?;

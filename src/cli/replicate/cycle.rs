@@ -352,6 +352,7 @@ impl<'a> Cycle<'a> {
             to: &to,
             write: &write,
             remote: &remote,
+            prestarted: None,
             dry_run: false,
             verify: target.verify,
             comparing: old.is_none() && !target.collects(),

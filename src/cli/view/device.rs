@@ -98,6 +98,7 @@ impl<'a> Making<'a> {
         let lock = locked(wish.name)?;
         remove_what_was_cut(wish)?;
         fit::refuse_name(wish)?;
+        udev::keep_links_away()?;
         let id = blake3::hash(run_id().as_bytes()).to_hex()[..32].to_owned();
         let shown = Shown {
             name: wish.name.to_owned(),
@@ -208,7 +209,6 @@ impl<'a> Making<'a> {
         if self.shown.snapshot.is_some() && matches!(self.below.role, Role::ThickSnapshot(_)) {
             fit::refuse_lost(&self.below)?;
         }
-        udev::keep_links_away()?;
         let device = mapped::attach(&path, self.lock.share()?)?;
         let table = Table {
             size_bytes: view.size_bytes(),

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use crate::dm::lvm::volumes_of;
+use crate::dm::lvm::{has_group, volumes_of};
 use crate::dm::name::split_dm_name;
 use crate::dm::openers::writers_open;
 use crate::dm::shown as mapped;
@@ -45,7 +45,10 @@ pub(super) fn refuse_name(wish: &Wish<'_>) -> Result<()> {
         return Ok(());
     };
     // A group that is not there takes no names.
-    let rows = volumes_of(volume.vg()).unwrap_or_default();
+    if !has_group(volume.vg())? {
+        return Ok(());
+    }
+    let rows = volumes_of(volume.vg())?;
     if rows.iter().any(|row| row.name() == volume.lv()) {
         return Err(Error::refused(
             device,

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::cancel::Cancel;
 use crate::cli::output;
 use crate::cli::progress::Terminal;
+use crate::dm::shown as mapped;
 use crate::error::{Error, ExitCode, Result};
 use crate::hold::lock::LockFile;
 use crate::monitor::Monitor;
@@ -18,7 +19,8 @@ use crate::view::shown::{self, Left};
 #[derive(Serialize)]
 struct Report<'a> {
     device: String,
-    base: &'a str,
+    /// What it was over; of one that was on no record here, nothing.
+    base: Option<&'a str>,
     left: &'a Left,
 }
 
@@ -34,16 +36,21 @@ pub(super) fn stop(
     let _holds_on = cancel.hold_on();
     let _lock = locked(name)?;
     let device = format!("/dev/mapper/{name}");
-    let shown = match shown::load(state, name)? {
-        Some(shown) => shown,
-        None => {
-            let found = shown::found(name)?.ok_or_else(|| {
-                Error::refused(
-                    name,
-                    "no state is shown under this name, as far as is on record",
-                    "lvmsync doctor lists those that are.",
-                )
-            })?;
+    let shown = match shown::load(state, name) {
+        Ok(Some(shown)) => shown,
+        // Also where the record cannot be read: what is there tells as much.
+        unknown => {
+            let found = match (shown::found(name)?, unknown) {
+                (Some(found), _) => found,
+                (None, Err(error)) => return Err(error),
+                (None, Ok(_)) => {
+                    return Err(Error::refused(
+                        name,
+                        "no state is shown under this name, as far as is on record",
+                        "lvmsync doctor lists those that are.",
+                    ));
+                }
+            };
             terminal.remark(&format!(
                 "{device}: on no record in {}; removed as it is found",
                 state.path().display()
@@ -51,17 +58,25 @@ pub(super) fn stop(
             found
         }
     };
+    let base = Some(shown.base.as_str()).filter(|base| !base.is_empty());
     let left = shown.tear_down(state)?;
     if json {
         output::json(&Report {
             device: device.clone(),
-            base: &shown.base,
+            base,
             left: &left,
         })?;
     }
+    // Another state directory may show something under the name of what was left here.
+    let what = match mapped::is_view(name) {
+        true => {
+            "what was left of an earlier one of that name is removed; the one that is there is on another record"
+        }
+        false => "removed, with all that was made for it",
+    };
     terminal.summary(&format!(
-        "{device}: removed, with all that it stood on; {} is as it was",
-        shown.base
+        "{device}: {what}; {} is as it was",
+        base.unwrap_or("its base")
     ));
     tell_of_left(&left, terminal);
     Ok(ExitCode::Done)

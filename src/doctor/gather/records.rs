@@ -40,6 +40,7 @@ pub fn records(directory: &StateDir, named: bool) -> Records {
         all: None,
     };
     let destinations = directory.path().join("destinations");
+    let (stray_devices, stray_snapshots) = views::strays(directory, &here);
     Records {
         directory: directory.path().display().to_string(),
         named,
@@ -47,7 +48,8 @@ pub fn records(directory: &StateDir, named: bool) -> Records {
         partials: partials(&destinations, ".state.partial", &here),
         spools: partials(&directory.spools(), ".spool.partial", &here),
         held: held(directory, &here),
-        strays: Some(views::strays(directory, &here)),
+        stray_devices,
+        stray_snapshots: Some(stray_snapshots),
         views: views::views(directory, &here),
         records: Some(listed(directory, here)),
     }
@@ -228,7 +230,7 @@ impl Here {
     }
 
     /// Whether anybody has the logical volume of this name open.
-    fn is_open(&self, name: &str) -> bool {
+    pub(super) fn is_open(&self, name: &str) -> bool {
         let asked = || {
             let name = LvName::parse(name)?.dm_name();
             self.active.iter().find(|(_, active)| *active == name)?;

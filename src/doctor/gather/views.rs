@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use super::super::facts::{Looked, Stray, ViewFacts};
+use super::super::facts::{Looked, ViewFacts};
 use super::super::parse;
 use super::records::{Here, LVS_LIMIT};
 use super::{Mapped, find_program, names_in, output_of};
@@ -55,34 +55,34 @@ fn stands_on_writable(device: &Mapped) -> bool {
 }
 
 /// Devices and snapshots that carry our marks, and are neither on record in `directory` nor a running command's.
-pub(super) fn strays(directory: &StateDir, here: &Here) -> Looked<Vec<Stray>> {
+pub(super) fn strays(directory: &StateDir, here: &Here) -> (Vec<String>, Looked<Vec<String>>) {
     let mapped = mapped();
     let on_record = shown::all(directory).into_iter().flatten();
     let on_record: Vec<Shown> = on_record.collect();
     let mut known: BTreeSet<String> = on_record.iter().map(|shown| shown.id.clone()).collect();
-    let mut found = Vec::new();
+    let mut devices = Vec::new();
     for device in &mapped {
         let Some(id) = device.uuid.strip_prefix(UUID_PREFIX) else {
             continue;
         };
         let is_busy = here.is_locked(&lock::path_of(&shown::lock_name(&device.name)));
         if known.insert(id.to_owned()) && !is_busy {
-            found.push(Stray::Device(device.name.clone()));
+            devices.push(device.name.clone());
         }
     }
     let held = record::snapshots(directory).into_iter();
     known.extend(held.map(|(_, held)| held.of));
     let is_loose = |row: &LvRow| {
-        let Some(id) = row.lv_tags.split(',').find_map(run_of) else {
-            return false;
-        };
-        let lock = lock::path_of(&name_of("snapshot", id));
-        !known.contains(id) && !here.is_locked(&lock)
+        run_of(row).is_some_and(|id| {
+            let lock = lock::path_of(&name_of("snapshot", id));
+            !known.contains(id) && !here.is_locked(&lock) && !here.is_open(&row.lv_name)
+        })
     };
-    let rows = tagged(&mapped)?;
-    let loose = rows.into_iter().filter(is_loose);
-    found.extend(loose.map(|row| Stray::Snapshot(row.lv_name)));
-    Ok(found)
+    let loose = tagged(&mapped).map(|rows| {
+        let loose = rows.into_iter().filter(is_loose);
+        loose.map(|row| row.lv_name).collect()
+    });
+    (devices, loose)
 }
 
 /// The volumes that are tagged as temporary, each as `vg/lv`.

@@ -82,6 +82,7 @@ pub fn serve(listener: &Listener, export: &dyn Export, options: &Options<'_>) ->
                     }
                     _ => {}
                 }
+                drop(socket);
             };
             std::thread::Builder::new()
                 .name(format!("client {number}"))

@@ -161,6 +161,19 @@ enum Stream {
     Tcp(TcpStream),
 }
 
+impl Write for Stream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(socket) => socket.write(buffer),
+            Stream::Tcp(socket) => socket.write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A client's. What it sends is read as much at once as there is: it may ask for many things before it waits for answers.
 #[derive(Debug)]
 pub struct Socket {
@@ -182,6 +195,7 @@ struct Line {
     cancel: Cancel,
     patience: Patience,
     begun: Instant,
+    has_failed: bool,
 }
 
 impl Socket {
@@ -224,6 +238,7 @@ impl Line {
             cancel,
             patience: Patience::Negotiation,
             begun: Instant::now(),
+            has_failed: false,
         })
     }
 
@@ -253,11 +268,19 @@ impl Line {
             if self.cancel.is_cancelled() {
                 return Err(ends());
             }
+            // TLS goes on behind an error of the socket, and would wait once more.
+            if self.has_failed {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
             if self.patience == Patience::Negotiation && self.begun.elapsed() > NEGOTIATION {
                 return Err(too_long());
             }
             match act(&mut self.stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(flags)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let waited = self.wait(flags);
+                    self.has_failed = waited.is_err();
+                    waited?;
+                }
                 done => return done,
             }
         }
@@ -285,10 +308,7 @@ impl Read for Socket {
 
 impl Write for Line {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.each(PollFlags::OUT, &mut |stream| match stream {
-            Stream::Unix(socket) => socket.write(buffer),
-            Stream::Tcp(socket) => socket.write(buffer),
-        })
+        self.each(PollFlags::OUT, &mut |stream| stream.write(buffer))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -352,7 +372,8 @@ impl Drop for Socket {
         if let Way::Secure(stream) = &mut self.way {
             let stream = stream.get_mut();
             stream.conn.send_close_notify();
-            let _ = stream.conn.write_tls(&mut stream.sock);
+            // Without waiting: it has gone, or takes nothing, or the run is told to stop.
+            let _ = stream.conn.write_tls(&mut stream.sock.stream);
         }
     }
 }
