@@ -1,5 +1,6 @@
-//! dm-era's record against the truth: random histories of writes, discards, checkpoints and reloads of a real device.
-//! When it is down, what is listed since each era is exactly what was written since the one before it began.
+//! dm-era's record against the truth: random histories of writes, discards, checkpoints, reloads and resizes of a real device.
+//! When it is down, what is listed since each era is exactly what was written since the one before it began, and what
+//! `era_invalidate` finds, which is right about a record that was closed.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -10,18 +11,22 @@
 mod lab_kit;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use lab::Guest;
 use lab_kit::{Random, Tool, content, long, seed, setup, write};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 24 * MIB;
+const LARGEST: u64 = 48 * MIB;
 const DEVICE: &str = "/dev/mapper/tracked";
 
 /// The era device on top of a volume, and what happened to it.
 struct Device<'a> {
     guest: &'a Guest,
     block: u64,
+    /// Its size.
+    size: u64,
     /// Block to the last era in which it was written.
     written: BTreeMap<u64, u32>,
     /// What the volume held when an era began.
@@ -29,11 +34,25 @@ struct Device<'a> {
 }
 
 impl Device<'_> {
+    fn table(&self) -> String {
+        let (sectors, block) = (self.size / 512, self.block / 512);
+        format!("'0 {sectors} era /dev/vg/meta /dev/vg/data {block}'")
+    }
+
     fn start(&mut self) {
-        let (sectors, block) = (SIZE / 512, self.block / 512);
+        let table = self.table();
         self.guest.sh(&format!(
-            "modprobe dm-era; \
-             dmsetup create tracked --table '0 {sectors} era /dev/vg/meta /dev/vg/data {block}'"
+            "modprobe dm-era; dmsetup create tracked --table {table}"
+        ));
+        self.era_begins();
+    }
+
+    fn grow(&mut self) {
+        self.size += 4 * MIB;
+        let table = self.table();
+        self.guest.sh(&format!(
+            "lvextend -qq -L +4M vg/data; dmsetup reload tracked --table {table}; \
+             dmsetup suspend tracked && dmsetup resume tracked"
         ));
         self.era_begins();
     }
@@ -63,24 +82,26 @@ impl Device<'_> {
     fn live_through(&mut self, random: &mut Random) {
         for _ in 0..30 {
             let length = 4096 * (1 + random.below(40));
-            let offset = random.below((SIZE - length) / 4096 + 1) * 4096;
-            match random.below(10) {
-                0 => {
+            let offset = random.below((self.size - length) / 4096 + 1) * 4096;
+            match random.below(20) {
+                10 if self.size < LARGEST => self.grow(),
+                0 | 1 => {
                     self.guest.sh("dmsetup message tracked 0 checkpoint");
                     self.era_begins();
                 }
-                1 => {
+                2 | 3 => {
                     self.guest
                         .sh("dmsetup suspend tracked && dmsetup resume tracked");
                     self.era_begins();
                 }
-                2 => {
+                4 | 5 => {
                     self.stop();
                     self.start();
                 }
-                3 => {
+                6 | 7 => {
                     // Of one that spans several blocks dm-era records the first alone (docs/tracking.md).
-                    let (offset, length) = (offset / self.block * self.block, self.block);
+                    let offset = offset / self.block * self.block;
+                    let length = self.block.min(self.size - offset);
                     self.guest
                         .sh(&format!("blkdiscard -o {offset} -l {length} {DEVICE}"));
                     self.note(offset, length);
@@ -91,6 +112,24 @@ impl Device<'_> {
                 }
             }
         }
+    }
+
+    /// What `era_invalidate` finds.
+    fn theirs(&self, since: u32) -> Vec<u64> {
+        let line = format!("era_invalidate --written-since {since} /dev/vg/meta");
+        let said = self.guest.sh(&line);
+        let number = |line: &str, name: &str| -> Option<u64> {
+            let (_, rest) = line.split_once(&format!("{name}=\""))?;
+            rest.split_once('"')?.0.parse().ok()
+        };
+        let mut found = Vec::new();
+        for line in said.lines() {
+            match (number(line, "begin"), number(line, "end")) {
+                (Some(begin), Some(end)) => found.extend(begin..end),
+                _ => found.extend(number(line, "block")),
+            }
+        }
+        found
     }
 
     /// Holds what is listed since each era against what was written, and against what differs.
@@ -112,6 +151,7 @@ impl Device<'_> {
             let late = self.written.iter().filter(|(_, era)| **era + 1 >= *since);
             let expected: Vec<u64> = late.map(|(block, _)| *block).collect();
             assert_eq!(listed, expected, "since era {since}");
+            assert_eq!(self.theirs(since - 1), expected, "era_invalidate {since}");
             let block = self.block as usize;
             let pairs = before.chunks(block).zip(now.chunks(block));
             for (number, (before, now)) in (0..).zip(pairs) {
@@ -128,18 +168,21 @@ impl Device<'_> {
 fn histories_of_an_era_device() {
     lab::test(
         "histories_of_an_era_device",
-        setup().disk("256M"),
+        setup()
+            .disk("256M")
+            .time_limit(Duration::from_secs(if long() { 9000 } else { 180 })),
         |guest| {
             let mut random = Random::new(seed(guest));
             let tool = Tool::new(guest);
             guest.volume_group("vg", 0);
-            for round in 0..if long() { 20 } else { 2 } {
+            for round in 0..if long() { 200 } else { 2 } {
                 guest.volume("vg", "meta", "8M");
                 guest.volume("vg", "data", "24M");
                 // A superblock of zeroes is formatted.
                 write("/dev/vg/meta", &[0; 4096], 0);
                 let mut device = Device {
                     guest,
+                    size: SIZE,
                     block: [4096, 64 << 10, 192 << 10][random.below(3) as usize],
                     written: BTreeMap::new(),
                     held: BTreeMap::new(),

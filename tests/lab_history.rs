@@ -287,12 +287,15 @@ fn runs_folds_and_ways_back_that_are_killed_cost_no_point() {
             let mut killed = 0;
             for _ in 0..if long() { 60 } else { 4 } {
                 bench.change();
+                std::thread::sleep(Duration::from_millis(1100));
                 let before = bench.times("there/near");
                 let mut child = bench.tool.start(&bench.line("replicate data"));
                 std::thread::sleep(Duration::from_millis(bench.random.below(3000)));
                 killed += u32::from(kill(&mut child));
                 drop(Run::of(child));
                 wait_until_quiet();
+                // Ways back are asked for by the second in which a state was taken.
+                std::thread::sleep(Duration::from_millis(1100));
                 bench.run("replicate data").ok();
                 assert_same(NEAR, &content("/dev/vg/data"), "after a kill");
                 let after = bench.times("there/near");

@@ -11,6 +11,8 @@ pub struct Round {
     pub bytes: u64,
     /// How long it took, snapshot included.
     pub seconds: f64,
+    /// How long the snapshot took, which no increment is without.
+    pub snapshot_seconds: f64,
     /// How long that was collected: from snapshot to snapshot.
     pub collected_seconds: f64,
 }
@@ -62,7 +64,8 @@ pub fn next(rounds: &[Round], max_pause_seconds: f64, limit: usize) -> Next {
 /// one was under way, at the speed of the fastest. `None` before any.
 pub fn predicted_seconds(rounds: &[Round]) -> Option<f64> {
     let last = rounds.last()?;
-    let speed = |round: &Round| round.bytes as f64 / round.seconds.max(1e-3);
+    let sent_in = |round: &Round| (round.seconds - round.snapshot_seconds).max(1e-3);
+    let speed = |round: &Round| round.bytes as f64 / sent_in(round);
     let fastest = rounds.iter().map(speed).fold(1.0, f64::max);
     let without_data = |round: &Round| round.seconds - round.bytes as f64 / fastest;
     let least = rounds
@@ -83,8 +86,21 @@ mod tests {
         Round {
             bytes,
             seconds,
+            snapshot_seconds: 0.0,
             collected_seconds,
         }
+    }
+
+    #[test]
+    fn what_every_increment_takes_is_not_taken_for_sending() {
+        // One round tells what the link gives and what the snapshot takes.
+        let only = Round {
+            snapshot_seconds: 1.0,
+            ..round(100, 11.0, 110.0)
+        };
+        let seconds = predicted_seconds(&[only]).unwrap();
+        // 10 bytes are written meanwhile, and the link takes 10 a second.
+        assert!((1.9..2.1).contains(&seconds), "{seconds}");
     }
 
     #[test]

@@ -13,10 +13,11 @@ pub(crate) mod two_rounds;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use lab::{Guest, Setup};
 use lvmsync::volume::{ReadAt, Volume};
@@ -204,7 +205,20 @@ pub(crate) fn assert_same(found: impl AsRef<Path>, expected: &[u8], when: &str) 
 
 /// Writes to the device itself, past the page cache where it can.
 pub(crate) fn write(path: impl AsRef<Path>, bytes: &[u8], offset: u64) {
-    let file = fs::File::options().write(true).open(path).unwrap();
+    let path = path.as_ref();
+    let start = Instant::now();
+    // LVM makes the links of a group anew whenever a volume of it is changed.
+    let file = loop {
+        match fs::File::options().write(true).open(path) {
+            Err(error)
+                if error.kind() == ErrorKind::NotFound
+                    && start.elapsed() < Duration::from_secs(5) =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => break opened.unwrap(),
+        }
+    };
     file.write_all_at(bytes, offset).unwrap();
     file.sync_all().unwrap();
 }

@@ -3,7 +3,7 @@
 //! Guarantees: what is sent is on record before anything of it is, so a run that is cut anywhere leaves a base to go on from,
 //! or is compared. Nothing is left here but what the next run needs.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,8 @@ pub(super) struct Cycle<'a> {
     pub(super) tracking: Option<Tracking>,
     /// When the snapshot was made that the destination holds.
     pub(super) base_made: Instant,
+    /// How long the last one took.
+    pub(super) snapshot_took: Duration,
     /// For what is sent in the pause.
     pub(super) prestarted: Prestarted,
     pub(super) to: ToArgs,
@@ -165,6 +167,7 @@ impl<'a> Cycle<'a> {
             held,
             state,
             base_made: Instant::now(),
+            snapshot_took: Duration::ZERO,
             prestarted: Prestarted::default(),
             to: ToArgs {
                 compress: args.compress,
@@ -285,6 +288,7 @@ impl<'a> Cycle<'a> {
         Ok(Round {
             bytes: summary.data_bytes + summary.zero_bytes,
             seconds: begun.elapsed().as_secs_f64(),
+            snapshot_seconds: self.snapshot_took.as_secs_f64(),
             collected_seconds: self.base_made.duration_since(collected).as_secs_f64(),
         })
     }

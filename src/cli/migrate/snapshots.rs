@@ -73,7 +73,9 @@ impl Cycle<'_> {
             None => Beside::TheNext,
         };
         let store = (!self.is_thin).then(|| (self.args.snapshot_size.unwrap_or_default(), beside));
+        let begun = Instant::now();
         let made = base::make(&self.name, &name, &self.owner, self.size_bytes, store)?;
+        self.snapshot_took = begun.elapsed();
         self.state.pending = Some(made);
         self.held.save(&self.state)
     }
