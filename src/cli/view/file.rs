@@ -10,7 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::summary::shown_seconds;
-use super::{Range, output};
+use super::args::Range;
+use super::output;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::extent::Kind;
