@@ -7,9 +7,9 @@ use std::io::{Read, Write};
 use std::process::ChildStdin;
 use std::sync::Arc;
 
-use super::prestart::{Prestarted, serving};
+use super::prestart::Prestarted;
 use super::progress::Speaker;
-use super::remote::{Events, via};
+use super::remote::{Events, start, via};
 use super::send::RemoteArgs;
 use super::serve::lost;
 use crate::cancel::Cancel;
@@ -56,13 +56,22 @@ impl Far {
         path: &str,
         cancel: &Cancel,
     ) -> Result<Self> {
-        let mut end = serving(prestarted, remote, speaker, host)?;
         let events = Arc::new(Events {
             host: host.to_owned(),
             speaker: speaker.clone(),
         });
         let line = Line::new(cancel.clone(), remote.timeout.get());
-        let client = end.connect(&line, &[FEATURE_COMPARE], events)?;
+        let requires = [FEATURE_COMPARE];
+        let waiting =
+            prestarted.and_then(|waiting| waiting.connected(host, &line, &requires, &events));
+        let (mut end, client) = match waiting {
+            Some(connected) => connected,
+            None => {
+                let mut end = start(remote, speaker, host, &["serve"])?;
+                let client = end.connect(&line, &requires, events)?;
+                (end, client)
+            }
+        };
         let open = Open {
             operation: OPERATION_COMPARE.to_owned(),
             destination: path.to_owned(),

@@ -1,20 +1,23 @@
 //! Far ends that are started before they are needed: while a service stops, ssh and the far lvmsync can begin.
 //!
-//! Guarantees: one that has waited for long, or has ended meanwhile, is not used, and is started anew as ever; of one that
-//! was not used nothing is heard.
+//! Guarantees: one that has waited for long, has ended meanwhile, or does not answer at once is not used, and another one is
+//! started as ever; of one that was not used nothing is heard.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::progress::Speaker;
-use super::remote::{start, start_heard_by};
+use super::remote::{Events, start_heard_by};
 use super::send::RemoteArgs;
-use crate::error::Result;
-use crate::session::remote::RemoteEnd;
+use crate::session::line::Line;
+use crate::session::remote::{RemoteClient, RemoteEnd};
 
 /// The far end ends a session in which nothing is said for longer than its own timeout, a minute by default.
 const KEEPS: Duration = Duration::from_secs(20);
+
+/// One that is there answers at once.
+const ANSWERS: Duration = Duration::from_secs(5);
 
 /// Those that wait.
 #[derive(Default)]
@@ -58,6 +61,27 @@ impl Prestarted {
         }
     }
 
+    /// A session with one that waits. The way to it may be dead, whatever had to be done to stop the service: then it is left, and
+    /// another one is started as ever.
+    pub(super) fn connected(
+        &self,
+        host: &str,
+        line: &Line,
+        requires: &[&str],
+        events: &Arc<Events>,
+    ) -> Option<(RemoteEnd, RemoteClient)> {
+        let mut end = self.take(host)?;
+        let limit = line.timeout().map_or(ANSWERS, |limit| limit.min(ANSWERS));
+        let client = end.connect_within(Some(limit), line, requires, events.clone());
+        match client {
+            Ok(client) => Some((end, client)),
+            Err(error) => {
+                tracing::info!("a session that was begun early is of no use: {error}");
+                None
+            }
+        }
+    }
+
     fn take(&self, host: &str) -> Option<RemoteEnd> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain_mut(Waiting::is_good);
@@ -65,18 +89,5 @@ impl Prestarted {
         let found = waiting.remove(at);
         found.is_used.store(true, Ordering::SeqCst);
         Some(found.end)
-    }
-}
-
-/// One that waits, or a new one.
-pub(super) fn serving(
-    prestarted: Option<&Prestarted>,
-    remote: &RemoteArgs,
-    speaker: &Speaker,
-    host: &str,
-) -> Result<RemoteEnd> {
-    match prestarted.and_then(|waiting| waiting.take(host)) {
-        Some(end) => Ok(end),
-        None => start(remote, speaker, host, &["serve"]),
     }
 }

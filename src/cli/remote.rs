@@ -8,7 +8,6 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use super::attempts::{Attempts, Failed, is_held, is_lost};
-use super::prestart::serving;
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
@@ -109,21 +108,29 @@ fn attempt(
     summary: &mut Summary,
     attempts: &mut Attempts,
 ) -> std::result::Result<(), Failed> {
-    let mut end =
-        serving(job.prestarted, job.remote, &job.speaker, host).map_err(Failed::for_good)?;
     let events = Arc::new(Events {
         host: host.to_owned(),
         speaker: job.speaker.clone(),
     });
     let line = Line::new(job.cancel.clone(), job.remote.timeout.get());
     let required = required_features(job);
-    let client = end
-        .connect(&line, &required, events)
-        .map_err(|error| Failed {
-            lost: error.is_lost(),
-            held: false,
-            error,
-        })?;
+    let waiting = job
+        .prestarted
+        .and_then(|waiting| waiting.connected(host, &line, &required, &events));
+    let (mut end, client) = match waiting {
+        Some(connected) => connected,
+        None => {
+            let started = start(job.remote, &job.speaker, host, &["serve"]);
+            let mut end = started.map_err(Failed::for_good)?;
+            let client = end.connect(&line, &required, events);
+            let client = client.map_err(|error| Failed {
+                lost: error.is_lost(),
+                held: false,
+                error,
+            })?;
+            (end, client)
+        }
+    };
     let open = Open {
         destination: path.to_owned(),
         options: apply_options(job, source),

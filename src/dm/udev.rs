@@ -30,10 +30,10 @@ pub fn keep_links_away() -> Result<()> {
         return Ok(());
     }
     let path = Path::new(RUNTIME).join(NAME);
-    if fs::read(&path).is_ok_and(|found| found == RULES.as_bytes()) {
-        return Ok(());
+    // Whoever has put it there may not have told udev yet.
+    if fs::read(&path).map_or(true, |found| found != RULES.as_bytes()) {
+        put(&path)?;
     }
-    put(&path)?;
     let mut command = lvm_command("udevadm");
     command.args(["control", "--reload"]);
     run(command, "udevadm", "udev").map(|_| ())

@@ -129,11 +129,12 @@ impl Line {
 
     /// From now on the session has one timeout to begin, whatever is heard meanwhile.
     pub fn begins(&self) {
-        let deadline = self
-            .shared
-            .timeout
-            .and_then(|timeout| Instant::now().checked_add(timeout));
-        self.set_begin_by(deadline);
+        self.begins_within(self.shared.timeout);
+    }
+
+    /// The same with another limit.
+    pub fn begins_within(&self, limit: Option<Duration>) {
+        self.set_begin_by(limit.and_then(|limit| Instant::now().checked_add(limit)));
     }
 
     /// The session has begun.

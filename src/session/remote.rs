@@ -141,12 +141,23 @@ impl RemoteEnd {
         requires: &[&str],
         events: Arc<dyn SessionEvents>,
     ) -> Result<RemoteClient> {
+        self.connect_within(line.timeout(), line, requires, events)
+    }
+
+    /// The same, and greeting and Hello may take no longer than `limit`.
+    pub fn connect_within(
+        &mut self,
+        limit: Option<Duration>,
+        line: &Line,
+        requires: &[&str],
+        events: Arc<dyn SessionEvents>,
+    ) -> Result<RemoteClient> {
         let (Some(stdin), Some(stdout)) = (self.child.stdin.take(), self.stdout.take()) else {
             return Err(self.remote_error("its input and output are already in use".to_owned()));
         };
         // The pipe to the child's stdin was made here, and only this end of it is ours alone.
         let (reader, writer) = (line.reader(stdout), line.own_writer(stdin));
-        line.begins();
+        line.begins_within(limit);
         let client = Client::connect_within(reader, writer, requires, events, line.timeout())
             .map_err(|error| self.explain(error))?;
         line.has_begun();

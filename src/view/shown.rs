@@ -131,7 +131,7 @@ pub fn found(name: &str) -> Result<Option<Shown>> {
 pub struct Left {
     /// The file, which may be on a filesystem that is not mounted.
     pub store: Option<PathBuf>,
-    /// The snapshot, whose volume group is not there.
+    /// The snapshot, which is not where it was made, or whose volume group is not there.
     pub snapshot: Option<String>,
 }
 
@@ -168,21 +168,19 @@ impl Shown {
         })
     }
 
-    /// Its name, if the group that it is in is not there any more, neither under its name nor under another.
+    /// Its name, if it was not removed, for it is not where it was made.
     fn remove_snapshot(&self, snapshot: &LvName) -> Result<Option<String>> {
-        let removed = temporary::remove(snapshot, &self.id);
-        let has_group = match &removed {
-            Ok(true) => return Ok(None),
-            Ok(false) => true,
-            Err(_) => has_group(snapshot.vg())?,
-        };
-        if has_group && removed.is_err() {
-            return removed.map(|_| None);
-        }
-        // The group has another name by now, or the snapshot has gone to another group.
-        match temporary::find_anywhere(&self.id)? {
-            Some(name) => temporary::remove(&name, &self.id).map(|_| None),
-            None => Ok((!has_group).then(|| snapshot.to_string())),
+        let is_elsewhere = || temporary::find_anywhere(&self.id);
+        match temporary::remove(snapshot, &self.id) {
+            Ok(true) => Ok(None),
+            // Removed already; what has its marks elsewhere may be that of a group that was cloned.
+            Ok(false) => is_elsewhere().map(|found| found.map(|name| name.to_string())),
+            Err(error) if has_group(snapshot.vg())? => Err(error),
+            // The group has another name by now.
+            Err(_) => match is_elsewhere()? {
+                Some(name) => temporary::remove(&name, &self.id).map(|_| None),
+                None => Ok(Some(snapshot.to_string())),
+            },
         }
     }
 

@@ -61,6 +61,15 @@ pub fn most_bytes<V: ReadAt>(view: &View<'_, V>, layout: Layout, cancel: &Cancel
         let length = (size_bytes - at).min(PART_BYTES);
         let changes = view.over_base(at, length)?;
         let data = changes.iter().filter(|change| change.kind == Kind::Data);
+        // Of a chunk that is zero in part, the rest is written.
+        let edges = |change: &Change| {
+            let begins_inside = !change.extent.offset().is_multiple_of(chunk_bytes);
+            let end = change.extent.end();
+            let ends_inside = !end.is_multiple_of(chunk_bytes) && end != size_bytes;
+            u64::from(begins_inside) + u64::from(ends_inside)
+        };
+        let zero = changes.iter().filter(|change| change.kind == Kind::Zero);
+        with_data += zero.map(edges).sum::<u64>();
         all += chunks(extents(&changes), chunk_bytes).count() as u64;
         with_data += chunks(data.map(|change| change.extent), chunk_bytes).count() as u64;
         at += length;

@@ -136,6 +136,9 @@ fn a_directory_without_certificates_is_refused_before_anything_is_served() {
     let line =
         |tls: &str| format!("lvmsync view full.delta --nbd tcp:0.0.0.0:0 --tls-certificates {tls}");
     dir.fails(&line("none"), 5, &["none/ca-cert.pem", "server-key.pem"]);
+    dir.write("tls/ca-crl.pem", b"0\x82 not PEM");
+    dir.fails(&line("tls"), 5, &["tls/ca-crl.pem", "no revocation list"]);
+    std::fs::remove_file(dir.path("tls/ca-crl.pem")).unwrap();
     dir.write("tls/server-key.pem", b"no key");
     dir.fails(
         &line("tls"),

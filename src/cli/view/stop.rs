@@ -104,8 +104,8 @@ pub(super) fn tell_of_left(left: &Left, monitor: &dyn Monitor) {
     }
     if let Some(snapshot) = &left.snapshot {
         monitor.warn(&format!(
-            "{snapshot}: its volume group is not there, so it was not removed. If the group is on disks that come back, \
-             remove it then: lvremove {snapshot}"
+            "{snapshot}: its volume group is not there, or it is not where it was made, so it was not removed. If it is the one \
+             that was made for this: lvremove {snapshot}"
         ));
     }
 }
