@@ -279,7 +279,7 @@ fn runs_folds_and_ways_back_that_are_killed_cost_no_point() {
         |guest| {
             let mut bench = Bench::new(guest, true);
             bench.put_job(
-                "history = true\nkeep = \"100x1s\"",
+                "history = true\nkeep = \"1000x1s\"",
                 "[[target]]\nto = \"there/near\"\ncreate = \"thick\"\n",
             );
             bench.change();
