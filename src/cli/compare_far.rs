@@ -7,9 +7,9 @@ use std::io::{Read, Write};
 use std::process::ChildStdin;
 use std::sync::Arc;
 
-use super::prestart::Prestarted;
+use super::prestart::{Prestarted, connect};
 use super::progress::Speaker;
-use super::remote::{Events, start, via};
+use super::remote::{Events, via};
 use super::send::RemoteArgs;
 use super::serve::lost;
 use crate::cancel::Cancel;
@@ -61,17 +61,9 @@ impl Far {
             speaker: speaker.clone(),
         });
         let line = Line::new(cancel.clone(), remote.timeout.get());
-        let requires = [FEATURE_COMPARE];
-        let waiting =
-            prestarted.and_then(|waiting| waiting.connected(host, &line, &requires, &events));
-        let (mut end, client) = match waiting {
-            Some(connected) => connected,
-            None => {
-                let mut end = start(remote, speaker, host, &["serve"])?;
-                let client = end.connect(&line, &requires, events)?;
-                (end, client)
-            }
-        };
+        let party = (remote, speaker);
+        let (mut end, client) =
+            connect(prestarted, party, host, &line, &[FEATURE_COMPARE], events)?;
         let open = Open {
             operation: OPERATION_COMPARE.to_owned(),
             destination: path.to_owned(),

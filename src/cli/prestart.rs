@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::progress::Speaker;
-use super::remote::{Events, start_heard_by};
+use super::remote::{Events, start, start_heard_by};
 use super::send::RemoteArgs;
+use crate::error::Result;
 use crate::session::line::Line;
 use crate::session::remote::{RemoteClient, RemoteEnd};
 
@@ -19,14 +20,13 @@ const KEEPS: Duration = Duration::from_secs(20);
 /// One that is there answers at once.
 const ANSWERS: Duration = Duration::from_secs(5);
 
-/// Those that wait.
+/// Those that wait, all at one host.
 #[derive(Default)]
 pub(super) struct Prestarted(Mutex<Vec<Waiting>>);
 
 struct Waiting {
     end: RemoteEnd,
     since: Instant,
-    host: String,
     is_used: Arc<AtomicBool>,
 }
 
@@ -55,7 +55,6 @@ impl Prestarted {
             waiting.push(Waiting {
                 end,
                 since: Instant::now(),
-                host: host.to_owned(),
                 is_used,
             });
         }
@@ -63,14 +62,13 @@ impl Prestarted {
 
     /// A session with one that waits. The way to it may be dead, whatever had to be done to stop the service: then it is left, and
     /// another one is started as ever.
-    pub(super) fn connected(
+    fn connected(
         &self,
-        host: &str,
         line: &Line,
         requires: &[&str],
         events: &Arc<Events>,
     ) -> Option<(RemoteEnd, RemoteClient)> {
-        let mut end = self.take(host)?;
+        let mut end = self.take()?;
         let limit = line.timeout().map_or(ANSWERS, |limit| limit.min(ANSWERS));
         let client = end.connect_within(Some(limit), line, requires, events.clone());
         match client {
@@ -82,12 +80,29 @@ impl Prestarted {
         }
     }
 
-    fn take(&self, host: &str) -> Option<RemoteEnd> {
+    fn take(&self) -> Option<RemoteEnd> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain_mut(Waiting::is_good);
-        let at = waiting.iter().position(|one| one.host == host)?;
-        let found = waiting.remove(at);
+        let found = waiting.pop()?;
         found.is_used.store(true, Ordering::SeqCst);
         Some(found.end)
     }
+}
+
+/// A session with a far end that waits, or with a new one.
+pub(super) fn connect(
+    prestarted: Option<&Prestarted>,
+    (remote, speaker): (&RemoteArgs, &Speaker),
+    host: &str,
+    line: &Line,
+    requires: &[&str],
+    events: Arc<Events>,
+) -> Result<(RemoteEnd, RemoteClient)> {
+    let waiting = prestarted.and_then(|waiting| waiting.connected(line, requires, &events));
+    if let Some(connected) = waiting {
+        return Ok(connected);
+    }
+    let mut end = start(remote, speaker, host, &["serve"])?;
+    let client = end.connect(line, requires, events)?;
+    Ok((end, client))
 }

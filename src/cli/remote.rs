@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use super::attempts::{Attempts, Failed, is_held, is_lost};
+use super::prestart::connect;
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
 use super::summary::Summary;
@@ -114,23 +115,13 @@ fn attempt(
     });
     let line = Line::new(job.cancel.clone(), job.remote.timeout.get());
     let required = required_features(job);
-    let waiting = job
-        .prestarted
-        .and_then(|waiting| waiting.connected(host, &line, &required, &events));
-    let (mut end, client) = match waiting {
-        Some(connected) => connected,
-        None => {
-            let started = start(job.remote, &job.speaker, host, &["serve"]);
-            let mut end = started.map_err(Failed::for_good)?;
-            let client = end.connect(&line, &required, events);
-            let client = client.map_err(|error| Failed {
-                lost: error.is_lost(),
-                held: false,
-                error,
-            })?;
-            (end, client)
-        }
-    };
+    let party = (job.remote, &job.speaker);
+    let connected = connect(job.prestarted, party, host, &line, &required, events);
+    let (mut end, client) = connected.map_err(|error| Failed {
+        lost: error.is_lost(),
+        held: false,
+        error,
+    })?;
     let open = Open {
         destination: path.to_owned(),
         options: apply_options(job, source),

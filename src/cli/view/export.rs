@@ -88,24 +88,20 @@ fn tell(
 
 /// As clients want it.
 fn uri(wish: &Wish<'_>, listener: &Listener) -> String {
-    let (secure, and) = match wish.certificates {
-        Some(_) => ("s", "tls-certificates=DIR"),
-        None => ("", ""),
-    };
-    match (wish.address, listener.tcp_address()) {
+    let secure = if wish.certificates.is_some() { "s" } else { "" };
+    let mut uri = match (wish.address, listener.tcp_address()) {
         (Address::Unix(path), _) => {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-            let and = if and.is_empty() {
-                ""
-            } else {
-                "&tls-certificates=DIR"
-            };
-            format!("nbd{secure}+unix:///?socket={}{and}", escaped(&path))
+            format!("nbd{secure}+unix:///?socket={}", escaped(&path))
         }
-        (_, Some(bound)) if and.is_empty() => format!("nbd://{bound}"),
-        (_, Some(bound)) => format!("nbds://{bound}/?{and}"),
-        (address, None) => address.to_string(),
+        (_, Some(bound)) => format!("nbd{secure}://{bound}"),
+        (address, None) => return address.to_string(),
+    };
+    if wish.certificates.is_some() {
+        uri.push_str(if uri.contains('?') { "&" } else { "/?" });
+        uri.push_str("tls-certificates=DIR");
     }
+    uri
 }
 
 /// In a URI.

@@ -40,7 +40,7 @@ pub fn records(directory: &StateDir, named: bool) -> Records {
         all: None,
     };
     let destinations = directory.path().join("destinations");
-    let (stray_devices, stray_snapshots) = views::strays(directory, &here);
+    let (views, stray_devices, stray_snapshots) = views::look(directory, &here);
     Records {
         directory: directory.path().display().to_string(),
         named,
@@ -50,7 +50,7 @@ pub fn records(directory: &StateDir, named: bool) -> Records {
         held: held(directory, &here),
         stray_devices,
         stray_snapshots: Some(stray_snapshots),
-        views: views::views(directory, &here),
+        views,
         records: Some(listed(directory, here)),
     }
 }

@@ -19,9 +19,27 @@ use crate::hold::record::{self, name_of};
 use crate::record::store::StateDir;
 use crate::view::shown::{self, Shown};
 
-/// Those that are on record in `directory`.
-pub(super) fn views(directory: &StateDir, here: &Here) -> Vec<ViewFacts> {
-    let mapped = mapped();
+/// Those that are on record in `directory`, the devices that show others, and the snapshots that nobody knows.
+pub(super) fn look(
+    directory: &StateDir,
+    here: &Here,
+) -> (Vec<ViewFacts>, Vec<String>, Looked<Vec<String>>) {
+    let blocks = names_in("/sys/block");
+    let mapped: Vec<Mapped> = blocks
+        .iter()
+        .filter_map(|name| Mapped::load(name))
+        .collect();
+    let on_record = shown::all(directory);
+    let known = on_record.iter().flatten();
+    let mut known: BTreeSet<String> = known.map(|shown| shown.id.clone()).collect();
+    let devices = stray_devices(&mapped, &mut known, here);
+    let held = record::snapshots(directory).into_iter();
+    known.extend(held.map(|(_, held)| held.of));
+    let snapshots = stray_snapshots(&mapped, &known, here);
+    (views(on_record, &mapped, here), devices, snapshots)
+}
+
+fn views(on_record: Vec<Looked<Shown>>, mapped: &[Mapped], here: &Here) -> Vec<ViewFacts> {
     let look = |shown: Looked<Shown>| {
         let known = shown.as_ref().ok();
         let uuid = known.map(|shown| uuid_of(&shown.id));
@@ -34,15 +52,7 @@ pub(super) fn views(directory: &StateDir, here: &Here) -> Vec<ViewFacts> {
             shown,
         }
     };
-    shown::all(directory).into_iter().map(look).collect()
-}
-
-fn mapped() -> Vec<Mapped> {
-    let blocks = names_in("/sys/block");
-    blocks
-        .iter()
-        .filter_map(|name| Mapped::load(name))
-        .collect()
+    on_record.into_iter().map(look).collect()
 }
 
 /// The store's loop device is always read-only.
@@ -54,14 +64,10 @@ fn stands_on_writable(device: &Mapped) -> bool {
     })
 }
 
-/// Devices and snapshots that carry our marks, and are neither on record in `directory` nor a running command's.
-pub(super) fn strays(directory: &StateDir, here: &Here) -> (Vec<String>, Looked<Vec<String>>) {
-    let mapped = mapped();
-    let on_record = shown::all(directory).into_iter().flatten();
-    let on_record: Vec<Shown> = on_record.collect();
-    let mut known: BTreeSet<String> = on_record.iter().map(|shown| shown.id.clone()).collect();
+/// Devices that carry our mark, and are neither on record nor a running command's. Their ids are known from now on.
+fn stray_devices(mapped: &[Mapped], known: &mut BTreeSet<String>, here: &Here) -> Vec<String> {
     let mut devices = Vec::new();
-    for device in &mapped {
+    for device in mapped {
         let Some(id) = device.uuid.strip_prefix(UUID_PREFIX) else {
             continue;
         };
@@ -70,19 +76,23 @@ pub(super) fn strays(directory: &StateDir, here: &Here) -> (Vec<String>, Looked<
             devices.push(device.name.clone());
         }
     }
-    let held = record::snapshots(directory).into_iter();
-    known.extend(held.map(|(_, held)| held.of));
-    let is_loose = |row: &LvRow| {
+    devices
+}
+
+/// The same for snapshots.
+fn stray_snapshots(
+    mapped: &[Mapped],
+    known: &BTreeSet<String>,
+    here: &Here,
+) -> Looked<Vec<String>> {
+    let is_stray = |row: &LvRow| {
         run_of(row).is_some_and(|id| {
             let lock = lock::path_of(&name_of("snapshot", id));
             !known.contains(id) && !here.is_locked(&lock) && !here.is_open(&row.lv_name)
         })
     };
-    let loose = tagged(&mapped).map(|rows| {
-        let loose = rows.into_iter().filter(is_loose);
-        loose.map(|row| row.lv_name).collect()
-    });
-    (devices, loose)
+    let strays = tagged(mapped)?.into_iter().filter(is_stray);
+    Ok(strays.map(|row| row.lv_name).collect())
 }
 
 /// The volumes that are tagged as temporary, each as `vg/lv`.
