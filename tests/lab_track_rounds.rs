@@ -201,41 +201,40 @@ fn no_block_is_missed_under_writers_whatever_is_cut() {
     let name = "no_block_is_missed_under_writers_whatever_is_cut";
     let wanted = if long() { 100 } else { 3 };
     let mut cuts = 0;
-    Script::new(
-        name,
-        setup().disk("256M").time_limit(Duration::from_secs(300)),
-    )
-    .phase("make", make)
-    .phase("rounds", rounds)
-    .phase("end", |guest| {
-        let tool = boot(guest);
-        send(&tool);
-        assert_same("/dev/vg/copy", &content("/dev/vg/data"), "in the end");
-    })
-    .drive(|driver| {
-        driver.run("make");
-        let count = driver.machine().directory().join("rounds");
-        let seed = any_seed();
-        println!("LVMSYNC_SEED={seed}");
-        let mut random = Random::new(seed);
-        loop {
-            let mut guest = driver.boot("rounds");
-            let limit = Duration::from_secs(120);
-            driver.wait_for(&mut guest, "ROUNDS from", limit);
-            // In the middle of the first one, or after some.
-            for number in 0..(cuts % 2) * (1 + random.below(wanted / 2)) {
-                driver.wait_for(&mut guest, &format!("ROUND {number} DONE"), limit);
+    // Of one boot, which may do half of the rounds.
+    let limit = Duration::from_secs(if long() { 3000 } else { 300 });
+    Script::new(name, setup().disk("256M").time_limit(limit))
+        .phase("make", make)
+        .phase("rounds", rounds)
+        .phase("end", |guest| {
+            let tool = boot(guest);
+            send(&tool);
+            assert_same("/dev/vg/copy", &content("/dev/vg/data"), "in the end");
+        })
+        .drive(|driver| {
+            driver.run("make");
+            let count = driver.machine().directory().join("rounds");
+            let seed = any_seed();
+            println!("LVMSYNC_SEED={seed}");
+            let mut random = Random::new(seed);
+            loop {
+                let mut guest = driver.boot("rounds");
+                let limit = Duration::from_secs(120);
+                driver.wait_for(&mut guest, "ROUNDS from", limit);
+                // In the middle of the first one, or after some.
+                for number in 0..(cuts % 2) * (1 + random.below(wanted / 2)) {
+                    driver.wait_for(&mut guest, &format!("ROUND {number} DONE"), limit);
+                }
+                sleep(Duration::from_millis(random.below(4000)));
+                guest.cut().unwrap();
+                cuts += 1;
+                let done = fs::read_to_string(&count).unwrap_or_default();
+                if done.parse().unwrap_or(0) >= wanted && cuts > 1 {
+                    break;
+                }
             }
-            sleep(Duration::from_millis(random.below(4000)));
-            guest.cut().unwrap();
-            cuts += 1;
-            let done = fs::read_to_string(&count).unwrap_or_default();
-            if done.parse().unwrap_or(0) >= wanted && cuts > 1 {
-                break;
-            }
-        }
-        driver.run("end");
-    });
+            driver.run("end");
+        });
 }
 
 #[test]
