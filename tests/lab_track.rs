@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use lab_kit::eras::{DEVICE, era_of, held, row};
 use lab_kit::{Tool, assert_same, long, setup};
 use lvmsync::dm::device::DeviceMapper;
 use lvmsync::dm::era::status_of;
@@ -19,15 +20,12 @@ use lvmsync::dm::wire::Selector;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-const DEVICE: &str = "/dev/mapper/vg-data-era";
-
 /// The only volume that `status` is asked for.
 fn status(tool: &Tool) -> Value {
     let began = Instant::now();
-    let run = tool.run("track status vg/data --json").ok();
+    let row = row(tool, "track status vg/data --json");
     assert!(began.elapsed() < Duration::from_secs(20), "it waited");
-    let rows: Value = serde_json::from_str(&run.stdout).unwrap();
-    rows[0].clone()
+    row
 }
 
 fn volumes(guest: &lab::Guest) -> String {
@@ -238,20 +236,6 @@ fn assert_listed(tool: &Tool, from: u64, before: &[u8], now: &[u8]) {
     }
 }
 
-/// The id of the state that is on record for the copy.
-fn held(tool: &Tool) -> String {
-    let run = tool.run("state show vg/copy --json").ok();
-    let rows: Value = serde_json::from_str(&run.stdout).unwrap();
-    rows[0]["holds"]["id"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
-}
-
-fn era_of(id: &str) -> u64 {
-    id.rsplit(':').next().unwrap().parse().unwrap()
-}
-
 #[test]
 fn a_live_volume_is_followed_by_its_eras() {
     lab::test(
@@ -271,7 +255,7 @@ fn a_live_volume_is_followed_by_its_eras() {
             let last = &status(&tool)["checkpoint"];
             assert!(last["era"].as_u64() > Some(0) && last["at"].as_i64() > Some(1 << 30));
             assert!(run.stderr.contains("--from era:"), "{}", run.stderr);
-            let mut id = held(&tool);
+            let mut id = held(&tool, "vg/copy");
             assert!(id.starts_with("era:"), "{id}");
             assert_same("/dev/vg/copy", &lab_kit::content("/dev/vg/data"), "at rest");
 
@@ -285,7 +269,7 @@ fn a_live_volume_is_followed_by_its_eras() {
                 let from = era_of(&id);
                 tool.run(&format!("send --from era:{from} {DEVICE} vg/copy"))
                     .ok();
-                let next = held(&tool);
+                let next = held(&tool, "vg/copy");
                 assert!(era_of(&next) > from, "{next}");
                 id = next;
                 assert_eq!(
@@ -317,12 +301,15 @@ fn a_live_volume_is_followed_by_its_eras() {
             tool.run(&run).ends(5, &["era:"]);
             tool.run(&format!(
                 "diff --from era:{} vg/data",
-                era_of(&held(&tool)) + 50
+                era_of(&held(&tool, "vg/copy")) + 50
             ))
             .ends(4, &["has not begun", "lvmsync sync"]);
             // A foreign metadata snapshot is left alone.
             guest.sh("dmsetup message vg-data-era 0 take_metadata_snap");
-            let line = format!("diff --from era:{} vg/data", era_of(&held(&tool)));
+            let line = format!(
+                "diff --from era:{} vg/data",
+                era_of(&held(&tool, "vg/copy"))
+            );
             tool.run(&line)
                 .ends(5, &["drop_metadata_snap", "era_invalidate"]);
             guest.sh("dmsetup message vg-data-era 0 drop_metadata_snap");
@@ -341,7 +328,7 @@ fn a_live_volume_is_followed_by_its_eras() {
             tool.run("track up vg/data").ok();
 
             // Made anew, the record is another one, even where the number is one that it had.
-            let id = held(&tool);
+            let id = held(&tool, "vg/copy");
             tool.run("track disable vg/data").ok();
             tool.run("track enable vg/data").ok();
             for _ in 0..era_of(&id) {
@@ -352,7 +339,7 @@ fn a_live_volume_is_followed_by_its_eras() {
             // The way out leads back to eras.
             lab_kit::write(DEVICE, &[7; 8192], 1 << 20);
             tool.run(&format!("sync {DEVICE} vg/copy")).ok();
-            let id = held(&tool);
+            let id = held(&tool, "vg/copy");
             assert!(id.starts_with("era:"), "{id}");
             lab_kit::write(DEVICE, &[8; 8192], 3 << 20);
             tool.run(&format!("send --from era:{} vg/data vg/copy", era_of(&id)))
@@ -530,7 +517,7 @@ fn what_is_sent_of_a_tracked_volume_is_one_moment() {
                 for round in 0..3 {
                     // So much that it is read for a second or two.
                     lab_kit::write(DEVICE, &vec![round + 1; 6 << 20], 32 * MIB);
-                    let from = era_of(&held(&tool));
+                    let from = era_of(&held(&tool, "vg/copy"));
                     tool.run(&format!(
                         "send --from era:{from} {DEVICE} vg/copy --bwlimit 4M"
                     ))

@@ -12,31 +12,14 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use lab::{Guest, Script};
+use lab_kit::eras::{DEVICE, base, era_of, held, record, row};
 use lab_kit::{Random, Tool, assert_same, content, seed, setup, write};
 use serde_json::Value;
 
-const DEVICE: &str = "/dev/mapper/vg-data-era";
 const MIB: u64 = 1 << 20;
 
-/// The record of the copy.
-fn shown(tool: &Tool) -> Value {
-    let run = tool.run("state show vg/copy --json").ok();
-    let rows: Value = serde_json::from_str(&run.stdout).unwrap();
-    rows[0].clone()
-}
-
-/// The id of the state that it holds, and its era.
-fn held(tool: &Tool) -> (String, u64) {
-    let row = shown(tool);
-    let id = row["holds"]["id"].as_str().unwrap().to_owned();
-    let era = id.rsplit(':').next().unwrap().parse().unwrap();
-    (id, era)
-}
-
 fn status(tool: &Tool) -> Value {
-    let run = tool.run("track status vg/data --json").ok();
-    let rows: Value = serde_json::from_str(&run.stdout).unwrap();
-    rows[0].clone()
+    row(tool, "track status vg/data --json")
 }
 
 fn volumes(guest: &Guest) {
@@ -78,7 +61,7 @@ fn a_power_cut_takes_no_era_back_that_a_copy_is_named_by() {
         guest.sh("vgchange -qq -ay vg 2>&1");
         keep_state(guest, &tool);
         tool.run("track up --all").ok();
-        let (_, era) = held(&tool);
+        let era = base(&tool, "vg/copy");
         let now = status(&tool)["era"].as_u64().unwrap();
         assert!(
             now > era,
@@ -110,11 +93,12 @@ fn an_increment_that_was_cut_begins_anew_and_never_over_its_undo() {
             let mut random = Random::new(seed(guest));
             for undo in ["", " --undo /tmp/undo"] {
                 let before = content("/dev/vg/copy");
-                let (id, era) = held(&tool);
+                let id = held(&tool, "vg/copy");
+                let era = era_of(&id);
                 write(DEVICE, &random.bytes(8 << 20), 4 * MIB);
                 let line = format!("send --from era:{era} {DEVICE} vg/copy{undo}");
                 let mut run = tool.start(&format!("{line} --bwlimit 512K"));
-                while !shown(&tool)["incomplete"].is_object() {
+                while !record(&tool, "vg/copy")["incomplete"].is_object() {
                     assert!(run.try_wait().unwrap().is_none(), "it was done at once");
                 }
                 sleep(Duration::from_secs(3));
@@ -133,11 +117,11 @@ fn an_increment_that_was_cut_begins_anew_and_never_over_its_undo() {
                         .ends(5, &["apply /tmp/undo"]);
                     tool.run("apply /tmp/undo vg/copy").ok();
                     assert_same("/dev/vg/copy", &before, "taken back");
-                    assert_eq!(held(&tool).0, id);
+                    assert_eq!(held(&tool, "vg/copy"), id);
                     tool.run(&line.replace("/tmp/undo", "/tmp/undo2")).ok();
                 }
                 assert_same("/dev/vg/copy", &content("/dev/vg/data"), "in the end");
-                assert!(held(&tool).1 > era);
+                assert!(base(&tool, "vg/copy") > era);
             }
         },
     );
@@ -153,7 +137,7 @@ fn what_a_volume_was_extended_by_is_not_tracked_by_a_boot() {
             volumes(guest);
             tool.run("track enable vg/data").ok();
             tool.run(&format!("send {DEVICE} vg/copy")).ok();
-            let (_, era) = held(&tool);
+            let era = base(&tool, "vg/copy");
             guest.sh("dmsetup remove vg-data-era; lvextend -qq -L +8M vg/data");
             tool.run("track up vg/data").ok();
             assert_eq!(status(&tool)["untracked_tail_bytes"], 8 << 20);

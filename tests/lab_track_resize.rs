@@ -10,28 +10,14 @@ mod lab_kit;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use lab_kit::eras::{DEVICE, row, send};
 use lab_kit::{Random, Tool, assert_same, content, long, seed, setup, write};
-use serde_json::Value;
 
-const DEVICE: &str = "/dev/mapper/vg-data-era";
 const BELOW: &str = "/dev/vg/data";
-
-fn rows(tool: &Tool, arguments: &str) -> Value {
-    let run = tool.run(arguments).ok();
-    let rows: Value = serde_json::from_str(&run.stdout).unwrap();
-    rows[0].clone()
-}
-
-fn send(tool: &Tool, copy: &str) -> lab_kit::Run {
-    let record = rows(tool, &format!("state show {copy} --json"));
-    let id = record["holds"]["id"].as_str().unwrap();
-    let era = id.rsplit(':').next().unwrap();
-    tool.run(&format!("send --from era:{era} {DEVICE} {copy}"))
-}
 
 /// Bytes of the volume that are not below the era device.
 fn tail(tool: &Tool) -> u64 {
-    rows(tool, "track status vg/data --json")["untracked_tail_bytes"]
+    row(tool, "track status vg/data --json")["untracked_tail_bytes"]
         .as_u64()
         .unwrap()
 }
@@ -69,7 +55,7 @@ fn a_tracked_volume_is_extended_while_it_is_in_use() {
             );
             assert_eq!(tail(&tool), 16 << 20);
             assert_eq!(tool.run("track resize vg/data").ok().stdout, plan);
-            let status = rows(&tool, "track status vg/data --json");
+            let status = row(&tool, "track status vg/data --json");
             assert_eq!(
                 (&status["state"], &status["discards"]),
                 (&"up".into(), &false.into())

@@ -1,5 +1,5 @@
-//! Rounds of sends since an era under four writers, with power cuts at any moment, and boots by the words of the unit in
-//! `contrib`: the copy always is one moment of the volume, no block of it is missing, and nothing has to be compared.
+//! Rounds of sends since an era under four writers, with power cuts at any moment: the copy always is one moment of the
+//! volume, no block of it is missing, and nothing has to be compared.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -17,10 +17,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use lab::{Guest, Script};
+use lab_kit::eras::{DEVICE, send};
 use lab_kit::{Random, Tool, any_seed, assert_same, content, long, setup, write};
-use serde_json::Value;
 
-const DEVICE: &str = "/dev/mapper/vg-data-era";
 const MIB: u64 = 1 << 20;
 const WRITERS: u64 = 4;
 const BLOCK: u64 = 4096;
@@ -108,28 +107,6 @@ fn boot(guest: &Guest) -> Tool {
     tool
 }
 
-fn record(tool: &Tool) -> Value {
-    let run = tool.run("state show vg/copy --json").ok();
-    let rows: Value = serde_json::from_str(&run.stdout).unwrap();
-    rows[0].clone()
-}
-
-/// The era that the copy holds, or held before a run that was cut.
-fn base(tool: &Tool) -> u64 {
-    let record = record(tool);
-    let state = match record["incomplete"].is_null() {
-        true => &record["holds"],
-        false => &record["incomplete"]["base"],
-    };
-    let id = state["id"].as_str().unwrap();
-    id.rsplit(':').next().unwrap().parse().unwrap()
-}
-
-fn send(tool: &Tool) {
-    let line = format!("send --from era:{} {DEVICE} vg/copy", base(tool));
-    tool.run(&line).ok();
-}
-
 fn make(guest: &Guest) {
     let tool = Tool::new(guest);
     guest.volume_group("vg", 0);
@@ -160,7 +137,7 @@ fn rounds(guest: &Guest) {
         let count = guest.shared().join("rounds");
         for number in 0..10_000 {
             let before = acknowledged.lock().unwrap().clone();
-            send(&tool);
+            send(&tool, "vg/copy").ok();
             let when = format!("round {number} of this boot");
             let now = moment(&content("/dev/vg/copy"), &when);
             for (before, now) in before.iter().zip(&now) {
@@ -177,25 +154,6 @@ fn rounds(guest: &Guest) {
     });
 }
 
-/// As a machine that is used, shut down and started again: what is mounted is the era device.
-fn used(guest: &Guest) {
-    let tool = boot(guest);
-    guest.sh(&format!("mkdir m; mount {DEVICE} m"));
-    let source = guest.sh("findmnt -no SOURCE m");
-    assert_eq!(source.trim(), DEVICE);
-    guest.sh("date >> m/boots; head -c 200K /dev/urandom > m/file; sync");
-    send(&tool);
-    guest.sh("umount m");
-    send(&tool);
-    assert_same("/dev/vg/copy", &content("/dev/vg/data"), "after a boot");
-    unit(guest, &tool, "ExecStop");
-    let state = tool.path("state");
-    guest.sh(&format!(
-        "umount {}; vgchange -qq -an vg 2>&1",
-        state.display()
-    ));
-}
-
 #[test]
 fn no_block_is_missed_under_writers_whatever_is_cut() {
     let name = "no_block_is_missed_under_writers_whatever_is_cut";
@@ -208,7 +166,7 @@ fn no_block_is_missed_under_writers_whatever_is_cut() {
         .phase("rounds", rounds)
         .phase("end", |guest| {
             let tool = boot(guest);
-            send(&tool);
+            send(&tool, "vg/copy").ok();
             assert_same("/dev/vg/copy", &content("/dev/vg/data"), "in the end");
         })
         .drive(|driver| {
@@ -234,26 +192,5 @@ fn no_block_is_missed_under_writers_whatever_is_cut() {
                 }
             }
             driver.run("end");
-        });
-}
-
-#[test]
-fn what_is_mounted_is_tracked_after_every_boot() {
-    let name = "what_is_mounted_is_tracked_after_every_boot";
-    let boots = if long() { 20 } else { 2 };
-    Script::new(name, setup().disk("256M"))
-        .phase("make", |guest| {
-            make(guest);
-            guest.sh(&format!("mkfs.ext4 -q {DEVICE}"));
-            let tool = Tool::new(guest);
-            send(&tool);
-            unit(guest, &tool, "ExecStop");
-        })
-        .phase("used", used)
-        .drive(|driver| {
-            driver.run("make");
-            for _ in 0..boots {
-                driver.run("used");
-            }
         });
 }

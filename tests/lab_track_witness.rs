@@ -9,31 +9,12 @@
 mod lab_kit;
 
 use lab::Guest;
+use lab_kit::eras::{DEVICE, base, send, state};
 use lab_kit::{Random, Tool, assert_same, content, long, seed, setup, write};
 use serde_json::Value;
 
-const DEVICE: &str = "/dev/mapper/vg-data-era";
 const BELOW: &str = "/dev/vg/data";
 const MIB: u64 = 1 << 20;
-
-/// The era of the state that is on record for this copy.
-fn era(tool: &Tool, copy: &str) -> u64 {
-    let run = tool.run(&format!("state show {copy} --json")).ok();
-    let rows: Value = serde_json::from_str(&run.stdout).unwrap();
-    let id = rows[0]["holds"]["id"].as_str().unwrap();
-    id.rsplit(':').next().unwrap().parse().unwrap()
-}
-
-fn send(tool: &Tool, copy: &str) -> lab_kit::Run {
-    let era = era(tool, copy);
-    tool.run(&format!("send --from era:{era} {DEVICE} {copy}"))
-}
-
-fn state(tool: &Tool) -> String {
-    let run = tool.run("track status vg/data --json").ok();
-    let rows: Value = serde_json::from_str(&run.stdout).unwrap();
-    rows[0]["state"].as_str().unwrap().to_owned()
-}
 
 /// One that the witness looks at, in the middle of the volume.
 fn sampled(tool: &Tool) -> u64 {
@@ -88,7 +69,7 @@ fn a_write_past_the_era_device_ends_what_follows_it() {
                 write(DEVICE, &random.bytes(8192), 20 * MIB);
                 let listed = tool.run(&format!(
                     "diff --from era:{} {DEVICE}",
-                    era(&tool, "vg/copy")
+                    base(&tool, "vg/copy")
                 ));
                 listed.ends(4, &["past its era device", "lvmsync sync"]);
                 // From then on it is on record.
@@ -122,7 +103,7 @@ fn a_write_past_the_era_device_ends_what_follows_it() {
             for _ in 0..2 {
                 send(&tool, "vg/copy").ok();
             }
-            let held = era(&tool, "vg/copy");
+            let held = base(&tool, "vg/copy");
             guest.sh("dmsetup remove vg-data-era; dd if=/tmp/record of=/dev/vg/data_era bs=1M oflag=direct 2>/dev/null");
             tool.run("track up vg/data").ok();
             let line = format!("send --from era:{held} {DEVICE} vg/copy");

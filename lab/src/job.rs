@@ -26,11 +26,15 @@ impl Job {
         for (file, text) in [
             ("init", include_str!("../guest/init")),
             ("lab-host", include_str!("../guest/lab-host")),
+            ("systemd", include_str!("../guest/systemd")),
         ] {
             job.write(file, text)?;
             let path = job.path(file);
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
                 .during(|| format!("cannot make {} executable", path.display()))?;
+        }
+        if let Some(before) = &setup.systemd {
+            job.write("before", before)?;
         }
         for (n, &bytes) in setup.disks.iter().enumerate() {
             let path = job.path(&format!("disk{n}"));

@@ -77,7 +77,7 @@ impl Machine {
         for program in &self.setup.programs {
             let _ = writeln!(
                 text,
-                "ln -s {} /run/lab/bin/",
+                "ln -sf {} /run/lab/bin/",
                 quote(&program.to_string_lossy())
             );
         }

@@ -11,6 +11,7 @@ pub struct Setup {
     pub(crate) time_limit: Duration,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) programs: Vec<PathBuf>,
+    pub(crate) systemd: Option<String>,
 }
 
 impl Default for Setup {
@@ -28,6 +29,7 @@ impl Setup {
             time_limit: Duration::from_secs(120),
             env: Vec::new(),
             programs: Vec::new(),
+            systemd: None,
         }
     }
 
@@ -62,6 +64,14 @@ impl Setup {
     /// `env!("CARGO_BIN_EXE_lvmsync")` here.
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
         self.programs.push(path.into());
+        self
+    }
+
+    /// Process 1 is a real systemd, with udev, and LVM as the host has it configured. The test runs when local file systems
+    /// are mounted, and then the machine is shut down in good order. `before` is a shell script that runs first: what it
+    /// writes to `/etc` is in force.
+    pub fn systemd(mut self, before: &str) -> Self {
+        self.systemd = Some(before.to_owned());
         self
     }
 }

@@ -7,6 +7,7 @@
     reason = "tests: what does not hold fails the test, and each test file uses its part of this"
 )]
 
+pub(crate) mod eras;
 pub(crate) mod live;
 pub(crate) mod thin;
 pub(crate) mod two_rounds;

@@ -1,0 +1,146 @@
+//! The unit in `contrib` under a real systemd, with udev, and LVM as Debian configures it: what is mounted by `/etc/fstab` is
+//! the era device after every boot, a clean shutdown keeps in mind what the volume holds, and what was written past the era
+//! device by a system without the unit is found.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests: what does not hold fails the test, and figures are told"
+)]
+
+mod lab_kit;
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use lab::{Driver, Guest, Script, Setup};
+use lab_kit::eras::{DEVICE, send, state};
+use lab_kit::{Random, Tool, any_seed, assert_same, content, long};
+
+/// Runs before systemd. The state directory is on what stands for the root file system: there from the beginning of a boot to
+/// the end of a shutdown.
+const BEFORE: &str = r#"
+mkdir -p "$LAB_JOB/state" /srv
+ln -s "$LAB_JOB/state" /var/lib/lvmsync
+ln -s /run/lab/bin/lvmsync /usr/local/bin/lvmsync
+kept=/etc/systemd/system/$(systemd-escape --path --suffix=mount "$LAB_JOB").d
+mkdir -p "$kept"
+printf '%s\n' '[Unit]' 'DefaultDependencies=no' > "$kept/root.conf"
+if [ ! -e "$LAB_JOB/without-unit" ]; then
+  systemctl enable /run/unit/lvmsync-track.service
+fi
+if [ -e "$LAB_JOB/made" ]; then
+  echo '/dev/mapper/vg-data-era /srv ext4 defaults 0 2' >> /etc/fstab
+fi
+"#;
+
+fn machine() -> Setup {
+    let unit = include_str!("../contrib/lvmsync-track.service");
+    let unit =
+        format!("mkdir /run/unit\ncat > /run/unit/lvmsync-track.service <<'UNIT'\n{unit}UNIT\n");
+    lab_kit::setup()
+        .disk("256M")
+        .time_limit(Duration::from_secs(180))
+        .systemd(&(unit + BEFORE))
+}
+
+/// The one whose state the unit uses.
+fn tool(guest: &Guest) -> Tool {
+    let tool = Tool::new(guest);
+    std::os::unix::fs::symlink("/var/lib/lvmsync", tool.path("state")).unwrap();
+    tool
+}
+
+fn make(guest: &Guest) {
+    let tool = tool(guest);
+    guest.volume_group("vg", 0);
+    guest.volume("vg", "data", "24M");
+    guest.volume("vg", "copy", "24M");
+    tool.run("track enable vg/data").ok();
+    guest.sh(&format!("mkfs.ext4 -q {DEVICE}"));
+    tool.run(&format!("send {DEVICE} vg/copy")).ok();
+    fs::write(guest.shared().join("made"), "").unwrap();
+}
+
+/// As a machine that is used; what it writes last goes with the next boot's send.
+fn used(guest: &Guest) {
+    let tool = tool(guest);
+    let source = guest.sh("findmnt -no SOURCE /srv");
+    assert_eq!(source.trim(), DEVICE);
+    assert_eq!(
+        guest.sh("systemctl is-active lvmsync-track").trim(),
+        "active"
+    );
+    assert_eq!(state(&tool), "up");
+    send(&tool, "vg/copy").ok();
+    guest.sh("head -c 200K /dev/urandom > /srv/file; sync");
+    send(&tool, "vg/copy").ok();
+    guest.sh("fsfreeze -f /srv");
+    send(&tool, "vg/copy").ok();
+    assert_same("/dev/vg/copy", &content("/dev/vg/data"), "of this boot");
+    guest.sh("fsfreeze -u /srv; head -c 200K /dev/urandom > /srv/last");
+    guest.announce("USED");
+    if guest.shared().join("to-be-cut").exists() {
+        sleep(Duration::from_secs(60));
+        panic!("nobody cut the power");
+    }
+}
+
+fn cut(driver: &mut Driver<'_>, random: &mut Random) {
+    let sign = driver.machine().directory().join("to-be-cut");
+    fs::write(&sign, "").unwrap();
+    let mut guest = driver.boot("used");
+    driver.wait_for(&mut guest, "USED", Duration::from_secs(180));
+    sleep(Duration::from_millis(random.below(1000)));
+    guest.cut().unwrap();
+    fs::remove_file(&sign).unwrap();
+}
+
+#[test]
+fn what_is_mounted_is_tracked_after_every_boot() {
+    let boots = if long() { 20 } else { 2 };
+    Script::new("what_is_mounted_is_tracked_after_every_boot", machine())
+        .phase("make", make)
+        .phase("used", used)
+        .phase("past", |guest| {
+            // A clean shutdown has kept in mind what the volume holds.
+            let tool = tool(guest);
+            let activated = "until [ -e /dev/vg/data ]; do sleep 0.1; done; udevadm settle";
+            guest.sh(activated);
+            let tags = guest.sh("lvs --noheadings -o lv_tags vg/data_era");
+            assert!(tags.contains("lvmsync_era_rest_"), "{tags}");
+            assert_eq!(state(&tool), "down");
+            guest.sh("mount /dev/vg/data /srv; echo past > /srv/past; umount /srv");
+        })
+        .phase("found", |guest| {
+            let tool = tool(guest);
+            let log = guest.sh("journalctl -b -u lvmsync-track --no-pager");
+            assert!(log.contains("when its era device was taken down"), "{log}");
+            assert!(log.contains("lvmsync track enable vg/data"), "{log}");
+            assert_eq!(state(&tool), "void");
+            tool.run("track enable vg/data").ok();
+            send(&tool, "vg/copy").ends(4, &["has not begun", "lvmsync sync"]);
+            tool.run(&format!("sync {DEVICE} vg/copy")).ok();
+            assert_same("/dev/vg/copy", &content("/dev/vg/data"), "in the end");
+        })
+        .drive(|driver| {
+            let directory = driver.machine().directory().to_owned();
+            let seed = any_seed();
+            println!("LVMSYNC_SEED={seed}");
+            let mut random = Random::new(seed);
+            driver.run("make");
+            for boot in 0..boots {
+                match boot % 4 {
+                    1 => cut(driver, &mut random),
+                    _ => driver.run("used"),
+                }
+            }
+            driver.run("used");
+            fs::write(directory.join("without-unit"), "").unwrap();
+            fs::remove_file(directory.join("made")).unwrap();
+            driver.run("past");
+            fs::remove_file(directory.join("without-unit")).unwrap();
+            driver.run("found");
+        });
+}
