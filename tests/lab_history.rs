@@ -275,7 +275,8 @@ fn points_in_time_of_a_thick_volume() {
 fn runs_folds_and_ways_back_that_are_killed_cost_no_point() {
     lab::test(
         "runs_folds_and_ways_back_that_are_killed_cost_no_point",
-        setup(),
+        // The ways back are in the guest's memory.
+        setup().memory_mib(if long() { 3072 } else { 512 }),
         |guest| {
             let mut bench = Bench::new(guest, true);
             bench.put_job(
