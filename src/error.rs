@@ -230,6 +230,16 @@ pub enum Error {
     Interrupted,
 }
 
+/// How those refer to a comparison who do not know both ends by their names.
+const SYNC: &str = "lvmsync sync NEW DEST";
+
+/// With `command` in its place: what is copied from a line of its own has no full stop at its end.
+fn with_command(text: &str, command: &str) -> String {
+    text.replace(&format!("{SYNC}. "), &format!("{command}\n"))
+        .replace(&format!("{SYNC}."), command)
+        .replace(SYNC, command)
+}
+
 fn way_out_line(way_out: &str) -> String {
     if way_out.is_empty() {
         String::new()
@@ -283,6 +293,14 @@ impl Error {
         matches!(self, Error::Held { .. } | Error::Guard { held: true, .. })
     }
 
+    fn way_out_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Error::Refused { way_out, .. } | Error::Held { way_out, .. } => Some(way_out),
+            Error::RemoteFailed { message, .. } => Some(message),
+            _ => None,
+        }
+    }
+
     /// The code that the process ends with.
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -328,15 +346,49 @@ impl Error {
         text
     }
 
-    /// With `command`, where it is one after which only a comparison helps.
+    /// With `command`, where it is one after which only a comparison helps, or which names one as a way out.
     #[must_use]
-    pub fn to_recover(self, command: impl FnOnce() -> String) -> Self {
+    pub fn to_recover(mut self, command: impl FnOnce() -> String) -> Self {
         if self.exit_code() != ExitCode::TrackingLost || matches!(self, Error::ToRecover { .. }) {
+            if let Some(text) = self.way_out_mut().filter(|text| text.contains(SYNC)) {
+                *text = with_command(text, &command());
+            }
             return self;
         }
         Error::ToRecover {
             error: Box::new(self),
             command: command(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(way_out: &str) -> Error {
+        Error::refused("vg/copy", "it holds something else", way_out)
+    }
+
+    #[test]
+    fn a_comparison_that_is_a_way_out_is_named_whole() {
+        let line = || "lvmsync sync vg/data h:vg/copy".to_owned();
+        let both = refused("Make it equal: lvmsync sync NEW DEST. If you know better: adopt it.");
+        let both = both.to_recover(line).chain();
+        assert!(both.ends_with(
+            "Make it equal: lvmsync sync vg/data h:vg/copy\nIf you know better: adopt it."
+        ));
+        let far = Error::RemoteFailed {
+            host: "h".to_owned(),
+            message: "vg/copy: no\nTo be sure: lvmsync sync NEW DEST.".to_owned(),
+            code: ExitCode::Refused,
+        };
+        let far = far.to_recover(line).chain();
+        assert!(
+            far.ends_with("To be sure: lvmsync sync vg/data h:vg/copy"),
+            "{far}"
+        );
+        let other = refused("Umount it.").to_recover(|| unreachable!("nothing asks for it"));
+        assert!(other.chain().ends_with("\nUmount it."));
     }
 }

@@ -27,6 +27,10 @@ ln -s /run/lab/bin/lvmsync /usr/local/bin/lvmsync
 kept=/etc/systemd/system/$(systemd-escape --path --suffix=mount "$LAB_JOB").d
 mkdir -p "$kept"
 printf '%s\n' '[Unit]' 'DefaultDependencies=no' > "$kept/root.conf"
+# A service that takes its time to stop: until then nothing may be unmounted or deactivated.
+printf '%s\n' '[Unit]' 'After=local-fs.target' '[Service]' 'Type=oneshot' 'RemainAfterExit=yes' 'ExecStart=/bin/true' \
+  'ExecStop=/bin/sleep 3' '[Install]' 'WantedBy=lab.target' > /etc/systemd/system/slow.service
+systemctl enable slow.service
 if [ ! -e "$LAB_JOB/without-unit" ]; then
   systemctl enable /run/unit/lvmsync-track.service
 fi

@@ -134,7 +134,9 @@ pub(super) fn run(verb: &TrackVerb, cancel: &Cancel) -> Result<ExitCode> {
         Action::Up(args) => each(args, &|name| {
             up_one(name, args.all, Talk::of(args.dry_run), cancel)
         }),
-        Action::Down(args) => each(args, &|name| down_one(name, Talk::of(args.dry_run), cancel)),
+        Action::Down(args) => each(args, &|name| {
+            down_one(name, args.all, Talk::of(args.dry_run), cancel)
+        }),
         Action::Resize(args) => resize(args, cancel),
         Action::Status(args) => {
             args.talk.terminal();
@@ -234,7 +236,7 @@ pub(super) fn put_up(volume: &LvName, cancel: &Cancel) -> Result<()> {
 
 /// Takes the era device of `volume` down, and says nothing of it.
 pub(super) fn take_down(volume: &LvName, cancel: &Cancel) -> Result<()> {
-    down_one(&format!("/dev/{volume}"), Talk::Silent, cancel)
+    down_one(&format!("/dev/{volume}"), false, Talk::Silent, cancel)
 }
 
 /// Refuses an era device that is in use.
@@ -295,9 +297,17 @@ fn up_one(name: &str, is_one_of_all: bool, talk: Talk, cancel: &Cancel) -> Resul
     }
 }
 
-fn down_one(name: &str, talk: Talk, cancel: &Cancel) -> Result<()> {
+/// The root file system stays where it is when the others of `--all` go down at a shutdown.
+fn down_one(name: &str, is_one_of_all: bool, talk: Talk, cancel: &Cancel) -> Result<()> {
     let work = Work::begin(name, cancel)?;
     let seen = work.look_patiently(is_closed, cancel)?;
+    if is_one_of_all && seen.device.as_ref().is_some_and(|device| device.is_root) {
+        output::message(&format!(
+            "lvmsync: {}: holds the root file system; stays up",
+            seen.volume
+        ));
+        return Ok(());
+    }
     let steps = plan::down(&seen, &look::rest(&seen)?)?;
     work.carry_out(&steps, talk, cancel).map(|_| ())
 }

@@ -151,10 +151,15 @@ fn device_on(dm: &DeviceMapper, host: &Host, volume: &LogicalVolume) -> Result<O
         is_ours: info.uuid == ours,
         has_table: info.has_table,
         open_count: info.open_count,
+        is_root: holders.iter().any(is_root),
         holders: holders.iter().map(ToString::to_string).collect(),
         sectors: found.map_or(0, |found| found.sectors),
         name: info.name,
     }))
+}
+
+fn is_root(holder: &Holder) -> bool {
+    matches!(holder, Holder::Mounted { mount_point, .. } if mount_point == "/")
 }
 
 fn unfit(volume: &LogicalVolume, rows: &[LvRow]) -> Option<String> {

@@ -28,6 +28,8 @@ pub struct SeenDevice {
     pub open_count: u32,
     /// By whom, as far as that can be seen.
     pub holders: Vec<String>,
+    /// The root file system is on it, which stays mounted at a shutdown.
+    pub is_root: bool,
     /// Its size.
     pub sectors: u64,
 }
