@@ -8,7 +8,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,8 +33,8 @@ struct Inner {
     /// Reads as "hung up" once the write end is dropped: what blocked reads wait for beside their input.
     wake: Option<io::PipeReader>,
     hold: Mutex<Option<io::PipeWriter>>,
-    /// Nothing ends the run by force.
-    holds_on: AtomicBool,
+    /// While there are any, nothing ends the run by force.
+    holds: AtomicUsize,
 }
 
 impl Cancel {
@@ -45,7 +45,7 @@ impl Cancel {
             flag: AtomicBool::new(false),
             wake,
             hold: Mutex::new(hold),
-            holds_on: AtomicBool::new(false),
+            holds: AtomicUsize::new(0),
         };
         Self {
             inner: Arc::new(inner),
@@ -71,7 +71,7 @@ impl Cancel {
                 // The run ends by itself, or else when its grace is over, or at a second signal.
                 let mut start = std::time::Instant::now();
                 while start.elapsed() < GRACE {
-                    if to_set.inner.holds_on.load(Ordering::SeqCst) {
+                    if to_set.inner.holds.load(Ordering::SeqCst) > 0 {
                         start = std::time::Instant::now();
                         let _ = signals.pending().count();
                     } else if signals.pending().next().is_some() {
@@ -95,10 +95,10 @@ impl Cancel {
             .take();
     }
 
-    /// Until the guard is dropped the run is told to stop as ever, and is not ended by force: a service that is stopped must be
+    /// Until the guard is dropped, and those of others are, the run is told to stop as ever, and is not ended by force: a service that is stopped must be
     /// started again.
     pub fn hold_on(&self) -> HoldsOn {
-        self.inner.holds_on.store(true, Ordering::SeqCst);
+        self.inner.holds.fetch_add(1, Ordering::SeqCst);
         HoldsOn(self.clone())
     }
 
@@ -139,7 +139,7 @@ pub struct HoldsOn(Cancel);
 
 impl Drop for HoldsOn {
     fn drop(&mut self) {
-        self.0.inner.holds_on.store(false, Ordering::SeqCst);
+        self.0.inner.holds.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -197,10 +197,12 @@ fn a_job_compares_where_eras_prove_nothing() {
         // What a target holds it must say itself.
         job.tool.run("state forget there/near").ok();
         change(&mut random);
-        let way_out = format!("lvmsync sync {DEVICE} there/near");
-        job.run().ends(5, &["there/near", &way_out]);
-        job.tool.run(&format!("sync {DEVICE} there/near")).ok();
-        job.run().ok();
+        let way_out = "lvmsync replicate data --compare";
+        job.run().ends(5, &["there/near", way_out]);
+        job.tool.run(&format!("{} --compare", job.line)).ok();
+        change(&mut random);
+        let run = job.run().ok();
+        assert!(!run.stderr.contains("compar"), "{}", run.stderr);
         job.is_there("in the end");
     });
 }

@@ -10,6 +10,7 @@ mod handover;
 mod pause;
 mod snapshots;
 
+pub(super) use handover::MIGRATED_TAG;
 use std::time::Instant;
 
 use clap::Args;
@@ -356,7 +357,7 @@ fn print_plan(
         format!(
             "{}is made read-only and gets the tag {}",
             cycle.loses(),
-            handover::MIGRATED_TAG
+            MIGRATED_TAG
         )
     };
     output::listing(|out| {

@@ -23,6 +23,7 @@ use crate::job::state::JobState;
 use crate::job::store::load;
 use crate::monitor::Monitor;
 use crate::record::keeper::now;
+use cycle::Again;
 use several::{Turn, Turns, hold, run_each, with_threads};
 
 const AFTER_HELP: &str = "\
@@ -42,6 +43,7 @@ Examples:
   lvmsync replicate --watch               stay, and run each on time, as a service
   lvmsync replicate --check               are all files in order?
   lvmsync replicate data --resume         after a rollback of a target: send to it again
+  lvmsync replicate data --compare        after something else wrote to a target: make it as the source is
   lvmsync status                          how far is everything?
 
 Each run makes a snapshot, sends what changed since the one that the target holds, and removes that one when the far
@@ -75,6 +77,10 @@ pub(super) struct ReplicateArgs {
     /// Send again to targets that were put back with `lvmsync rollback`: they are compared and made as the source is
     #[arg(long, conflicts_with_all = ["all", "watch", "check"])]
     resume: bool,
+
+    /// Whatever the targets hold, compare them with the source and send what differs: after something else wrote to one
+    #[arg(long, conflicts_with_all = ["all", "watch", "check", "resume"])]
+    compare: bool,
 
     #[command(flatten)]
     place: JobsArgs,
@@ -191,6 +197,16 @@ pub(super) fn run(args: &ReplicateArgs, cancel: &Cancel) -> Result<ExitCode> {
             "--resume is about targets that somebody put back: name their JOB".to_owned(),
         ));
     }
+    if args.compare && args.jobs.is_empty() {
+        return Err(Error::Usage(
+            "--compare reads whole volumes: name their JOB".to_owned(),
+        ));
+    }
+    let again = match (args.resume, args.compare) {
+        (true, _) => Again::Resume,
+        (_, true) => Again::Compare,
+        _ => Again::No,
+    };
     if args.jobs.is_empty() && !args.all {
         return Err(Error::Usage(
             "name a job, or --all for those that are due, or --watch to stay".to_owned(),
@@ -202,7 +218,7 @@ pub(super) fn run(args: &ReplicateArgs, cancel: &Cancel) -> Result<ExitCode> {
         if args.all && due_in(&job, &state_of(&args.state, name)?, now()) > 0.0 {
             return Ok(());
         }
-        let done = cycle::run(name, &job, args.resume, &args.state, &terminal, cancel);
+        let done = cycle::run(name, &job, again, &args.state, &terminal, cancel);
         terminal.finish();
         done
     });
@@ -312,7 +328,7 @@ fn watch_once(
     // Between the look and its turn another thread may have run it.
     let is_due = state_of(&args.state, name).map(|state| due_in(job, &state, now()) <= 0.0);
     let done = is_due.and_then(|is_due| match is_due {
-        true => cycle::run(name, job, false, &args.state, terminal, cancel),
+        true => cycle::run(name, job, Again::No, &args.state, terminal, cancel),
         false => Ok(()),
     });
     terminal.finish();

@@ -267,8 +267,12 @@ pub(super) fn sentence(summary: &Summary) -> String {
 impl Job<'_> {
     /// Does it, and says what was done.
     pub(super) fn run(&self) -> Result<Summary> {
-        self.try_run()
-            .map_err(|error| error.to_recover(|| self.sync_instead()))
+        self.run_or(|| self.sync_instead())
+    }
+
+    /// Does it; where only a comparison helps, `recover` is the command for that.
+    pub(super) fn run_or(&self, recover: impl FnOnce() -> String) -> Result<Summary> {
+        self.try_run().map_err(|error| error.to_recover(recover))
     }
 
     /// The command that needs no list of changes.

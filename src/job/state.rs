@@ -16,6 +16,9 @@ use crate::dm::base::Base;
 pub struct JobState {
     /// Of the last snapshot: a number is never used twice.
     pub number: u64,
+    /// LVM's UUID of the volume that it follows.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub source: String,
     /// When the last run began: seconds since 1970 UTC.
     pub started: i64,
     /// Id of the last run, as lines of the log have it.
@@ -96,6 +99,22 @@ impl JobState {
             .max_by_key(|(_, since)| *since)
     }
 
+    /// The snapshot with this UUID has this name now.
+    pub fn rename(&mut self, uuid: &str, name: &str) {
+        let targets = self.targets.values_mut();
+        for base in targets.flat_map(|target| target.base.iter_mut().chain(&mut target.pending)) {
+            if base.uuid == uuid {
+                name.clone_into(&mut base.name);
+            }
+        }
+    }
+
+    /// All targets are compared next. Gives back what they would have gone on from.
+    pub fn forget_bases(&mut self) -> Vec<Base> {
+        let targets = self.targets.values_mut();
+        targets.flat_map(TargetState::forget_base).collect()
+    }
+
     /// Forgets snapshots that are not among `there`, which are in order, and destinations that are not among `wanted`.
     /// Gives back the destinations that lost what they would have gone on from, and the snapshot that is gone.
     pub fn retain(&mut self, there: &[&str], wanted: &[&str]) -> Vec<(String, Base)> {
@@ -174,8 +193,18 @@ impl TargetState {
     /// Runs send to it again: nothing is known here of what it holds, so it is compared.
     pub fn resume(&mut self) {
         if self.rolled_back.take().is_some() {
-            (self.base, self.pending, self.pending_file) = (None, None, None);
+            self.forget_base();
         }
+    }
+
+    /// It is compared next, whatever it holds. Gives back what it would have gone on from.
+    pub fn forget_base(&mut self) -> Vec<Base> {
+        self.pending_file = None;
+        self.base
+            .take()
+            .into_iter()
+            .chain(self.pending.take())
+            .collect()
     }
 
     /// Seconds for which it has not followed, at `now`; `None` if it never did.

@@ -141,9 +141,7 @@ pub(super) fn snapshot_of(
     if let Some(admit) = wish.admit {
         admit(&live.name, None)?;
     }
-    let made = live.make(request, wish);
-    let heard = wish.taken.map_or(Ok(()), |taken| taken());
-    let (made, guard) = made.and_then(|made| heard.map(|()| made))?;
+    let (made, guard) = live.make(request, wish)?;
     let snapshot = match made.find()? {
         Found::Thin(thin) => thin.active.map(|active| *active),
         Found::Other(Resolved::LogicalVolume(volume)) => Some(*volume),
@@ -158,6 +156,16 @@ pub(super) fn snapshot_of(
 
 impl Live {
     fn make(self, request: &SourceRequest<'_>, wish: SnapshotWish<'_>) -> Result<(Made, Guard)> {
+        let made = self.try_to_make(request, wish);
+        let heard = wish.taken.map_or(Ok(()), |taken| taken());
+        made.and_then(|made| heard.map(|()| made))
+    }
+
+    fn try_to_make(
+        self,
+        request: &SourceRequest<'_>,
+        wish: SnapshotWish<'_>,
+    ) -> Result<(Made, Guard)> {
         let mut guard = Guard::start(&request.state, request.cancel)?;
         let chosen = (wish.keep, wish.size_bytes);
         let snapshot = guard.snapshot(&self.name, &self.uuid, chosen, request.monitor)?;

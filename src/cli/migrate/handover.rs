@@ -20,7 +20,7 @@ use crate::record::witness::Watch;
 use crate::volume::open::Volume;
 
 /// Of a volume that was moved away.
-pub(super) const MIGRATED_TAG: &str = "lvmsync_migrated";
+pub(in crate::cli) const MIGRATED_TAG: &str = "lvmsync_migrated";
 /// So often a last increment is made, if the volume is written to after the service was stopped.
 const LAST_ROUNDS: u32 = 3;
 

@@ -16,11 +16,12 @@ use std::time::Instant;
 use crate::cancel::Cancel;
 use crate::cli::apply::{StateArgs, WriteArgs};
 use crate::cli::log::{STEPS, WORDS};
+use crate::cli::migrate::MIGRATED_TAG;
 use crate::cli::points::there::remote_args;
 use crate::cli::progress::Terminal;
 use crate::cli::send::{Job, ToArgs};
 use crate::cli::watched::while_watched;
-use crate::dm::base::Base;
+use crate::dm::base::{Base, looked_at};
 use crate::dm::name::LvName;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::Role;
@@ -49,6 +50,7 @@ pub(super) struct Cycle<'a> {
     held: Held,
     state: JobState,
     volume: LvName,
+    source_uuid: String,
     size_bytes: u64,
     is_thin: bool,
     owner: String,
@@ -56,11 +58,22 @@ pub(super) struct Cycle<'a> {
     new: Option<String>,
 }
 
+/// What is to be sent although it would not be otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    /// Nothing.
+    No,
+    /// To targets that were put back.
+    Resume,
+    /// To targets that hold something else than the job has left there.
+    Compare,
+}
+
 /// Runs the job `name`. The error is that of the first target that failed.
 pub(super) fn run(
     name: &str,
     job: &JobConfig,
-    resume: bool,
+    again: Again,
     state_args: &StateArgs,
     terminal: &Terminal,
     cancel: &Cancel,
@@ -75,8 +88,10 @@ pub(super) fn run(
     tracing::info!(target: STEPS, source = %job.source, "{name}: begins");
     let cycle = Cycle::open((name, run), job, state_args, terminal, cancel);
     let done = cycle.and_then(|mut cycle| {
-        if resume {
-            cycle.resume()?;
+        match again {
+            Again::No => {}
+            Again::Resume => cycle.resume()?,
+            Again::Compare => drop(cycle.state.forget_bases()),
         }
         cycle.run()
     });
@@ -92,6 +107,22 @@ pub(super) fn run(
         }
     }
     done
+}
+
+/// Nothing of what is written at the other machine comes back to it.
+fn refuse_moved(volume: &LvName) -> Result<()> {
+    let (_, was_moved) = looked_at(volume, MIGRATED_TAG)?;
+    if !was_moved {
+        return Ok(());
+    }
+    Err(Error::refused(
+        volume.to_string(),
+        format!("it was moved to another machine: it has the tag {MIGRATED_TAG}"),
+        format!(
+            "Have the job run there, and remove it here. If the volume is to be used here again: \
+             lvchange --deltag {MIGRATED_TAG} -prw {volume}"
+        ),
+    ))
 }
 
 fn on_failure(
@@ -144,6 +175,7 @@ impl<'a> Cycle<'a> {
                 return Err(Error::refused(volume.name.to_string(), reason, ""));
             }
         };
+        refuse_moved(&volume.name)?;
         Ok(Self {
             name,
             run,
@@ -154,6 +186,7 @@ impl<'a> Cycle<'a> {
             held,
             state,
             volume: volume.name.clone(),
+            source_uuid: volume.uuid.clone(),
             size_bytes: volume.size_bytes,
             is_thin,
             owner: format!("job_{name}"),
@@ -202,6 +235,10 @@ impl<'a> Cycle<'a> {
                 let known = self.target(target);
                 known.error = Some(error.chain());
                 known.is_prepared = false;
+                if error.exit_code() == ExitCode::Differ {
+                    // What is there is not what was written: nothing goes on from that.
+                    known.forget_base();
+                }
                 self.held.save(&self.state)?;
                 first_error.get_or_insert(error);
             }
@@ -362,7 +399,7 @@ impl<'a> Cycle<'a> {
             monitor: self.terminal,
             speaker: self.terminal.speaker(),
         };
-        let summary = job.run()?;
+        let summary = job.run_or(|| format!("lvmsync replicate {} --compare", self.name))?;
         Ok(summary.data_bytes + summary.zero_bytes)
     }
 

@@ -1,18 +1,20 @@
 //! The snapshots of a job: one is made by each run, and those that no target needs any more go.
 //!
-//! Guarantees: what was stopped by a hook for the snapshot goes on, whatever became of it; only snapshots of the job are ever
+//! Guarantees: what was stopped by a hook for the snapshot goes on, whatever became of it and of the hook; only snapshots of the job are ever
 //! removed, and none that a target needs; what was lost is said.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use super::{Cycle, tenths};
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, HoldsOn};
 use crate::cli::log::STEPS;
 use crate::cli::replicate::several::hold;
 use crate::cli::watched::fill_of;
 use crate::dm::base::{self, Base, Beside, Store};
 use crate::dm::lvm::{LvRow, volumes_of};
+use crate::dm::name::LvName;
 use crate::error::{Error, Result};
 use crate::job::hooks;
 use crate::monitor::Monitor;
@@ -22,19 +24,43 @@ static MAKING: Mutex<()> = Mutex::new(());
 
 impl Cycle<'_> {
     pub(super) fn snapshot(&mut self) -> Result<Base> {
-        if let Some(command) = &self.job.hooks.before_snapshot {
-            self.hook(command, "the hook before_snapshot", self.cancel)?;
-        }
+        let _holds_on = self.before_snapshot()?;
         let made = self.make_snapshot();
-        if let Some(command) = &self.job.hooks.after_snapshot {
-            // What was stopped for it goes on, whatever became of it, and whoever wants to stop.
-            let hook = self.hook(command, "the hook after_snapshot", &Cancel::new());
-            return made.and_then(|made| hook.map(|()| made));
+        let after = self.after_snapshot();
+        if let (Err(_), Err(error)) = (&made, &after) {
+            self.terminal
+                .warn(&format!("{}: {}", self.name, error.chain()));
         }
-        made
+        made.and_then(|made| after.map(|()| made))
     }
 
-    pub(super) fn hook(&self, command: &str, what: &str, cancel: &Cancel) -> Result<()> {
+    /// Runs the hook, which may stop a service: from then on nothing ends this run by force until what it gives back is
+    /// dropped. Where the hook fails, or is told to stop, half of it may be done, and the other hook is run at once.
+    pub(super) fn before_snapshot(&self) -> Result<Option<HoldsOn>> {
+        let Some(command) = &self.job.hooks.before_snapshot else {
+            return Ok(None);
+        };
+        self.cancel.check()?;
+        let holds_on = self.cancel.hold_on();
+        if let Err(error) = self.hook(command, "the hook before_snapshot", self.cancel) {
+            if let Err(after) = self.after_snapshot() {
+                self.terminal
+                    .warn(&format!("{}: {}", self.name, after.chain()));
+            }
+            return Err(error);
+        }
+        Ok(Some(holds_on))
+    }
+
+    /// What was stopped goes on, whoever wants to stop.
+    pub(super) fn after_snapshot(&self) -> Result<()> {
+        match &self.job.hooks.after_snapshot {
+            Some(command) => self.hook(command, "the hook after_snapshot", &Cancel::new()),
+            None => Ok(()),
+        }
+    }
+
+    fn hook(&self, command: &str, what: &str, cancel: &Cancel) -> Result<()> {
         let environment = [
             ("LVMSYNC_JOB", self.name),
             ("LVMSYNC_RUN", self.run),
@@ -80,7 +106,13 @@ impl Cycle<'_> {
 
     /// What was removed by hand is forgotten, and what is of no use any more is removed.
     pub(super) fn sort_out(&mut self) -> Result<()> {
+        self.leave_another_source()?;
         let rows = volumes_of(self.volume.vg())?;
+        for row in base::of_owner(&rows, &self.owner) {
+            // It, or its group, may have been renamed.
+            let name = format!("{}/{}", row.vg_name, row.lv_name);
+            self.state.rename(&row.lv_uuid, &name);
+        }
         // One that has overflowed is there, and of no use.
         let in_order = |row: &&LvRow| {
             let known = Base {
@@ -120,25 +152,58 @@ impl Cycle<'_> {
         self.remove_strays()
     }
 
+    /// Where the job followed another volume before, nothing of that is a base for this one.
+    pub(super) fn leave_another_source(&mut self) -> Result<()> {
+        let before = std::mem::replace(&mut self.state.source, self.source_uuid.clone());
+        if before.is_empty() || before == self.source_uuid {
+            return Ok(());
+        }
+        self.terminal.warn(&format!(
+            "{}: it followed another volume before: all targets are compared, or written anew where they collect deltas",
+            self.name
+        ));
+        let left = self.state.forget_bases();
+        self.held.save(&self.state)?;
+        let groups: BTreeSet<String> = left
+            .iter()
+            .filter_map(|base| Some(LvName::parse(&base.name)?.vg().to_owned()))
+            .collect();
+        for group in groups {
+            // One that is gone, or was renamed, holds nothing that this job could remove.
+            let rows = volumes_of(&group).unwrap_or_default();
+            for row in base::of_owner(&rows, &self.owner) {
+                self.remove_stray(row);
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn remove_strays(&self) -> Result<()> {
         let rows = volumes_of(self.volume.vg())?;
         let needed = self.state.needed();
         for row in base::of_owner(&rows, &self.owner) {
             let is_new = self.new.as_ref() == Some(&row.lv_uuid);
-            if !is_new
-                && !needed.contains(&row.lv_uuid.as_str())
-                && base::remove(self.volume.vg(), &row.lv_uuid, &self.owner)?
-            {
-                tracing::info!(
-                    target: STEPS,
-                    state = format!("lvm:{}", row.lv_uuid),
-                    "{}: removed snapshot {}/{}",
-                    self.name,
-                    row.vg_name,
-                    row.lv_name
-                );
+            if !is_new && !needed.contains(&row.lv_uuid.as_str()) {
+                self.remove_stray(row);
             }
         }
         Ok(())
+    }
+
+    /// One that somebody has open stays until a later run: that is no reason for this one to fail.
+    fn remove_stray(&self, row: &LvRow) {
+        let (name, shown) = (self.name, format!("{}/{}", row.vg_name, row.lv_name));
+        match base::remove(&row.vg_name, &row.lv_uuid, &self.owner) {
+            Ok(true) => tracing::info!(
+                target: STEPS,
+                state = format!("lvm:{}", row.lv_uuid),
+                "{name}: removed snapshot {shown}"
+            ),
+            Ok(false) => {}
+            Err(error) => self.terminal.warn(&format!(
+                "{name}: snapshot {shown} is of no use any more, and stays until the next run: {}",
+                error.chain()
+            )),
+        }
     }
 }

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Cycle;
-use crate::cancel::Cancel;
 use crate::delta::header::State;
 use crate::dm::base::Base;
 use crate::error::{ExitCode, Result};
@@ -22,6 +21,7 @@ use crate::source::{SnapshotWish, Tracking, tracking_of};
 
 impl Cycle<'_> {
     pub(super) fn run_eras(mut self) -> Result<()> {
+        self.leave_another_source()?;
         self.forget_snapshots()?;
         let tracking = tracking_of(&self.volume)?;
         self.state.number += 1;
@@ -118,22 +118,15 @@ impl Cycle<'_> {
         (tracking, file): (&Tracking, Option<&str>),
         beside: Option<PathBuf>,
     ) -> (Result<u64>, JobState) {
-        let hook = |command: &Option<String>, what: &str, cancel: &Cancel| match command {
-            Some(command) => self.hook(command, what, cancel),
-            None => Ok(()),
-        };
-        let hooks = &self.job.hooks;
+        let holds_on = RefCell::new(None);
         let before = |_: &_, _: Option<&_>| {
-            hook(
-                &hooks.before_snapshot,
-                "the hook before_snapshot",
-                self.cancel,
-            )
+            *holds_on.borrow_mut() = self.before_snapshot()?;
+            Ok(())
         };
-        // What was stopped for it goes on, whoever wants to stop.
         let after = || {
-            let cancel = Cancel::new();
-            hook(&hooks.after_snapshot, "the hook after_snapshot", &cancel)
+            let after = self.after_snapshot();
+            holds_on.take();
+            after
         };
         let next = RefCell::new(self.state.clone());
         let named = |state: &State| {
