@@ -352,6 +352,35 @@ fn runs_folds_and_ways_back_that_are_killed_cost_no_point() {
     );
 }
 
+/// The source's machine is set up anew: older points stay reachable.
+#[test]
+fn points_in_time_outlive_what_is_known_of_the_job_here() {
+    let name = "points_in_time_outlive_what_is_known_of_the_job_here";
+    lab::test(name, setup(), |guest| {
+        let mut bench = Bench::new(guest, true);
+        bench.put_job(
+            "history = true\nkeep = \"1000x1s\"",
+            "[[target]]\nto = \"there/near\"\ncreate = \"thick\"\n",
+        );
+        let rounds = |bench: &mut Bench<'_>, count: u32| {
+            for _ in 0..count {
+                bench.change();
+                bench.run("replicate data").ok();
+                std::thread::sleep(Duration::from_millis(1100));
+            }
+        };
+        rounds(&mut bench, 3);
+        let before = bench.times("there/near");
+        assert_eq!(before.len(), 2);
+        fs::remove_file(bench.tool.path("state/jobs/data.json")).unwrap();
+        rounds(&mut bench, 2);
+        let after = bench.times("there/near");
+        assert!(before.iter().all(|at| after.contains(at)), "{after:?}");
+        assert_eq!(after.len(), 4, "{after:?}");
+        bench.visit_all("there/near", NEAR);
+    });
+}
+
 /// False if it had ended.
 fn kill(child: &mut std::process::Child) -> bool {
     if child.try_wait().unwrap().is_some() {

@@ -229,6 +229,7 @@ impl Place<'_> {
         points.sort_by(|a, b| (b.at, &b.files).cmp(&(a.at, &a.files)));
         Ok(Listing {
             held: held.filter(|held| held != NOTHING),
+            held_since: record.as_ref().map_or(0, |record| record.since),
             incomplete: record.is_some_and(|record| record.incomplete.is_some()),
             points,
             unusable,

@@ -189,6 +189,9 @@ pub enum Prepared {
 pub struct Listing {
     /// Id of the state that it holds, if that is known.
     pub held: Option<String>,
+    /// Since when, by the clock there: seconds since 1970 UTC, 0 where that is not known.
+    #[serde(default)]
+    pub held_since: i64,
     /// It is on record as half-written.
     pub incomplete: bool,
     /// The newest first.

@@ -254,6 +254,7 @@ impl<'a> Cycle<'a> {
         if let Some(pending) = self.target(target).pending.clone() {
             self.send(target, &pending)?;
         }
+        self.learn(target);
         let file = self.file_for(target, taken);
         self.target(target).begin(new.clone(), taken, file);
         self.held.save(&self.state)?;

@@ -61,6 +61,7 @@ impl Cycle<'_> {
             None => Listing::default(),
         };
         let base = self.base_for(target, &listing, tracking);
+        self.learn(target);
         let known = self.target(target);
         if let Some(held) = &listing.held {
             // The last run may have been done there, and cut here before it heard of it.

@@ -47,6 +47,25 @@ impl Cycle<'_> {
         Some(refused_as_put_back(self.name, target, rolled_back))
     }
 
+    /// What nothing is known of here may hold a state to which older points in time lead: the source was set up anew, or the
+    /// target has another name in the job's file. Then this run keeps the way back to it, as every other does.
+    pub(super) fn learn(&mut self, target: &Target) {
+        let is_known = self.target(target).holds_since > 0;
+        if self.job.history == History::Off || target.collects() || is_known {
+            return;
+        }
+        // One that is not there yet holds nothing; whatever else is wrong is told by what is sent to it.
+        let found = self.held_by(target).unwrap_or_default();
+        if found.held.is_some() && !found.incomplete && found.held_since > 0 {
+            self.target(target).holds_since = found.held_since;
+        } else if !found.points.is_empty() || !found.strays.is_empty() {
+            self.terminal.warn(&format!(
+                "{}: {}: there are points in time, and nothing on record tells what it holds: they cannot be reached any more",
+                self.name, target.to
+            ));
+        }
+    }
+
     /// The file in which a run keeps what leads to a point in time, if it does. A first copy has nothing to go back to.
     pub(super) fn file_for(&mut self, target: &Target, taken: i64) -> Option<String> {
         let tag = self.state.number.to_string();
