@@ -394,6 +394,11 @@ fn a_far_target_goes_back_over_the_jobs_own_ssh() {
                 .ends(5, &["no such point"]);
             bench.run("rollback data --to 2").ok();
             bench.run("replicate data").ends(5, &["was put back"]);
+            // That was a run like any other: the next one is due an interval later.
+            let rows: Value =
+                serde_json::from_str(&bench.run("status --json").ok().stdout).unwrap();
+            assert_ne!(rows[0]["last_run"], rows[0]["last_success_run"], "{rows}");
+            assert!(rows[0]["failed_at"].is_i64(), "{rows}");
             assert!(
                 bench
                     .guest

@@ -8,6 +8,7 @@
 mod bases;
 mod eras;
 mod keeping;
+mod record;
 mod room;
 
 use std::path::PathBuf;
@@ -46,7 +47,7 @@ pub(super) struct Cycle<'a> {
     state_args: &'a StateArgs,
     terminal: &'a Terminal,
     cancel: &'a Cancel,
-    held: Held,
+    held: &'a Held,
     state: JobState,
     volume: LvName,
     size_bytes: u64,
@@ -73,12 +74,15 @@ pub(super) fn run(
     let terminal = &terminal.within(&span);
     let begun = Instant::now();
     tracing::info!(target: STEPS, source = %job.source, "{name}: begins");
-    let cycle = Cycle::open((name, run), job, state_args, terminal, cancel);
-    let done = cycle.and_then(|mut cycle| {
-        if resume {
-            cycle.resume()?;
-        }
-        cycle.run()
+    let done = record::begin((name, run), state_args).and_then(|held| {
+        let cycle = Cycle::open((name, run), job, (&held, state_args), terminal, cancel);
+        let done = cycle.and_then(|mut cycle| {
+            if resume {
+                cycle.resume()?;
+            }
+            cycle.run()
+        });
+        record::end(&held, name, done, terminal)
     });
     let seconds = tenths(begun);
     match &done {
@@ -123,12 +127,10 @@ impl<'a> Cycle<'a> {
     fn open(
         (name, run): (&'a str, &'a str),
         job: &'a JobConfig,
-        state_args: &'a StateArgs,
+        (held, state_args): (&'a Held, &'a StateArgs),
         terminal: &'a Terminal,
         cancel: &'a Cancel,
     ) -> Result<Self> {
-        let directory = super::directory_of(state_args)?;
-        let held = Held::take(&directory, name, &format!("job {name}"))?;
         let state = held.load()?.unwrap_or_default();
         let Resolved::LogicalVolume(volume) = resolve(&job.source)? else {
             return Err(Error::Usage(format!(
@@ -176,8 +178,6 @@ impl<'a> Cycle<'a> {
                 .find_map(|target| self.put_back(target));
             return first.map_or(Ok(()), Err);
         }
-        self.state.started = now();
-        self.run.clone_into(&mut self.state.run);
         self.look_at_bases();
         let taken = now();
         let new = self.snapshot()?;
