@@ -16,7 +16,7 @@ use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::config::{JobConfig, Target};
-use crate::job::points::{Chosen, Listing, Point};
+use crate::job::points::{Chosen, Listing, Meant, Point};
 use crate::job::state::TargetState;
 use crate::monitor::Monitor;
 use crate::record::keeper::{now, shown_time};
@@ -147,30 +147,37 @@ pub(super) fn only<'a>(name: &str, job: &'a JobConfig, wanted: Option<&str>) -> 
     Ok(target)
 }
 
-/// The point that is meant.
+/// The point that is meant. Where that is what the target holds already, `of_held` leads on.
 pub(super) fn find<'a>(
     listing: &'a Listing,
     wanted: Chosen,
-    job: &str,
-    target: &Target,
+    known: Option<&TargetState>,
+    (job, target): (&str, &Target),
+    of_held: &str,
 ) -> Result<&'a Point> {
-    let points = &listing.points;
-    let found = match wanted {
-        Chosen::Number(number) => points.get(number.wrapping_sub(1)),
-        Chosen::NotLaterThan(time) => points.iter().find(|point| point.at <= time),
+    // What is half-written holds nothing.
+    let held = listing.held.as_deref().filter(|_| !listing.incomplete);
+    let held_at = known
+        .zip(held)
+        .and_then(|(known, held)| known.surely_taken(held));
+    let reason = match (listing.find(wanted, held_at), listing.points.last()) {
+        (Meant::Point(point), _) => return Ok(point),
+        (Meant::Held(at), _) => {
+            let reason = format!(
+                "it holds that already: what it holds is of {}, and nothing newer is not later than that time",
+                shown_time(at)
+            );
+            return Err(Error::refused(target.to.clone(), reason, of_held));
+        }
+        (Meant::Nothing, None) => "there is no point in time that it can go back to".to_owned(),
+        (Meant::Nothing, Some(oldest)) => format!(
+            "there is no such point: there are {}, the oldest is {}",
+            listing.points.len(),
+            shown_time(oldest.at)
+        ),
     };
-    found.ok_or_else(|| {
-        let reason = match points.last() {
-            None => "there is no point in time that it can go back to".to_owned(),
-            Some(oldest) => format!(
-                "there is no such point: there are {}, the oldest is {}",
-                points.len(),
-                shown_time(oldest.at)
-            ),
-        };
-        let way_out = format!("lvmsync history {job} shows them.");
-        Error::refused(target.to.clone(), reason, way_out)
-    })
+    let way_out = format!("lvmsync history {job} shows them.");
+    Err(Error::refused(target.to.clone(), reason, way_out))
 }
 
 /// What a job says that keeps no history.

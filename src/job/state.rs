@@ -184,6 +184,22 @@ impl TargetState {
         }
     }
 
+    /// When the state `held` was taken, which the target says that it holds; `None` where that is not one that a run of the
+    /// job, or a way back, is known to have left there.
+    pub fn surely_taken(&self, held: &str) -> Option<i64> {
+        let is = |base: &Option<Base>| base.as_ref().is_some_and(|base| base.id() == held);
+        let at = match &self.rolled_back {
+            Some(rolled_back) if rolled_back.to_id == held => rolled_back.to,
+            Some(rolled_back) if rolled_back.from_id == held => rolled_back.from_since,
+            Some(_) => return None,
+            None if is(&self.pending) => self.pending_since,
+            // Of a base that was lost the id is not known any more.
+            None if is(&self.base) || self.base.is_none() => self.holds_since,
+            None => return None,
+        };
+        (at > 0).then_some(at)
+    }
+
     /// It is about to be put back to what was taken at `to`; it holds `held` now. What a first rollback found is what a
     /// later one may come back to.
     pub fn put_back(&mut self, (to, to_id): (i64, &str), now: i64, held: &str) {
@@ -304,7 +320,11 @@ mod tests {
             ..TargetState::default()
         };
         let before = target.clone();
+        let known = ["lvm:4", "lvm:1"].map(|held| target.surely_taken(held));
+        assert_eq!(known, [Some(400), None]);
         target.put_back((100, "lvm:1"), 1000, "lvm:4");
+        let known = ["lvm:4", "lvm:1", "lvm:0"].map(|held| target.surely_taken(held));
+        assert_eq!(known, [Some(400), Some(100), None]);
         target.was_put_back(Some("lvm:1"));
         assert_eq!((target.holds_since, &target.base), (100, &before.base));
         let there = target.clone();
