@@ -192,7 +192,7 @@ fn a_state_that_cannot_be_read_is_a_row_that_alarms_and_hides_no_other_job() {
 }
 
 #[test]
-fn a_job_without_a_history_says_how_to_keep_one_and_one_with_it_shows_that_it_is_empty() {
+fn a_job_without_a_history_says_how_to_keep_one_and_of_one_that_never_ran_nothing_is_known() {
     let with = GOOD.replace(
         "interval",
         "history = true\nkeep = \"24x1h 7x1d\"\ninterval",
@@ -200,7 +200,11 @@ fn a_job_without_a_history_says_how_to_keep_one_and_one_with_it_shows_that_it_is
     let dir = Dir::new(&[("good.toml", GOOD), ("with.toml", &with)]);
     dir.ends("history good", 5, &["keeps no history", "history = true"]);
     dir.ends("rollback good --to 1", 5, &["keeps no history"]);
-    dir.ends("history with", 0, &["backup:vg/data holds nothing yet"]);
+    dir.ends(
+        "history with",
+        0,
+        &["backup:vg/data: nothing is known here of what it holds"],
+    );
     let said = dir.ends("history with --json", 0, &[]);
     let rows: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(rows[0]["points"], serde_json::json!([]));
