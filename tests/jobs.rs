@@ -238,13 +238,28 @@ fn a_job_without_a_history_says_how_to_keep_one_and_of_one_that_never_ran_nothin
 fn a_key_that_cannot_be_meant_is_named() {
     let keep = GOOD.replace("interval", "keep = \"24x1h\"\ninterval");
     let collects = GOOD.replace("backup:vg/data", "backup:/srv/deltas/");
-    let dir = Dir::new(&[("keep.toml", &keep), ("far.toml", &collects)]);
-    dir.ends("replicate --check keep", 2, &["add history = true"]);
-    dir.ends(
-        "replicate --check far",
-        2,
-        &["absolute path of this machine"],
-    );
+    let source = GOOD.replacen("vg/data", "vg", 1);
+    let create = format!("{GOOD}create = \"thinpool\"\n");
+    let dir = Dir::new(&[
+        ("keep.toml", &keep),
+        ("far.toml", &collects),
+        ("source.toml", &source),
+        ("create.toml", &create),
+    ]);
+    for (job, words) in [
+        ("keep", ["keep.toml: line 2: ", "add history = true"]),
+        (
+            "far",
+            ["far.toml: line 4: ", "absolute path of this machine"],
+        ),
+        ("source", ["source.toml: line 1: ", "`vg` is no logical"]),
+        ("create", ["create.toml: line 5: ", "thin:POOL"]),
+    ] {
+        dir.ends(&format!("replicate --check {job}"), 2, &words);
+        // Nothing of it is begun, and status tells the same.
+        dir.ends(&format!("replicate {job}"), 2, &words);
+        dir.ends(&format!("status {job}"), 1, &words);
+    }
 }
 
 #[test]

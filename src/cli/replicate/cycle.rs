@@ -310,15 +310,12 @@ impl<'a> Cycle<'a> {
         snapshot: Option<SnapshotWish<'_>>,
         beside: Option<PathBuf>,
     ) -> Result<u64> {
-        let making = target.create.as_deref().map(str::parse).transpose();
-        let making = making
-            .map_err(|reason| Error::Usage(format!("job {}: create: {reason}", self.name)))?;
         let (output, undo) = match target.collects() {
             true => (beside, None),
             false => (None, beside),
         };
         let write = WriteArgs {
-            create: making.filter(|_| old.is_none()),
+            create: target.create.clone().filter(|_| old.is_none()),
             // An increment goes only onto what is on record as its base.
             require_record: old.is_some(),
             undo,
