@@ -41,6 +41,19 @@ impl Dir {
         }
         said
     }
+
+    /// What `lvmsync status --json` says, which ends with `code`.
+    #[track_caller]
+    fn rows(&self, code: i32) -> Vec<serde_json::Value> {
+        serde_json::from_str(&self.ends("status --json", code, &[])).unwrap()
+    }
+
+    /// Puts on record how far a job is.
+    fn put_state(&self, name: &str, text: &str) {
+        let directory = self.0.path().join("state/jobs");
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(format!("{name}.json")), text).unwrap();
+    }
 }
 
 const GOOD: &str =
@@ -93,8 +106,93 @@ fn the_status_of_a_job_that_never_ran_is_no_failure_and_of_one_that_is_wrong_it_
     dir.ends("status", 1, &["bad.toml", "unknown field `x`"]);
 }
 
+/// No volume, but a file: a run of that fails before it comes to a target.
+fn of_no_volume() -> String {
+    GOOD.replacen("vg/data", "/etc/hostname", 1)
+}
+
 #[test]
-fn a_job_without_a_history_says_how_to_keep_one_and_one_with_it_shows_that_it_is_empty() {
+fn a_job_that_fails_before_its_first_target_alarms_and_is_tried_again_after_its_interval() {
+    let two = format!("{}[[target]]\nto = \"vg2/data\"\n", of_no_volume());
+    let hook = "[hooks]\non_failure = \"echo failed >> $HOOK\"\n";
+    let dir = Dir::new(&[]);
+    let hooked = dir.0.path().join("hooked");
+    let hook = hook.replace("$HOOK", &hooked.display().to_string());
+    fs::write(dir.0.path().join("jobs/data.toml"), two + &hook).unwrap();
+    dir.ends("replicate --all", 2, &["no logical volume"]);
+    // As a timer does it: not before the interval is over.
+    dir.ends("replicate --all", 0, &[]);
+    assert_eq!(fs::read_to_string(&hooked).unwrap(), "failed\n");
+    dir.ends("status", 1, &["no logical volume"]);
+    for (target, row) in dir.rows(1).iter().enumerate() {
+        assert_eq!(row["late"], true, "{target}: {row}");
+        assert!(row["failed_at"].is_i64(), "{target}: {row}");
+        assert!(row["last_run"].is_string(), "{target}: {row}");
+        let error = row["error"].as_str().unwrap();
+        assert!(error.contains("no logical volume"), "{target}: {row}");
+    }
+    let said = dir.ends("status --prometheus", 1, &[]);
+    for metric in ["lvmsync_late", "lvmsync_failed"] {
+        for target in ["backup:vg/data", "vg2/data"] {
+            let line =
+                format!("{metric}{{job=\"data\",source=\"/etc/hostname\",target=\"{target}\"}} 1");
+            assert!(said.contains(&line), "{line}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_job_that_worked_before_says_why_it_does_not_follow_any_more_before_it_is_late() {
+    let dir = Dir::new(&[("data.toml", &of_no_volume())]);
+    let now = jiff::Timestamp::now().as_second();
+    let held = |since: i64| {
+        serde_json::json!({"started": since, "targets":
+            {"backup:vg/data": {"holds_since": since, "succeeded": since, "error": null}}})
+    };
+    dir.put_state("data", &held(now).to_string());
+    dir.ends("status", 0, &["ok"]);
+    dir.ends("replicate data", 2, &[]);
+    dir.ends("status", 0, &["no logical volume"]);
+    dir.ends(
+        "status --prometheus",
+        0,
+        &["target=\"backup:vg/data\"} 1\n"],
+    );
+    let row = &dir.rows(0)[0];
+    assert!(row["late"] == false && row["error"].is_string(), "{row}");
+    dir.put_state("data", &held(now - 3000).to_string());
+    dir.ends("status", 1, &["LATE"]);
+    dir.ends("replicate data", 2, &[]);
+    dir.ends("status", 1, &["no logical volume"]);
+}
+
+#[test]
+fn a_job_of_which_every_run_is_killed_is_late_however_late_the_last_one_began() {
+    let dir = Dir::new(&[("data.toml", GOOD)]);
+    let now = jiff::Timestamp::now().as_second();
+    let tried = |first: i64| serde_json::json!({"started": now, "first_tried": first}).to_string();
+    dir.put_state("data", &tried(now - 60));
+    dir.ends("status", 0, &["not yet run"]);
+    dir.put_state("data", &tried(now - 3000));
+    dir.ends("status", 1, &["LATE"]);
+}
+
+#[test]
+fn a_state_that_cannot_be_read_is_a_row_that_alarms_and_hides_no_other_job() {
+    let dir = Dir::new(&[("data.toml", GOOD), ("other.toml", GOOD)]);
+    dir.put_state("data", "{");
+    dir.ends("status", 1, &["data.json", "other", "not yet run"]);
+    let rows = dir.rows(1);
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    assert!(
+        rows[0]["late"] == true && rows[0]["target"] == "backup:vg/data",
+        "{rows:?}"
+    );
+    assert!(rows[1]["late"] == false && rows[1]["error"].is_null());
+}
+
+#[test]
+fn a_job_without_a_history_says_how_to_keep_one_and_of_one_that_never_ran_nothing_is_known() {
     let with = GOOD.replace(
         "interval",
         "history = true\nkeep = \"24x1h 7x1d\"\ninterval",
@@ -102,7 +200,11 @@ fn a_job_without_a_history_says_how_to_keep_one_and_one_with_it_shows_that_it_is
     let dir = Dir::new(&[("good.toml", GOOD), ("with.toml", &with)]);
     dir.ends("history good", 5, &["keeps no history", "history = true"]);
     dir.ends("rollback good --to 1", 5, &["keeps no history"]);
-    dir.ends("history with", 0, &["backup:vg/data holds nothing yet"]);
+    dir.ends(
+        "history with",
+        0,
+        &["backup:vg/data: nothing is known here of what it holds"],
+    );
     let said = dir.ends("history with --json", 0, &[]);
     let rows: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(rows[0]["points"], serde_json::json!([]));
@@ -136,13 +238,28 @@ fn a_job_without_a_history_says_how_to_keep_one_and_one_with_it_shows_that_it_is
 fn a_key_that_cannot_be_meant_is_named() {
     let keep = GOOD.replace("interval", "keep = \"24x1h\"\ninterval");
     let collects = GOOD.replace("backup:vg/data", "backup:/srv/deltas/");
-    let dir = Dir::new(&[("keep.toml", &keep), ("far.toml", &collects)]);
-    dir.ends("replicate --check keep", 2, &["add history = true"]);
-    dir.ends(
-        "replicate --check far",
-        2,
-        &["absolute path of this machine"],
-    );
+    let source = GOOD.replacen("vg/data", "vg", 1);
+    let create = format!("{GOOD}create = \"thinpool\"\n");
+    let dir = Dir::new(&[
+        ("keep.toml", &keep),
+        ("far.toml", &collects),
+        ("source.toml", &source),
+        ("create.toml", &create),
+    ]);
+    for (job, words) in [
+        ("keep", ["keep.toml: line 2: ", "add history = true"]),
+        (
+            "far",
+            ["far.toml: line 4: ", "absolute path of this machine"],
+        ),
+        ("source", ["source.toml: line 1: ", "`vg` is no logical"]),
+        ("create", ["create.toml: line 5: ", "thin:POOL"]),
+    ] {
+        dir.ends(&format!("replicate --check {job}"), 2, &words);
+        // Nothing of it is begun, and status tells the same.
+        dir.ends(&format!("replicate {job}"), 2, &words);
+        dir.ends(&format!("status {job}"), 1, &words);
+    }
 }
 
 #[test]
@@ -185,15 +302,17 @@ fn metrics_for_a_collector_are_whole_or_as_they_were() {
 fn jobs_that_run_at_once_all_run_and_say_so_line_by_line() {
     let bad = GOOD.replace("interval", "intervall");
     let names: Vec<String> = (0..12).map(|number| format!("j{number}.toml")).collect();
-    // No volume, but a file: refused for that, after its job was begun.
-    let file = GOOD.replace("vg/data", "/etc/hostname");
+    let file = of_no_volume();
     let mut files: Vec<(&str, &str)> = names
         .iter()
         .map(|name| (name.as_str(), file.as_str()))
         .collect();
     files.push(("bad.toml", &bad));
     let dir = Dir::new(&files);
+    // A job that was tried is due after its interval, and not before.
+    let state = dir.0.path().join("state/jobs");
     for at_once in [1, 4, 64] {
+        let _ = fs::remove_dir_all(&state);
         let said = dir.ends(
             &format!("replicate --all --quiet --jobs {at_once}"),
             2,
@@ -209,9 +328,10 @@ fn jobs_that_run_at_once_all_run_and_say_so_line_by_line() {
         dir.ends(&format!("replicate --all --jobs {wrong}"), 2, &["--jobs"]);
     }
     // The worst code is that of the run, wherever in the order it comes.
-    fs::create_dir_all(dir.0.path().join("state/jobs")).unwrap();
-    fs::write(dir.0.path().join("state/jobs/j5.json"), "{").unwrap();
     for at_once in [1, 4] {
+        fs::remove_dir_all(&state).unwrap();
+        fs::create_dir(&state).unwrap();
+        fs::write(state.join("j5.json"), "{").unwrap();
         let line = format!("replicate --all --jobs {at_once}");
         dir.ends(&line, 5, &["lvmsync: bad: ", "j5.json", "lvmsync: j6: "]);
     }
@@ -240,7 +360,7 @@ fn logged(dir: &Dir, line: &str, is_journal: bool) -> String {
 
 #[test]
 fn lines_of_a_run_have_its_id_and_a_priority_for_the_journal() {
-    let file = GOOD.replace("vg/data", "/etc/hostname");
+    let file = of_no_volume();
     let hook = "[hooks]\non_failure = \"echo hook $LVMSYNC_RUN >&2\"\n";
     let dir = Dir::new(&[("data.toml", &format!("{file}{hook}"))]);
     let said = logged(&dir, "replicate data", true);

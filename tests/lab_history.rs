@@ -165,6 +165,27 @@ impl<'a> Bench<'a> {
             "{}",
             run.stderr
         );
+        self.stays(target, volume, before);
+    }
+
+    /// What it holds is the newest of all: whatever time is asked for, it does not go back behind that.
+    fn stays(&self, target: &str, volume: &str, holds: i64) {
+        // Two runs in one second cannot be told apart by a time.
+        if self.times(target).iter().any(|at| *at >= holds) {
+            return;
+        }
+        let held = content(volume);
+        let exactly = lvmsync::record::keeper::shown_time(holds);
+        for time in [exactly.as_str(), "2999-01-01"] {
+            self.run(&format!("rollback data --target {target} --to {time}"))
+                .ends(5, &["holds that already", &exactly, "lvmsync history data"]);
+            self.run(&format!(
+                "view data --target {target} --at {time} --device then"
+            ))
+            .ends(5, &["holds that already", &exactly, "/dev/there/near"]);
+        }
+        assert_same(volume, &held, "it stays where it is");
+        assert_eq!(self.history(target)["rolled_back"], false);
     }
 }
 
@@ -323,7 +344,7 @@ fn runs_folds_and_ways_back_that_are_killed_cost_no_point() {
                     let done = bench.run(&to(at));
                     // It may be there, and only this end was not told.
                     assert!(
-                        done.code == Some(0) || done.stderr.contains("no such point"),
+                        done.code == Some(0) || done.stderr.contains("holds that already"),
                         "{}",
                         done.stderr
                     );
@@ -423,6 +444,11 @@ fn a_far_target_goes_back_over_the_jobs_own_ssh() {
                 .ends(5, &["no such point"]);
             bench.run("rollback data --to 2").ok();
             bench.run("replicate data").ends(5, &["was put back"]);
+            // That was a run like any other: the next one is due an interval later.
+            let rows: Value =
+                serde_json::from_str(&bench.run("status --json").ok().stdout).unwrap();
+            assert_ne!(rows[0]["last_run"], rows[0]["last_success_run"], "{rows}");
+            assert!(rows[0]["failed_at"].is_i64(), "{rows}");
             assert!(
                 bench
                     .guest

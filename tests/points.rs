@@ -279,6 +279,36 @@ fn every_point_can_be_looked_at_by_its_number_or_its_time() {
 }
 
 #[test]
+fn a_time_that_means_what_the_target_holds_leads_to_no_point_before_that() {
+    let line = Line::new(&quarters()[..3]);
+    let copy = fs::read(line.copy()).unwrap();
+    let (held, jobs) = (line.held(), line.path("jobs").display().to_string());
+    // As runs of the job have left it.
+    let known = json!({"targets": {line.copy(): {"holds_since": held, "succeeded": held}}});
+    fs::create_dir_all(line.path("state/jobs")).unwrap();
+    fs::write(line.path("state/jobs/data.json"), known.to_string()).unwrap();
+    let back = |to: &str| line.run(&["rollback", "data", "--jobs-dir", &jobs, "--to", to]);
+    for time in [held, held + 1, held + 1_000_000].map(shown_time) {
+        for (output, leads_on) in [
+            (line.look(&time), line.copy()),
+            (back(&time), "lvmsync history data".to_owned()),
+        ] {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(5), "{time}: {said}");
+            for words in ["holds that already", &shown_time(held), &leads_on] {
+                assert!(said.contains(words), "{time}: {said}");
+            }
+        }
+    }
+    assert!(fs::read(line.copy()).unwrap() == copy);
+    succeeded(&back(&shown_time(held - 1)));
+    assert!(fs::read(line.copy()).unwrap() == line.states[1]);
+    // Put back, what it held before is a point, and newer than what it holds.
+    succeeded(&back(&shown_time(held + 1)));
+    assert!(fs::read(line.copy()).unwrap() == copy);
+}
+
+#[test]
 fn what_a_far_target_held_is_looked_at_there() {
     let line = Line::new(&quarters()[..2]);
     // In the place of ssh: what is started there runs here, on the files of the same name.

@@ -16,7 +16,7 @@ use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::config::{JobConfig, Target};
-use crate::job::points::{Chosen, Listing, Point};
+use crate::job::points::{Chosen, Listing, Meant, Point};
 use crate::job::state::TargetState;
 use crate::monitor::Monitor;
 use crate::record::keeper::{now, shown_time};
@@ -66,7 +66,7 @@ struct OfTarget<'a> {
     target: &'a str,
     /// Directory of the files, at the machine of the target.
     directory: String,
-    /// When the state was taken that it holds; null where it has none yet.
+    /// When the state was taken that it holds; null where nothing is known here of that: then it was not asked.
     holds_since: Option<i64>,
     /// It was put back, and runs do not send to it.
     rolled_back: bool,
@@ -147,30 +147,37 @@ pub(super) fn only<'a>(name: &str, job: &'a JobConfig, wanted: Option<&str>) -> 
     Ok(target)
 }
 
-/// The point that is meant.
+/// The point that is meant. Where that is what the target holds already, `of_held` leads on.
 pub(super) fn find<'a>(
     listing: &'a Listing,
     wanted: Chosen,
-    job: &str,
-    target: &Target,
+    known: Option<&TargetState>,
+    (job, target): (&str, &Target),
+    of_held: &str,
 ) -> Result<&'a Point> {
-    let points = &listing.points;
-    let found = match wanted {
-        Chosen::Number(number) => points.get(number.wrapping_sub(1)),
-        Chosen::NotLaterThan(time) => points.iter().find(|point| point.at <= time),
+    // What is half-written holds nothing.
+    let held = listing.held.as_deref().filter(|_| !listing.incomplete);
+    let held_at = known
+        .zip(held)
+        .and_then(|(known, held)| known.surely_taken(held));
+    let reason = match (listing.find(wanted, held_at), listing.points.last()) {
+        (Meant::Point(point), _) => return Ok(point),
+        (Meant::Held(at), _) => {
+            let reason = format!(
+                "it holds that already: what it holds is of {}, and nothing newer is not later than that time",
+                shown_time(at)
+            );
+            return Err(Error::refused(target.to.clone(), reason, of_held));
+        }
+        (Meant::Nothing, None) => "there is no point in time that it can go back to".to_owned(),
+        (Meant::Nothing, Some(oldest)) => format!(
+            "there is no such point: there are {}, the oldest is {}",
+            listing.points.len(),
+            shown_time(oldest.at)
+        ),
     };
-    found.ok_or_else(|| {
-        let reason = match points.last() {
-            None => "there is no point in time that it can go back to".to_owned(),
-            Some(oldest) => format!(
-                "there is no such point: there are {}, the oldest is {}",
-                points.len(),
-                shown_time(oldest.at)
-            ),
-        };
-        let way_out = format!("lvmsync history {job} shows them.");
-        Error::refused(target.to.clone(), reason, way_out)
-    })
+    let way_out = format!("lvmsync history {job} shows them.");
+    Err(Error::refused(target.to.clone(), reason, way_out))
 }
 
 /// What a job says that keeps no history.
@@ -192,7 +199,7 @@ fn of_target<'a>(
 ) -> Result<OfTarget<'a>> {
     let there = There::of((&args.job, job), target, &args.state, terminal, cancel)?;
     let there = there.ok_or_else(|| keeps_none(&args.job))?;
-    // Where nothing was ever sent there may be no volume yet.
+    // Where nothing was sent as far as is known here there may be no volume yet.
     let listing = if known.holds_since == 0 {
         Listing::default()
     } else {
@@ -210,20 +217,24 @@ fn of_target<'a>(
 
 fn table(found: &OfTarget<'_>, now: i64, out: &mut dyn Write) -> std::io::Result<()> {
     let listing = &found.listing;
-    let holds = match found.holds_since {
-        None => "holds nothing yet".to_owned(),
-        Some(_) if listing.incomplete => {
-            "is half-written: run what was cut again, or take it back".to_owned()
-        }
-        Some(since) => format!(
-            "holds {}{}",
-            shown_time(since),
-            if found.rolled_back {
-                ", to which it was put back"
-            } else {
-                ""
-            }
-        ),
+    // Then it was not asked: there may be no volume yet. Or what is on record here was lost, and it holds a lot.
+    let Some(since) = found.holds_since else {
+        return writeln!(
+            out,
+            "{}: nothing is known here of what it holds: no run of {} is on record that was done; it was not asked. \
+             Its points would be in {}",
+            found.target, found.job, found.directory
+        );
+    };
+    let holds = if listing.incomplete {
+        "is half-written: run what was cut again, or take it back".to_owned()
+    } else {
+        let put_back = if found.rolled_back {
+            ", to which it was put back"
+        } else {
+            ""
+        };
+        format!("holds {}{put_back}", shown_time(since))
     };
     writeln!(
         out,
@@ -266,6 +277,28 @@ fn row(number: usize, point: &Point, now: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_target_that_was_not_asked_nothing_is_said_but_that() {
+        let found = OfTarget {
+            job: "data",
+            target: "backup:vg/data",
+            directory: "/srv/undo".into(),
+            holds_since: None,
+            rolled_back: false,
+            listing: Listing::default(),
+        };
+        let mut text = Vec::new();
+        table(&found, 7200, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(
+            text.starts_with(
+                "backup:vg/data: nothing is known here of what it holds: no run of data"
+            ),
+            "{text}"
+        );
+        assert!(!text.contains("0 B"), "{text}");
+    }
 
     #[test]
     fn the_table_has_a_line_for_each_point_and_says_what_is_held() {

@@ -99,7 +99,12 @@ pub(super) fn run(args: &RollbackArgs, cancel: &Cancel) -> Result<ExitCode> {
         known.was_put_back(listing.held.as_deref());
         held.save(&state)?;
     }
-    let point = find(&listing, wanted, &args.job, target)?;
+    let known = state.targets.get(&target.to);
+    let of_held = format!(
+        "lvmsync history {} shows what it can go back to. Runs of the job go on to send to it.",
+        args.job
+    );
+    let point = find(&listing, wanted, known, (&args.job, target), &of_held)?;
     if target.collects() {
         return Err(to_be_applied(&there, point, target));
     }

@@ -17,6 +17,8 @@ use super::watched::fill_of;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
+use crate::job::config::{JobConfig, Target};
+use crate::job::state::JobState;
 use crate::partial_file::PartialFile;
 use crate::record::keeper::{now, shown_time};
 use crate::units::Bytes;
@@ -29,8 +31,8 @@ Examples:
   lvmsync status --json          for a script
   lvmsync status --prometheus --textfile /var/lib/node_exporter/lvmsync.prom
 
-Ends with code 1 if a target is later than its limit (max_lag of the job, or three intervals), or a job's
-file is wrong.";
+Ends with code 1 if a target is later than its limit (max_lag of the job, or three intervals), or has never got
+anything and the last run failed, or if a job's file is wrong, or what is on record of it cannot be read.";
 
 /// Show how far each replication job is
 #[derive(Args, Debug)]
@@ -86,7 +88,9 @@ struct Row {
     base_used_bytes: Option<u64>,
     base_bytes: Option<u64>,
     next_run_in_seconds: f64,
+    /// Why the last run of the job, or of this target, failed, and when the last one did.
     error: Option<String>,
+    failed_at: Option<i64>,
 }
 
 pub(super) fn run(args: &StatusArgs, cancel: &Cancel) -> Result<ExitCode> {
@@ -150,34 +154,59 @@ fn rows(args: &StatusArgs) -> Result<Vec<Row>> {
                 continue;
             }
         };
-        let state = state_of(&args.state, &name)?;
+        let state = state_of(&args.state, &name);
         for target in &job.targets {
-            let known = state.targets.get(&target.to).cloned().unwrap_or_default();
-            let lag = known.lag(now);
-            let fill = known.base.as_ref().and_then(fill_of);
-            let limit = job.late_after();
-            // One that never ran is late once it could have.
-            let waits = state.started > 0 && now.saturating_sub(state.started) as f64 > limit;
-            rows.push(Row {
-                job: name.clone(),
-                source: job.source.clone(),
-                target: target.to.clone(),
-                holds_since: (known.holds_since > 0).then_some(known.holds_since),
-                last_success: (known.succeeded > 0).then_some(known.succeeded),
-                lag_seconds: lag,
-                late: lag.map_or(waits || known.error.is_some(), |lag| lag as f64 > limit),
-                last_bytes: known.bytes,
-                last_seconds: known.seconds,
-                last_success_run: Some(known.run).filter(|run| !run.is_empty()),
-                last_run: Some(state.run.clone()).filter(|run| !run.is_empty()),
-                base_used_bytes: fill.map(|(used, _)| used),
-                base_bytes: fill.map(|(_, total)| total),
-                next_run_in_seconds: due_in(&job, &state, now),
-                error: known.error,
+            rows.push(match &state {
+                Ok(state) => row_of(&name, &job, target, state, now),
+                // How late it is nobody knows: somebody has to look.
+                Err(error) => Row {
+                    late: true,
+                    error: Some(error.chain()),
+                    ..names_of(&name, &job, target)
+                },
             });
         }
     }
     Ok(rows)
+}
+
+fn names_of(name: &str, job: &JobConfig, target: &Target) -> Row {
+    Row {
+        job: name.to_owned(),
+        source: job.source.clone(),
+        target: target.to.clone(),
+        ..Row::default()
+    }
+}
+
+fn row_of(name: &str, job: &JobConfig, target: &Target, state: &JobState, now: i64) -> Row {
+    let known = state.targets.get(&target.to).cloned().unwrap_or_default();
+    let lag = known.lag(now);
+    let fill = known.base.as_ref().and_then(fill_of);
+    let limit = job.late_after();
+    // That of the job is of its last run, which did not come as far as to its targets.
+    let error = state.error.clone().or(known.error);
+    // One that never got anything is late once it could have.
+    let tried = state.tried_since();
+    let waits = tried.is_some_and(|since| now.saturating_sub(since) as f64 > limit);
+    Row {
+        holds_since: (known.holds_since > 0).then_some(known.holds_since),
+        last_success: (known.succeeded > 0).then_some(known.succeeded),
+        lag_seconds: lag,
+        late: lag.map_or(waits || error.is_some(), |lag| lag as f64 > limit),
+        last_bytes: known.bytes,
+        last_seconds: known.seconds,
+        last_success_run: Some(known.run).filter(|run| !run.is_empty()),
+        last_run: Some(state.run.clone()).filter(|run| !run.is_empty()),
+        base_used_bytes: fill.map(|(used, _)| used),
+        base_bytes: fill.map(|(_, total)| total),
+        next_run_in_seconds: due_in(job, state, now),
+        failed_at: error
+            .as_ref()
+            .and((state.failed > 0).then_some(state.failed)),
+        error,
+        ..names_of(name, job, target)
+    }
 }
 
 fn table(rows: &[Row], out: &mut dyn Write) -> std::io::Result<()> {

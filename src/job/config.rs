@@ -6,11 +6,15 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use toml::de::DeTable;
 
 use super::grid::Grid;
 use crate::delta::codec::Compression;
 use crate::dm::base::Store;
+use crate::dm::making::Making;
+use crate::dm::name::LvName;
 use crate::error::{Error, Result};
+use crate::session::endpoint::parse_endpoint;
 use crate::units::{Bytes, parse_seconds, parse_size};
 
 /// A job that is later than so many intervals is late, if nothing else is said.
@@ -20,7 +24,8 @@ const LATE_AFTER_INTERVALS: f64 = 3.0;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobConfig {
-    /// The logical volume: `vg/lv`.
+    /// The logical volume: `vg/lv`, or the path of its device.
+    #[serde(deserialize_with = "source")]
     pub source: String,
     /// From the start of one run to that of the next.
     #[serde(deserialize_with = "seconds")]
@@ -99,8 +104,8 @@ pub struct Target {
     /// `[USER@]HOST:DEST`, or a volume of this machine.
     pub to: String,
     /// Make the volume where there is none: `auto`, `thick` or `thin:POOL`.
-    #[serde(default)]
-    pub create: Option<String>,
+    #[serde(default, deserialize_with = "making")]
+    pub create: Option<Making>,
     /// Remote shell, with options.
     #[serde(default = "ssh")]
     pub rsh: String,
@@ -129,20 +134,32 @@ impl Target {
         self.to.ends_with('/')
     }
 
-    fn check_collecting(&self) -> std::result::Result<(), String> {
+    /// What cannot be meant, and of which key.
+    fn check(&self) -> std::result::Result<(), (&'static str, String)> {
         let to = &self.to;
+        if !self.collects() {
+            return match parse_endpoint(to) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(("to", error.chain())),
+            };
+        }
         if !to.starts_with('/') {
-            return Err(format!(
+            let reason = format!(
                 "target `{to}` ends with `/`, so it is a directory that collects deltas, and that is an absolute path \
                  of this machine"
-            ));
+            );
+            return Err(("to", reason));
         }
-        if self.create.is_some() || self.verify {
-            return Err(format!(
-                "target `{to}` is a directory that collects deltas: create and verify are for volumes"
-            ));
+        let of_volumes = [("create", self.create.is_some()), ("verify", self.verify)];
+        match of_volumes.into_iter().find(|(_, is_there)| *is_there) {
+            Some((key, _)) => Err((
+                key,
+                format!(
+                    "target `{to}` is a directory that collects deltas: create and verify are for volumes"
+                ),
+            )),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -155,8 +172,7 @@ impl JobConfig {
     /// Reads the text of `path`.
     pub fn parse(text: &str, path: &str) -> Result<Self> {
         let config: Self = toml::from_str(text).map_err(|error| {
-            let before = error.span().and_then(|span| text.get(..span.start));
-            let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+            let line = error.span().map_or(1, |span| line_at(text, span.start));
             // The first line says it all; the others show the place.
             Error::Usage(format!(
                 "{path}: line {line}: {}\n{}",
@@ -164,60 +180,72 @@ impl JobConfig {
                 error.to_string().trim_end()
             ))
         })?;
-        config
-            .check()
-            .map_err(|reason| Error::Usage(format!("{path}: {reason}")))?;
+        config.check().map_err(|(place, reason)| {
+            let line = place.line_in(text);
+            Error::Usage(format!("{path}: line {line}: {reason}"))
+        })?;
         Ok(config)
     }
 
-    fn check(&self) -> std::result::Result<(), String> {
+    fn check(&self) -> std::result::Result<(), (Place, String)> {
+        let wrong = |key, reason: &str| Err((Place::Key(key), reason.to_owned()));
         if self.targets.is_empty() {
-            return Err("there is no [[target]], so that nothing would be replicated".to_owned());
+            return wrong(
+                "target",
+                "there is no [[target]], so that nothing would be replicated",
+            );
         }
         if self.interval < 1.0 {
-            return Err("interval is less than a second".to_owned());
+            return wrong("interval", "interval is less than a second");
         }
         if let (Store::Bytes(size), Some(limit)) = (self.snapshot_size, self.extend_limit)
             && limit < size
         {
-            return Err(format!(
+            let reason = format!(
                 "extend_limit ({}) is less than snapshot_size ({}), with which a snapshot begins",
                 Bytes(limit),
                 Bytes(size)
-            ));
+            );
+            return wrong("extend_limit", &reason);
         }
-        for target in self.targets.iter().filter(|target| target.collects()) {
-            target.check_collecting()?;
+        for (number, target) in self.targets.iter().enumerate() {
+            let of_target = |(key, reason)| (Place::OfTarget(number, key), reason);
+            target.check().map_err(of_target)?;
         }
         let collects = self.targets.iter().any(Target::collects);
         if self.track == Track::Era && collects {
-            return Err(
-                "track = \"era\" follows volumes: a directory that collects deltas needs snapshots"
-                    .to_owned(),
+            return wrong(
+                "track",
+                "track = \"era\" follows volumes: a directory that collects deltas needs snapshots",
             );
         }
         if self.track == Track::Era && self.extend_limit.is_some() {
-            return Err(
-                "extend_limit is for snapshots that are kept, and with track = \"era\" there are none".to_owned(),
+            return wrong(
+                "extend_limit",
+                "extend_limit is for snapshots that are kept, and with track = \"era\" there are none",
             );
         }
         if self.keep.is_some() && self.history == History::Off && !collects {
-            return Err(
-                "keep says which points of a history are kept, and none is: add history = true"
-                    .to_owned(),
+            return wrong(
+                "keep",
+                "keep says which points of a history are kept, and none is: add history = true",
             );
         }
         if let History::Below(directory) = &self.history
             && !directory.is_absolute()
         {
-            return Err("history has to be true, false, or an absolute path".to_owned());
+            return wrong(
+                "history",
+                "history has to be true, false, or an absolute path",
+            );
         }
         for (number, target) in self.targets.iter().enumerate() {
             if self.targets[..number]
                 .iter()
                 .any(|before| before.to == target.to)
             {
-                return Err(format!("there are two targets `{}`", target.to));
+                let reason = format!("there are two targets `{}`", target.to);
+                return Err((Place::OfTarget(number, "to"), reason));
             }
         }
         Ok(())
@@ -229,6 +257,42 @@ impl JobConfig {
     }
 }
 
+/// What of a file is wrong that can be read.
+#[derive(Clone, Copy)]
+enum Place {
+    /// The value of this key.
+    Key(&'static str),
+    /// That of this key of the target with this number, from 0.
+    OfTarget(usize, &'static str),
+}
+
+impl Place {
+    /// Its line, from 1; that of what it is part of where it is written in another way.
+    fn line_in(self, text: &str) -> usize {
+        let Ok(table) = DeTable::parse(text) else {
+            return 1;
+        };
+        let (key, in_target) = match self {
+            Place::Key(key) => (key, None),
+            Place::OfTarget(number, key) => ("target", Some((number, key))),
+        };
+        let Some(value) = table.get_ref().get(key) else {
+            return 1;
+        };
+        let within = in_target.and_then(|(number, key)| {
+            let target = value.get_ref().as_array()?.get(number)?;
+            Some(target.get_ref().as_table()?.get(key).unwrap_or(target))
+        });
+        line_at(text, within.unwrap_or(value).span().start)
+    }
+}
+
+/// The line of this byte, from 1.
+fn line_at(text: &str, byte: usize) -> usize {
+    let before = text.get(..byte);
+    before.map_or(1, |before| before.matches('\n').count() + 1)
+}
+
 /// A job is called as its file is; the name is part of tags and of names of snapshots.
 pub fn is_job_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
@@ -237,6 +301,24 @@ pub fn is_job_name(name: &str) -> bool {
 
 fn seconds<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
     parse_seconds(&String::deserialize(from)?).map_err(D::Error::custom)
+}
+
+/// What is there is looked up by a run alone; a path may be called as anybody likes.
+fn source<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    match text.starts_with('/') || LvName::parse(&text).is_some() {
+        true => Ok(text),
+        false => Err(D::Error::custom(format!(
+            "`{text}` is no logical volume: it is written vg/lv, or as the path of its device"
+        ))),
+    }
+}
+
+fn making<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<Making>, D::Error> {
+    let text = String::deserialize(from)?;
+    text.parse()
+        .map(Some)
+        .map_err(|reason: String| D::Error::custom(format!("create cannot be `{text}`: {reason}")))
 }
 
 fn maybe_seconds<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<f64>, D::Error> {
@@ -334,6 +416,16 @@ verify = true
             "{}",
             error.chain()
         );
+        let path = short.replacen("vg/x", "/dev/mapper/vg-x", 1);
+        let job = JobConfig::parse(&path, "x.toml").unwrap();
+        assert_eq!(job.source, "/dev/mapper/vg-x");
+        let none = "source = \"vg/x\"\ninterval = \"1h\"\ntarget = []\n";
+        let error = JobConfig::parse(none, "x.toml").unwrap_err();
+        assert!(
+            error.chain().contains("x.toml: line 3: there is no [["),
+            "{}",
+            error.chain()
+        );
     }
 
     #[test]
@@ -348,7 +440,10 @@ verify = true
             (
                 "\"20M\"",
                 "\"20M\"\nextend_limit = \"5G\"",
-                ["extend_limit (5.0 GiB) is less", "snapshot_size (10.0 GiB)"],
+                [
+                    "line 8: extend_limit (5.0 GiB) is less",
+                    "snapshot_size (10.0 GiB)",
+                ],
             ),
             ("\"20M\"", "\"fast\"", ["line 7", "`fast` is not a size"]),
             ("zstd:3", "zip", ["line 6", "`zip` is not a compression"]),
@@ -360,7 +455,7 @@ verify = true
             (
                 "\"20M\"",
                 "\"20M\"\nkeep = \"9x1h\"",
-                ["x.toml", "add history = true"],
+                ["x.toml: line 8: ", "add history = true"],
             ),
             (
                 "\"20M\"",
@@ -370,19 +465,44 @@ verify = true
             (
                 "\"20M\"",
                 "\"20M\"\nhistory = \"x\"",
-                ["x.toml", "absolute path"],
+                ["x.toml: line 8: ", "absolute path"],
             ),
             (
                 "vg2/data",
                 "backup:/deltas/",
-                ["x.toml", "absolute path of this machine"],
+                ["x.toml: line 19: ", "absolute path of this machine"],
             ),
             (
                 "vg2/data",
                 "/deltas/",
-                ["x.toml", "create and verify are for volumes"],
+                ["x.toml: line 20: ", "create and verify are for volumes"],
             ),
-            ("vg2/data", "backup:vg/data", ["x.toml", "two targets"]),
+            (
+                "backup:vg/data",
+                "/deltas/",
+                ["x.toml: line 15: ", "create and verify are for volumes"],
+            ),
+            (
+                "vg2/data",
+                "backup:vg/data",
+                ["x.toml: line 19: ", "two targets"],
+            ),
+            (
+                "backup:vg/data",
+                "backup:",
+                ["x.toml: line 14: ", "no path follows"],
+            ),
+            (
+                "thin:pool",
+                "thinpool",
+                ["line 15: create cannot be `thinpool`", "thin:POOL"],
+            ),
+            (
+                "\"vg/data\"",
+                "\"vg\"",
+                ["line 2: `vg` is no logical volume", "vg/lv"],
+            ),
+            ("15m", "0.5s", ["line 3: ", "less than a second"]),
             (
                 "\"20M\"",
                 "\"20M\"\ntrack = \"cow\"",
@@ -391,7 +511,7 @@ verify = true
             (
                 "\"20M\"",
                 "\"20M\"\ntrack = \"era\"\nextend_limit = \"50G\"",
-                ["x.toml", "extend_limit is for snapshots that are kept"],
+                ["line 9: ", "extend_limit is for snapshots that are kept"],
             ),
             ("sudo = true", "sudo = 3", ["line 16", "boolean"]),
             (

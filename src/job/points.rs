@@ -221,6 +221,38 @@ pub struct Point {
     pub bytes: u64,
 }
 
+/// What is meant by a [`Chosen`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meant<'a> {
+    /// This point.
+    Point(&'a Point),
+    /// What the target holds, which was taken then: seconds since 1970 UTC.
+    Held(i64),
+    /// There is no such point.
+    Nothing,
+}
+
+impl Listing {
+    /// What is meant by `chosen`. What the target holds is none of its points, and is what a time may mean all the same:
+    /// `held_at` is when that was taken, if it is known.
+    pub fn find(&self, chosen: Chosen, held_at: Option<i64>) -> Meant<'_> {
+        let (point, held) = match chosen {
+            Chosen::Number(number) => (self.points.get(number.wrapping_sub(1)), None),
+            Chosen::NotLaterThan(time) => (
+                self.points.iter().find(|point| point.at <= time),
+                held_at.filter(|at| *at <= time),
+            ),
+        };
+        match (point, held) {
+            // Of two that were taken in one second it is the one that is somewhere else.
+            (Some(point), Some(at)) if at <= point.at => Meant::Point(point),
+            (_, Some(at)) => Meant::Held(at),
+            (Some(point), None) => Meant::Point(point),
+            (None, None) => Meant::Nothing,
+        }
+    }
+}
+
 /// What a retention did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
@@ -294,6 +326,45 @@ mod tests {
         for text in ["0", "yesterday", "", "-1", "2026-13-01"] {
             assert!(choose(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_time_never_means_a_point_before_what_is_held() {
+        let point = |at: i64| Point {
+            at,
+            id: format!("lvm:{at}"),
+            name: String::new(),
+            files: Vec::new(),
+            own_bytes: 0,
+            bytes: 0,
+        };
+        let listing = Listing {
+            points: vec![point(1400), point(1200), point(1100)],
+            ..Listing::default()
+        };
+        let find = |time: i64, held_at| match listing.find(Chosen::NotLaterThan(time), held_at) {
+            Meant::Point(point) => Ok(Some(point.at)),
+            Meant::Held(at) => Err(at),
+            Meant::Nothing => Ok(None),
+        };
+        // It holds what is newer than all.
+        assert_eq!(find(1530, Some(1500)), Err(1500));
+        assert_eq!(find(1500, Some(1500)), Err(1500));
+        assert_eq!(find(1499, Some(1500)), Ok(Some(1400)));
+        // It was put back before: what is newer can be come back to.
+        assert_eq!(find(1530, Some(1300)), Ok(Some(1400)));
+        assert_eq!(find(1399, Some(1300)), Err(1300));
+        assert_eq!(find(1299, Some(1300)), Ok(Some(1200)));
+        assert_eq!(find(1000, Some(1000)), Err(1000));
+        assert_eq!(find(999, Some(1000)), Ok(None));
+        // Two of one second.
+        assert_eq!(find(1250, Some(1200)), Ok(Some(1200)));
+        // Nobody knows.
+        assert_eq!(find(1530, None), Ok(Some(1400)));
+        // A number is that of the table.
+        let first = listing.find(Chosen::Number(1), Some(1500));
+        assert_eq!(first, Meant::Point(&listing.points[0]));
+        assert_eq!(listing.find(Chosen::Number(4), Some(1)), Meant::Nothing);
     }
 
     #[test]

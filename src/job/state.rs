@@ -24,6 +24,15 @@ pub struct JobState {
     /// Id of the last run, as lines of the log have it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub run: String,
+    /// When the first of the runs began of which none has succeeded yet; 0 where the last one did.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub first_tried: i64,
+    /// When the last run failed; 0 where it did not.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub failed: i64,
+    /// Why, where that is not on record of a target.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// What bases took in, the newest last; of thick ones alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub seen: Vec<Seen>,
@@ -81,7 +90,43 @@ pub struct RolledBack {
     pub from_id: String,
 }
 
+fn is_zero(time: &i64) -> bool {
+    *time == 0
+}
+
 impl JobState {
+    /// The run `run` begins at `now`.
+    pub fn begins(&mut self, run: &str, now: i64) {
+        self.started = now;
+        run.clone_into(&mut self.run);
+        // A clock that was put back must not put off when it is late.
+        if self.first_tried == 0 || self.first_tried > now {
+            self.first_tried = now;
+        }
+    }
+
+    /// It has failed at `now`. What one target is to blame for is said of that one alone.
+    pub fn failed(&mut self, error: &str, now: i64) {
+        let mut targets = self.targets.values();
+        let is_of_target = targets.any(|target| target.error.as_deref() == Some(error));
+        self.failed = now;
+        self.error = (!is_of_target).then(|| error.to_owned());
+    }
+
+    /// It has served all targets.
+    pub fn succeeded(&mut self) {
+        (self.first_tried, self.failed, self.error) = (0, 0, None);
+    }
+
+    /// Since when a target waits that never got anything; `None` if no run ever began.
+    pub fn tried_since(&self) -> Option<i64> {
+        let since = match self.first_tried {
+            0 => self.started,
+            first => first,
+        };
+        (since > 0).then_some(since)
+    }
+
     /// UUIDs of the snapshots without which a target could not go on.
     pub fn needed(&self) -> Vec<&str> {
         let targets = self.targets.values();
@@ -156,6 +201,22 @@ impl TargetState {
             Some(pending) if is_pending(pending) => self.pending_since,
             _ => self.holds_since,
         }
+    }
+
+    /// When the state `held` was taken, which the target says that it holds; `None` where that is not one that a run of the
+    /// job, or a way back, is known to have left there.
+    pub fn surely_taken(&self, held: &str) -> Option<i64> {
+        let is = |base: &Option<Base>| base.as_ref().is_some_and(|base| base.id() == held);
+        let at = match &self.rolled_back {
+            Some(rolled_back) if rolled_back.to_id == held => rolled_back.to,
+            Some(rolled_back) if rolled_back.from_id == held => rolled_back.from_since,
+            Some(_) => return None,
+            None if is(&self.pending) => self.pending_since,
+            // Of a base that was lost the id is not known any more.
+            None if is(&self.base) || self.base.is_none() => self.holds_since,
+            None => return None,
+        };
+        (at > 0).then_some(at)
     }
 
     /// It is about to be put back to what was taken at `to`; it holds `held` now. What a first rollback found is what a
@@ -254,6 +315,33 @@ mod tests {
     }
 
     #[test]
+    fn how_a_run_ended_is_known_of_the_job_or_of_the_target_that_is_to_blame() {
+        let mut state = JobState::default();
+        assert_eq!(state.tried_since(), None);
+        state.begins("a", 100);
+        state.failed("no room", 110);
+        state.begins("b", 200);
+        state.failed("no room", 210);
+        let known = (state.started, state.tried_since(), state.failed);
+        assert_eq!(known, (200, Some(100), 210), "runs that fail are no news");
+        assert_eq!(state.error.as_deref(), Some("no room"));
+        let near = state.targets.entry("near".to_owned()).or_default();
+        near.error = Some("full".to_owned());
+        state.begins("c", 300);
+        state.failed("full", 310);
+        assert_eq!((state.failed, &state.error), (310, &None));
+        state.begins("d", 50);
+        assert_eq!(state.tried_since(), Some(50), "the clock was put back");
+        state.succeeded();
+        assert_eq!((state.tried_since(), state.failed), (Some(50), 0));
+        state.begins("e", 400);
+        assert_eq!(state.tried_since(), Some(400));
+        // As it was written before there was any of this.
+        let old: JobState = serde_json::from_str(r#"{"number": 3, "started": 7}"#).unwrap();
+        assert_eq!((old.tried_since(), old.error), (Some(7), None));
+    }
+
+    #[test]
     fn a_target_that_came_back_goes_on_and_one_that_did_not_is_compared() {
         let mut target = TargetState {
             base: Some(base("4")),
@@ -261,7 +349,11 @@ mod tests {
             ..TargetState::default()
         };
         let before = target.clone();
+        let known = ["lvm:4", "lvm:1"].map(|held| target.surely_taken(held));
+        assert_eq!(known, [Some(400), None]);
         target.put_back((100, "lvm:1"), 1000, "lvm:4");
+        let known = ["lvm:4", "lvm:1", "lvm:0"].map(|held| target.surely_taken(held));
+        assert_eq!(known, [Some(400), Some(100), None]);
         target.was_put_back(Some("lvm:1"));
         assert_eq!((target.holds_since, &target.base), (100, &before.base));
         let there = target.clone();

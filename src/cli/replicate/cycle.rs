@@ -8,6 +8,7 @@
 mod bases;
 mod eras;
 mod keeping;
+mod record;
 mod room;
 
 use std::path::PathBuf;
@@ -47,7 +48,7 @@ pub(super) struct Cycle<'a> {
     state_args: &'a StateArgs,
     terminal: &'a Terminal,
     cancel: &'a Cancel,
-    held: Held,
+    held: &'a Held,
     state: JobState,
     volume: LvName,
     source_uuid: String,
@@ -86,14 +87,17 @@ pub(super) fn run(
     let terminal = &terminal.within(&span);
     let begun = Instant::now();
     tracing::info!(target: STEPS, source = %job.source, "{name}: begins");
-    let cycle = Cycle::open((name, run), job, state_args, terminal, cancel);
-    let done = cycle.and_then(|mut cycle| {
-        match again {
-            Again::No => {}
-            Again::Resume => cycle.resume()?,
-            Again::Compare => drop(cycle.state.forget_bases()),
-        }
-        cycle.run()
+    let done = record::begin((name, run), state_args).and_then(|held| {
+        let cycle = Cycle::open((name, run), job, (&held, state_args), terminal, cancel);
+        let done = cycle.and_then(|mut cycle| {
+            match again {
+                Again::No => {}
+                Again::Resume => cycle.resume()?,
+                Again::Compare => drop(cycle.state.forget_bases()),
+            }
+            cycle.run()
+        });
+        record::end(&held, name, done, terminal)
     });
     let seconds = tenths(begun);
     match &done {
@@ -154,12 +158,10 @@ impl<'a> Cycle<'a> {
     fn open(
         (name, run): (&'a str, &'a str),
         job: &'a JobConfig,
-        state_args: &'a StateArgs,
+        (held, state_args): (&'a Held, &'a StateArgs),
         terminal: &'a Terminal,
         cancel: &'a Cancel,
     ) -> Result<Self> {
-        let directory = super::directory_of(state_args)?;
-        let held = Held::take(&directory, name, &format!("job {name}"))?;
         let state = held.load()?.unwrap_or_default();
         let Resolved::LogicalVolume(volume) = resolve(&job.source)? else {
             return Err(Error::Usage(format!(
@@ -209,8 +211,6 @@ impl<'a> Cycle<'a> {
                 .find_map(|target| self.put_back(target));
             return first.map_or(Ok(()), Err);
         }
-        self.state.started = now();
-        self.run.clone_into(&mut self.state.run);
         self.look_at_bases();
         let taken = now();
         let new = self.snapshot()?;
@@ -348,15 +348,12 @@ impl<'a> Cycle<'a> {
         snapshot: Option<SnapshotWish<'_>>,
         beside: Option<PathBuf>,
     ) -> Result<u64> {
-        let making = target.create.as_deref().map(str::parse).transpose();
-        let making = making
-            .map_err(|reason| Error::Usage(format!("job {}: create: {reason}", self.name)))?;
         let (output, undo) = match target.collects() {
             true => (beside, None),
             false => (None, beside),
         };
         let write = WriteArgs {
-            create: making.filter(|_| old.is_none()),
+            create: target.create.clone().filter(|_| old.is_none()),
             // An increment goes only onto what is on record as its base.
             require_record: old.is_some(),
             undo,

@@ -9,8 +9,9 @@ use crate::cli::apply::StateArgs;
 use crate::cli::history::{find, keeps_none, only};
 use crate::cli::points::there::There;
 use crate::cli::progress::Terminal;
-use crate::cli::replicate::JobsArgs;
-use crate::commands::Caller;
+use crate::cli::replicate::{JobsArgs, state_of};
+use crate::commands::{Caller, word};
+use crate::dm::name::LvName;
 use crate::error::{Error, Result};
 use crate::job::points::choose;
 use crate::monitor::Monitor;
@@ -59,7 +60,10 @@ pub(super) fn of_point(
     let there = There::of((job_name, &job), target, state, terminal, cancel)?;
     let there = there.ok_or_else(|| keeps_none(job_name))?;
     let listing = there.list()?;
-    let point = find(&listing, wanted, job_name, target)?;
+    let of_job = state_of(state, job_name)?;
+    let known = of_job.targets.get(&target.to);
+    let of_held = look_at(there.volume().unwrap_or_default());
+    let point = find(&listing, wanted, known, (job_name, target), &of_held)?;
     let deltas = there.files_of(point);
     let base = there.volume().map(str::to_owned);
     if let Some(via) = there.via() {
@@ -85,4 +89,16 @@ pub(super) fn of_point(
         shown_time(point.at)
     ));
     Ok(Wanted { deltas, base })
+}
+
+/// How a volume is looked at that needs no view.
+fn look_at(volume: &str) -> String {
+    let device = match LvName::parse(volume) {
+        Some(name) if !volume.starts_with(['/', '.']) => format!("/dev/{name}"),
+        _ => volume.to_owned(),
+    };
+    format!(
+        "Look at the volume itself, where it is: mount -o ro,noload {} /mnt   # XFS: -o ro,norecovery,nouuid",
+        word(&device)
+    )
 }

@@ -25,8 +25,6 @@ impl Cycle<'_> {
         self.forget_snapshots()?;
         let tracking = tracking_of(&self.volume)?;
         self.state.number += 1;
-        self.state.started = now();
-        self.run.clone_into(&mut self.state.run);
         self.held.save(&self.state)?;
         self.each_target(|cycle, target| cycle.follow_eras(target, &tracking))
     }
