@@ -83,6 +83,40 @@ fn what_was_moved_is_not_moved_again_nor_started_here() {
     });
 }
 
+/// What is used there since is not overwritten, even though the volume here takes writes.
+#[test]
+fn what_was_moved_and_stays_writable_is_not_moved_again() {
+    let name = "what_was_moved_and_stays_writable_is_not_moved_again";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        let line = format!("{MIGRATE} --pause-cmd true --keep-writable");
+        tool.run(&line).ok();
+        let attributes = || guest.sh("lvs --noheadings -o lv_permissions,lv_tags vg/data");
+        assert!(attributes().contains("writeable"), "{}", attributes());
+        assert!(
+            attributes().contains("lvmsync_migrated"),
+            "{}",
+            attributes()
+        );
+        write("/dev/there/data", &[0x5a; 4096], MIB);
+        let there = content("/dev/there/data");
+        for more in ["", " -n"] {
+            tool.run(&format!("{line}{more}")).ends(
+                5,
+                &[
+                    "it was moved away",
+                    "lvchange --deltag lvmsync_migrated vg/data",
+                ],
+            );
+        }
+        assert_same("/dev/there/data", &there, "what was written there since");
+        guest.sh("lvchange -qq --deltag lvmsync_migrated vg/data");
+        tool.run(&line).ok();
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "as was said");
+    });
+}
+
 /// By whoever writes right after the last snapshot was made.
 #[test]
 fn no_write_in_the_pause_is_lost() {

@@ -77,7 +77,7 @@ pub(super) struct MigrateArgs {
     #[command(flatten)]
     pause: PauseArgs,
 
-    /// Leave the volume here writable and unmarked when all is done
+    /// Leave the volume here writable when all is done: it gets the tag alone
     #[arg(long)]
     keep_writable: bool,
 
@@ -351,7 +351,10 @@ fn print_plan(
     destination: &str,
 ) -> Result<()> {
     let protect = if args.keep_writable {
-        "stays writable (--keep-writable)".to_owned()
+        format!(
+            "stays writable (--keep-writable), and gets the tag {}",
+            handover::MIGRATED_TAG
+        )
     } else {
         format!(
             "{}is made read-only and gets the tag {}",

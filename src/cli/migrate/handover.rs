@@ -32,9 +32,9 @@ pub(super) enum Phase {
     Copying,
     /// It is here, and is being made safe. What is there may lack what was written last.
     HandingOver {
-        /// It took writes before.
+        /// It took writes before, and is to take none.
         was_writable: bool,
-        /// Its era device was up.
+        /// Its era device was up, and is to go.
         #[serde(default)]
         was_tracked: bool,
     },
@@ -45,16 +45,12 @@ pub(super) enum Phase {
 impl Cycle<'_> {
     /// What was moved away is not moved once more by mistake, and no other migration of it is disturbed.
     pub(super) fn refuse_others(&self) -> Result<()> {
-        let (_, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
+        let (read_only, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
         if has_tag && self.state.phase == Phase::Copying {
             return Err(Error::refused(
                 self.name.to_string(),
                 format!("it was moved away: it has the tag {MIGRATED_TAG}"),
-                format!(
-                    "If it is to be used here again, which loses what was written there: lvchange --deltag {MIGRATED_TAG} {0} \
-                     && lvchange -prw {0} (and lvmsync track up {0}, if it was tracked)",
-                    self.name
-                ),
+                self.way_back(read_only),
             ));
         }
         let rows = volumes_of(self.name.vg())?;
@@ -80,6 +76,18 @@ impl Cycle<'_> {
             )),
             None => Ok(()),
         }
+    }
+
+    /// How a volume that was moved away is used here again. LVM refuses to allow writes to what takes them already.
+    pub(super) fn way_back(&self, read_only: bool) -> String {
+        let name = &self.name;
+        let lvchange = match read_only {
+            true => format!(
+                "lvchange -prw --deltag {MIGRATED_TAG} {name} (and lvmsync track up {name}, if it was tracked)"
+            ),
+            false => format!("lvchange --deltag {MIGRATED_TAG} {name}"),
+        };
+        format!("If it is to be used here again, which loses what was written there: {lvchange}")
     }
 
     /// An earlier run has handed the volume over, and did not come to its end.
@@ -173,14 +181,12 @@ impl Cycle<'_> {
         ))
     }
 
-    /// The volume here takes no writes any more, and says why.
+    /// The volume here takes no writes any more, and says why. What stays writable says it, too: the next run would overwrite
+    /// what is used there.
     fn make_safe(&mut self) -> Result<()> {
-        if self.args.keep_writable {
-            return Ok(());
-        }
         let (read_only, _) = base::looked_at(&self.name, MIGRATED_TAG)?;
-        let was_writable = !read_only;
-        let was_tracked = self.tracking.is_some();
+        let was_writable = !read_only && !self.args.keep_writable;
+        let was_tracked = self.tracking.is_some() && !self.args.keep_writable;
         self.state.phase = Phase::HandingOver {
             was_writable,
             was_tracked,
