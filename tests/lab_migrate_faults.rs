@@ -83,6 +83,70 @@ fn what_was_moved_is_not_moved_again_nor_started_here() {
     });
 }
 
+/// The service did not start there, and goes on here as the docs say it may: what is there is old by then.
+#[test]
+fn what_was_moved_and_is_used_here_again_is_not_started_there() {
+    let name = "what_was_moved_and_is_used_here_again_is_not_started_there";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        let started = tool.path("STARTED");
+        let resume = script(&tool, "resume", &format!("touch {}", started.display()));
+        let line = format!("{MIGRATE} --pause-cmd true");
+        let fails_to_start = |more: &str| {
+            tool.run(&format!("{line} --resume-cmd false {more}"))
+                .ends(1, &["was not started there"]);
+        };
+        let refused = |found: &str| {
+            for more in ["", " -n"] {
+                tool.run(&format!("{line} --resume-cmd {resume}{more}"))
+                    .ends(5, &["has moved it to there/data", found, "--abort"]);
+            }
+            assert!(!started.exists());
+        };
+        let attributes = || guest.sh("lvs --noheadings -o lv_permissions,lv_tags vg/data");
+        fails_to_start("");
+        guest.sh("lvchange -qq -prw vg/data");
+        refused("it takes writes again");
+        guest.sh("lvchange -qq --deltag lvmsync_migrated vg/data");
+        write("/dev/vg/data", &[0x5a; 4096], MIB);
+        refused("it has lost the tag");
+        // To give it up tells where it is, whatever destination is named, and touches neither volume.
+        let there = content("/dev/there/data");
+        let run = tool.run("migrate vg/data there/other --abort").ok();
+        assert!(
+            run.stderr.contains("was moved to there/data already"),
+            "{}",
+            run.stderr
+        );
+        assert!(!run.stderr.contains("lvchange"), "{}", run.stderr);
+        assert_same("/dev/there/data", &there, "as it was");
+        fails_to_start("");
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "moved anew");
+
+        // What nobody has taken back stays safe when it is given up, and the way back is told.
+        tool.run(&format!("{MIGRATE} --abort")).ends(
+            0,
+            &[
+                "was moved to there/data already",
+                "lvchange -prw --deltag lvmsync_migrated vg/data",
+            ],
+        );
+        assert!(attributes().contains("read-only"), "{}", attributes());
+        tool.run(&line).ends(5, &["it was moved away"]);
+        guest.sh("lvchange -qq -prw --deltag lvmsync_migrated vg/data");
+
+        // What was to stay writable is not taken for used again.
+        fails_to_start("--keep-writable");
+        tool.run(&format!("{line} --resume-cmd {resume} -n"))
+            .ends(0, &[]);
+        assert!(!started.exists());
+        tool.run(&format!("{line} --resume-cmd {resume}"))
+            .ends(0, &["was moved to there/data by an earlier run"]);
+        assert!(started.exists());
+    });
+}
+
 /// What is used there since is not overwritten, even though the volume here takes writes.
 #[test]
 fn what_was_moved_and_stays_writable_is_not_moved_again() {

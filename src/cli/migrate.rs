@@ -20,7 +20,6 @@ use super::progress::Terminal;
 use super::send::RemoteArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
-use crate::commands::word;
 use crate::delta::codec::Compression;
 use crate::dm::base::Store;
 use crate::dm::making::Making;
@@ -29,7 +28,7 @@ use crate::job::rounds::{Next, Why, next, predicted_seconds};
 use crate::monitor::Monitor;
 use crate::session::endpoint::parse_endpoint;
 use crate::units::{Bytes, parse_seconds, parse_size};
-use cycle::Cycle;
+use cycle::{Aborted, Cycle};
 use pause::{Pause, PauseArgs};
 
 const AFTER_HELP: &str = "\
@@ -290,9 +289,18 @@ fn finish(
     pause: &Pause<'_>,
     terminal: &Terminal,
 ) -> Result<ExitCode> {
+    cycle.refuse_used_again()?;
     let name = cycle.name().to_string();
     if args.dry_run {
-        output::listing(|out| writeln!(out, "{name}: it is moved; {}", pause.plan()))?;
+        output::listing(|out| {
+            writeln!(
+                out,
+                "{name}: it is moved to {} by an earlier run; {}, and what was left here is removed",
+                args.destination,
+                pause.resume_plan()
+            )?;
+            writeln!(out, "nothing was done")
+        })?;
         return Ok(ExitCode::Done);
     }
     pause.resume().map_err(|error| not_started(args, &error))?;
@@ -307,12 +315,19 @@ fn finish(
 fn not_started(args: &MigrateArgs, error: &Error) -> Error {
     Error::io(
         format!(
-            "{}: all is moved, and {} has it, durably; but the service was not started there: start it by hand, or run \
-             this again, which does no more than that",
-            args.source, args.destination
+            "{}: all is moved, and {} has it, durably; but the service was not started there: run this again, which does no \
+             more than that, or start it by hand and forget this run: {}",
+            args.source,
+            args.destination,
+            abort_command(args)
         ),
         std::io::Error::other(error.chain()),
     )
+}
+
+fn abort_command(args: &MigrateArgs) -> String {
+    let words = [&args.source, &args.destination, "--abort"];
+    args.state.caller().command("migrate", &words)
 }
 
 /// What is left over is no failure of the move.
@@ -320,11 +335,9 @@ fn clean_up(args: &MigrateArgs, cycle: Cycle<'_>, terminal: &Terminal) {
     let name = cycle.name().to_string();
     if let Err(error) = cycle.clean_up() {
         terminal.warn(&format!(
-            "{name}: it is moved, but not all that was needed for it could be removed here: {}; later: lvmsync migrate {} \
-             {} --abort",
+            "{name}: it is moved, but not all that was needed for it could be removed here: {}; later: {}",
             error.chain(),
-            word(&args.source),
-            word(&args.destination)
+            abort_command(args)
         ));
     }
 }
@@ -332,15 +345,24 @@ fn clean_up(args: &MigrateArgs, cycle: Cycle<'_>, terminal: &Terminal) {
 fn abort(args: &MigrateArgs, cycle: Cycle<'_>) -> Result<ExitCode> {
     let name = cycle.name().to_string();
     let terminal = args.talk.terminal();
-    if cycle.abort()? {
-        terminal.summary(&format!(
-            "{name}: the migration is given up, and what it had left here is removed; {} holds what came of it, and \
-             is on record there as what it is",
-            args.destination
-        ));
-    } else {
-        terminal.summary(&format!("{name}: there is no migration of it"));
-    }
+    let text = match cycle.abort()? {
+        Aborted::Nothing => format!("{name}: there is no migration of it"),
+        Aborted::Copying { destination } => format!(
+            "{name}: the migration is given up, and what it had left here is removed; {destination} holds what came of it, and \
+             is on record there as what it is"
+        ),
+        Aborted::Moved {
+            destination,
+            way_back,
+        } => {
+            let way_back = way_back.map_or_else(String::new, |way_back| format!(". {way_back}"));
+            format!(
+                "{name}: it was moved to {destination} already, and that stays as it is; what was left here of the migration \
+                 is removed{way_back}"
+            )
+        }
+    };
+    terminal.summary(&text);
     Ok(ExitCode::Done)
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::eras;
-use super::handover::Phase;
+use super::handover::{MIGRATED_TAG, Phase};
 use super::{MigrateArgs, Report};
 use crate::cancel::Cancel;
 use crate::cli::apply::WriteArgs;
@@ -56,6 +56,27 @@ pub(super) struct State {
     /// Of the last snapshot.
     pub(super) number: u64,
     pub(super) phase: Phase,
+    /// It takes writes here after it was handed over.
+    pub(super) keeps_writable: bool,
+}
+
+/// What an end by `--abort` has found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Aborted {
+    /// Nothing of a migration.
+    Nothing,
+    /// One that was not at its end; the volume is here.
+    Copying {
+        /// Where the copy is.
+        destination: String,
+    },
+    /// One that had handed the volume over.
+    Moved {
+        /// Where it is.
+        destination: String,
+        /// How it is used here again, if it still says that it was moved.
+        way_back: Option<String>,
+    },
 }
 
 /// One migration.
@@ -315,22 +336,32 @@ impl<'a> Cycle<'a> {
         self.held.remove()
     }
 
-    /// Removes what an earlier run has left here; false if there is nothing.
-    pub(super) fn abort(mut self) -> Result<bool> {
+    /// Removes what an earlier run has left here. What it had handed over is not taken back: it may be used there by now.
+    pub(super) fn abort(mut self) -> Result<Aborted> {
         self.take_back()?;
-        let was_there = !self.state.destination.is_empty();
-        let removed = self.remove_all()?;
+        let destination = self.state.destination.clone();
+        let aborted = match self.is_handed_over() {
+            true => {
+                let (read_only, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
+                Aborted::Moved {
+                    destination,
+                    way_back: has_tag.then(|| self.way_back(read_only)),
+                }
+            }
+            false if destination.is_empty() => Aborted::Nothing,
+            false => Aborted::Copying { destination },
+        };
+        self.remove_all()?;
         self.held.remove()?;
-        Ok(was_there || removed)
+        Ok(aborted)
     }
 
-    fn remove_all(&mut self) -> Result<bool> {
+    fn remove_all(&mut self) -> Result<()> {
         let rows = volumes_of(self.name.vg())?;
-        let mut found = false;
         for row in base::of_owner(&rows, &self.owner) {
-            found |= base::remove(self.name.vg(), &row.lv_uuid, &self.owner)?;
+            base::remove(self.name.vg(), &row.lv_uuid, &self.owner)?;
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Of what an earlier run has left, keeps what this one goes on from.
@@ -343,7 +374,7 @@ impl<'a> Cycle<'a> {
             .map(|tracking| tracking.record.clone())
         {
             self.sort_out_eras(&record);
-            return self.remove_all().map(|_| ());
+            return self.remove_all();
         }
         self.sort_out_snapshots()
     }

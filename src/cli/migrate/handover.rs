@@ -2,7 +2,7 @@
 //!
 //! Guarantees: who has the volume is on record at every moment; it is handed over only if the kernel has counted no write to
 //! it since before the last snapshot was made; what was begun and not finished is taken back; what was handed over is
-//! never moved once more.
+//! never moved once more, and not started there either once it is used here again.
 
 use std::time::Instant;
 
@@ -95,6 +95,34 @@ impl Cycle<'_> {
         self.state.phase == Phase::HandedOver
     }
 
+    /// What was handed over and is used here again, as its own tag and permission tell, is not started there: what is there
+    /// is older by then.
+    pub(super) fn refuse_used_again(&self) -> Result<()> {
+        let (read_only, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
+        let found = match (has_tag, read_only || self.state.keeps_writable) {
+            (true, true) => return Ok(()),
+            (true, false) => "it takes writes again",
+            (false, _) => "it has lost the tag that says so",
+        };
+        let destination = &self.state.destination;
+        let forget = self
+            .args
+            .state
+            .caller()
+            .command("migrate", &[&self.args.source, destination, "--abort"]);
+        Err(Error::refused(
+            self.name.to_string(),
+            format!(
+                "an earlier run has moved it to {destination}, and since then {found}: it may have been used here, and what is \
+                 there may be old; nothing is started there"
+            ),
+            format!(
+                "That move is forgotten by: {forget}. Then, if this one is right, the same command moves it anew, and overwrites \
+                 {destination}; if that one is right, start the service there by hand, and not here.",
+            ),
+        ))
+    }
+
     /// The increments of the pause, and the hand-over: all that the volume holds is then there, what was sent last was read
     /// back, and nothing is written here any more.
     pub(super) fn hand_over(&mut self, report: &mut PauseReport) -> Result<u64> {
@@ -129,6 +157,7 @@ impl Cycle<'_> {
                 // What is not on record is not handed over.
                 let state = State {
                     phase: Phase::HandedOver,
+                    keeps_writable: self.args.keep_writable,
                     ..self.state.clone()
                 };
                 self.held.save(&state)?;

@@ -109,12 +109,19 @@ impl<'a> Pause<'a> {
             (None, Some(vm)) => format!("virtual machine {vm} is shut down"),
             (None, None) => "you are asked to stop the service".to_owned(),
         };
-        let resume = match (&self.args.resume_cmd, &self.args.resume_cmd_there) {
-            (Some(command), _) => format!("`{command}` starts it"),
-            (None, Some(command)) => format!("`{command}` starts it there"),
-            (None, None) => "you start it there".to_owned(),
-        };
-        format!("{stop}, the last increment is sent and read back, and {resume}")
+        format!(
+            "{stop}, the last increment is sent and read back, and {}",
+            self.resume_plan()
+        )
+    }
+
+    /// How it starts where the volume is then, in words.
+    pub(super) fn resume_plan(&self) -> String {
+        match (&self.args.resume_cmd, &self.args.resume_cmd_there) {
+            (Some(command), _) => format!("`{command}` starts the service"),
+            (None, Some(command)) => format!("`{command}` starts the service there"),
+            (None, None) => "you start the service there".to_owned(),
+        }
     }
 
     /// Asks, where nothing says how; the pause begins when this returns.
