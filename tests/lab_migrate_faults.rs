@@ -11,7 +11,7 @@ mod lab_kit;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::{Guest, Setup};
 use lab_kit::{Random, Run, Tool, assert_same, content, write};
@@ -259,6 +259,67 @@ fn a_snapshot_that_overflows_costs_a_comparison() {
         Run::of(child).ends(4, &["lvmsync sync"]);
         guest.sh("lvremove -qq -y vg/full");
         tool.run(&line).ok();
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+    });
+}
+
+/// With a virsh of our own: what cannot be stopped is found before hours of copying, and what was not stopped is not waited for.
+#[test]
+fn a_virtual_machine_that_cannot_be_stopped_is_left_as_it_is() {
+    let name = "a_virtual_machine_that_cannot_be_stopped_is_left_as_it_is";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        script(
+            &tool,
+            "virsh",
+            &format!(
+                "cd {}; case $2 in vm|gone) ;; *) exit 1 ;; esac\n\
+                 case $1 in domstate) cat domain ;; dominfo) echo \"Persistent:     $(test $2 = vm && echo yes || echo no)\" ;;\n\
+                 shutdown) test ! -e refuses && echo 'shut off' > domain ;; start) echo running > domain ;; esac",
+                guest.scratch().display()
+            ),
+        );
+        let domain = tool.path("domain");
+        fs::write(&domain, "running\n").unwrap();
+        let path = format!(
+            "{}:{}",
+            guest.scratch().display(),
+            std::env::var("PATH").unwrap()
+        );
+        let run = |more: &str| {
+            let line = format!("{MIGRATE} {more}");
+            let output = tool.command(&line).env("PATH", &path).output().unwrap();
+            Run::new(&line, &output)
+        };
+        for more in ["", " -n"] {
+            run(&format!("--vm typo{more}")).ends(5, &["typo", "virsh list --all"]);
+            run(&format!("--vm gone{more}")).ends(5, &["not persistent", "virsh define"]);
+        }
+        assert!(
+            !fs::exists("/dev/there/data").unwrap(),
+            "nothing was copied"
+        );
+
+        fs::write(tool.path("refuses"), "").unwrap();
+        let begun = Instant::now();
+        let refused = run("--vm vm --vm-timeout 100s");
+        assert!(!refused.stderr.contains("start"), "{}", refused.stderr);
+        refused.ends(1, &["virsh shutdown vm", "is left as it is"]);
+        assert!(
+            begun.elapsed() < Duration::from_secs(90),
+            "it was waited for"
+        );
+        assert_eq!(fs::read_to_string(&domain).unwrap(), "running\n");
+
+        // It is started here again, once it is off, if the volume stays here.
+        fs::remove_file(tool.path("refuses")).unwrap();
+        guest.sh("mkfs.ext4 -q /dev/vg/data 2>&1; mkdir m; mount /dev/vg/data m");
+        run("--vm vm").ends(5, &["still mounted for writing", "was started here again"]);
+        assert_eq!(fs::read_to_string(&domain).unwrap(), "running\n");
+        guest.sh("umount m");
+        run("--vm vm").ends(0, &["is moved to"]);
+        assert_eq!(fs::read_to_string(&domain).unwrap(), "shut off\n");
         assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
     });
 }

@@ -7,6 +7,7 @@
 mod cycle;
 mod eras;
 mod handover;
+mod machine;
 mod pause;
 mod snapshots;
 
@@ -191,6 +192,7 @@ pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
     if cycle.is_handed_over() {
         return finish(args, cycle, &pause, &terminal);
     }
+    pause.check()?;
     let destination = cycle.check()?;
     if args.dry_run {
         print_plan(args, &cycle, &pause, &destination)?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::MigrateArgs;
+use super::machine::Machine;
 use crate::cancel::{Cancel, CancelableReader};
 use crate::cli::output;
 use crate::commands::word;
@@ -50,12 +51,15 @@ pub(super) struct PauseArgs {
     resume_cmd_there: Option<String>,
 }
 
+/// What commands have in theirs.
+pub(super) type Environment = Vec<(&'static str, String)>;
+
 /// One pause.
 pub(super) struct Pause<'a> {
     args: &'a PauseArgs,
     /// How commands are run at the far end.
     there: Option<String>,
-    environment: Vec<(&'static str, String)>,
+    environment: Environment,
     cancel: &'a Cancel,
     begun: Option<Instant>,
     /// The service may be stopped, and the volume is still here.
@@ -97,6 +101,12 @@ impl<'a> Pause<'a> {
             stopped: false,
             asked: false,
         })
+    }
+
+    /// Whatever would fail in the pause, and can be known before, fails before anything is copied.
+    pub(super) fn check(&self) -> Result<()> {
+        self.machine()
+            .map_or(Ok(()), |machine| machine.check(self.cancel))
     }
 
     /// In words.
@@ -160,41 +170,12 @@ impl<'a> Pause<'a> {
         if let Some(command) = &self.args.pause_cmd {
             return self.hook(command, "the command that stops the service", self.cancel);
         }
-        let Some(vm) = &self.args.vm else {
+        let Some(machine) = self.machine() else {
             return Ok(());
         };
-        let vm = word(vm);
-        let what = "stopping the virtual machine";
-        let is_off = format!("test \"$(LC_ALL=C virsh domstate {vm})\" = 'shut off'");
-        if self.hook(&is_off, what, self.cancel).is_ok() {
-            // What did not run is not started here by a failure.
-            self.stopped = false;
-            return Ok(());
-        }
-        if self.args.vm_suspend {
-            return self.hook(&format!("virsh suspend {vm} >/dev/null"), what, self.cancel);
-        }
-        self.hook(
-            &format!("virsh shutdown {vm} >/dev/null"),
-            what,
-            self.cancel,
-        )?;
-        let deadline =
-            Instant::now() + Duration::try_from_secs_f64(self.args.vm_timeout).unwrap_or_default();
-        while self.hook(&is_off, what, self.cancel).is_err() {
-            self.cancel.check()?;
-            if Instant::now() > deadline {
-                return Err(Error::io(
-                    format!(
-                        "virtual machine {vm} does not shut down within {} s",
-                        self.args.vm_timeout
-                    ),
-                    std::io::ErrorKind::TimedOut.into(),
-                ));
-            }
-            self.cancel.sleep(Duration::from_millis(200));
-        }
-        Ok(())
+        let (stopped, result) = machine.stop(self.cancel);
+        self.stopped = stopped;
+        result
     }
 
     /// The volume is handed over: nothing starts here again.
@@ -223,15 +204,17 @@ impl<'a> Pause<'a> {
         if !self.stopped {
             if self.asked {
                 monitor.warn("the volume was not moved: if you have stopped the service, start it here again");
+            } else if self.args.vm.is_some() {
+                monitor.warn("the volume was not moved; the virtual machine is left as it is");
             }
             return error;
         }
         let what = "the command that starts the service here again";
         // Whoever ended the run wants the service back all the more.
         let cancel = Cancel::new();
-        let back = match (&self.args.back_cmd, &self.args.vm) {
+        let back = match (&self.args.back_cmd, self.machine()) {
             (Some(command), _) => Some(self.hook(command, what, &cancel)),
-            (None, Some(vm)) => Some(self.start_again(&word(vm), &cancel)),
+            (None, Some(machine)) => Some(machine.start_again(&cancel)),
             (None, None) => None,
         };
         match back {
@@ -239,7 +222,7 @@ impl<'a> Pause<'a> {
                 monitor.warn("the volume was not moved; the service was started here again");
             }
             Some(Err(failed)) => monitor.warn(&format!(
-                "the volume was not moved, and the service does not run here: {}",
+                "the volume was not moved, and the service was not started here again: {}",
                 failed.chain()
             )),
             None => monitor.warn("the volume was not moved: start the service here again"),
@@ -247,36 +230,31 @@ impl<'a> Pause<'a> {
         error
     }
 
-    fn start_again(&self, vm: &str, cancel: &Cancel) -> Result<()> {
-        let what = "starting the virtual machine again";
-        if self.args.vm_suspend {
-            return self.hook(&format!("virsh resume {vm} >/dev/null"), what, cancel);
-        }
-        // One that was told to shut down does so yet: only then can it be started.
-        let is_off = format!("test \"$(LC_ALL=C virsh domstate {vm})\" = 'shut off'");
-        let deadline =
-            Instant::now() + Duration::try_from_secs_f64(self.args.vm_timeout).unwrap_or_default();
-        while self.hook(&is_off, what, cancel).is_err() {
-            if Instant::now() > deadline {
-                return Err(Error::io(
-                    format!(
-                        "virtual machine {vm} was told to shut down, and may do so yet; then: virsh start {vm}"
-                    ),
-                    std::io::ErrorKind::TimedOut.into(),
-                ));
-            }
-            cancel.sleep(Duration::from_millis(200));
-        }
-        let command = format!("virsh start {vm} >/dev/null");
-        self.hook(&command, what, cancel)
+    fn machine(&self) -> Option<Machine<'_>> {
+        let name = self.args.vm.as_deref()?;
+        Some(Machine {
+            name: word(name),
+            suspends: self.args.vm_suspend,
+            timeout: Duration::try_from_secs_f64(self.args.vm_timeout).unwrap_or_default(),
+            environment: &self.environment,
+        })
     }
 
     fn hook(&self, command: &str, what: &str, cancel: &Cancel) -> Result<()> {
-        let environment: Vec<(&str, &str)> = self
-            .environment
-            .iter()
-            .map(|(name, value)| (*name, value.as_str()))
-            .collect();
-        hooks::run(command, what, &environment, cancel)
+        hook(command, what, &self.environment, cancel)
     }
+}
+
+/// Runs `command`, which is told what is moved where.
+pub(super) fn hook(
+    command: &str,
+    what: &str,
+    environment: &Environment,
+    cancel: &Cancel,
+) -> Result<()> {
+    let environment: Vec<(&str, &str)> = environment
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    hooks::run(command, what, &environment, cancel)
 }
