@@ -9,8 +9,9 @@
 mod lab_kit;
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::{Guest, Setup};
@@ -210,6 +211,43 @@ fn no_write_in_the_pause_is_lost() {
         std::thread::sleep(Duration::from_millis(60));
         write("/dev/vg/data", &Random::new(9).bytes(4096), 2 * MIB);
         Run::of(child).ends(0, &["another one is made", "is moved to"]);
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+    });
+}
+
+/// Each increment of a pause keeps the snapshot before it, for there is no time to remove it then.
+#[test]
+fn a_pause_that_fails_leaves_no_snapshot_but_the_last() {
+    let name = "a_pause_that_fails_leaves_no_snapshot_but_the_last";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        let (flag, enough) = (tool.path("STOPPED"), AtomicBool::new(false));
+        let pause = script(&tool, "pause", &format!("touch {}", flag.display()));
+        let line = format!("{MIGRATE} --snapshot-size 8M --pause-cmd");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !enough.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(10));
+                    if !flag.exists() {
+                        continue;
+                    }
+                    // It takes none while it is made safe.
+                    if let Ok(volume) = File::options().write(true).open("/dev/vg/data") {
+                        let _ = volume.write_all_at(&[7; 4096], 2 * MIB);
+                        let _ = volume.sync_data();
+                    }
+                }
+            });
+            let run = tool.run(&format!("{line} {pause}"));
+            enough.store(true, Ordering::Relaxed);
+            run.ends(5, &["another one is made", "still written to"]);
+        });
+        let left = guest.sh("lvs --noheadings -o lv_name vg");
+        assert_eq!(left.matches("data-lvmsync-").count(), 1, "{left}");
+        let plan = tool.run(&format!("{line} true -n")).ok().stdout;
+        assert!(plan.contains("goes on from vg/data-lvmsync-"), "{plan}");
+        tool.run(&format!("{line} true")).ok();
         assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
     });
 }

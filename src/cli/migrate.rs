@@ -205,8 +205,10 @@ pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
         volume_size: cycle.size_bytes(),
         ..Report::default()
     };
-    cycle.first_copy(&mut report)?;
-    let why = rounds(args, &mut cycle, &mut report)?;
+    let copied = cycle
+        .first_copy(&mut report)
+        .and_then(|()| rounds(args, &mut cycle, &mut report));
+    let why = copied.map_err(|error| without_strays(&cycle, error))?;
     if why != Why::Fits {
         terminal.warn(&format!(
             "{}: {}; the pause is predicted to take {:.1} s more than it takes to stop and start the service, and not {} s",
@@ -225,7 +227,8 @@ pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
     let paused = hand_over(&mut cycle, &mut pause, &mut report);
     terminal.finish();
     if let Err(error) = paused {
-        return Err(pause.give_back(error, &terminal));
+        // Only when the service is back: it must not wait for that.
+        return Err(without_strays(&cycle, pause.give_back(error, &terminal)));
     }
     let resumed = pause.resume();
     report.pause.seconds = pause.begun().elapsed().as_secs_f64();
@@ -239,6 +242,14 @@ pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
     }
     terminal.summary(&sentence(&report));
     Ok(ExitCode::Done)
+}
+
+/// A snapshot that nobody needs any more costs room, and each write of the service another one.
+fn without_strays(cycle: &Cycle<'_>, error: Error) -> Error {
+    if let Err(left) = cycle.remove_strays() {
+        cycle.terminal.warn(&left.chain());
+    }
+    error
 }
 
 /// Increments while the service runs.
