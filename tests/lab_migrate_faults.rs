@@ -10,11 +10,14 @@ mod lab_kit;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::{Guest, Setup};
+use lab_kit::live;
 use lab_kit::{Random, Run, Tool, assert_same, content, write};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -114,7 +117,17 @@ fn what_was_moved_and_is_used_here_again_is_not_started_there() {
         refused("it has lost the tag");
         // To give it up tells where it is, whatever destination is named, and touches neither volume.
         let there = content("/dev/there/data");
-        let run = tool.run("migrate vg/data there/other --abort").ok();
+        let run = tool.run("migrate vg/data there/other --abort --json").ok();
+        assert!(
+            run.stdout.contains(r#""outcome":"stays_moved""#),
+            "{}",
+            run.stdout
+        );
+        assert!(
+            run.stdout.contains(r#""destination":"there/data""#),
+            "{}",
+            run.stdout
+        );
         assert!(
             run.stderr.contains("was moved to there/data already"),
             "{}",
@@ -142,8 +155,13 @@ fn what_was_moved_and_is_used_here_again_is_not_started_there() {
         tool.run(&format!("{line} --resume-cmd {resume} -n"))
             .ends(0, &[]);
         assert!(!started.exists());
-        tool.run(&format!("{line} --resume-cmd {resume}"))
-            .ends(0, &["was moved to there/data by an earlier run"]);
+        let run = tool.run(&format!("{line} --resume-cmd {resume} --json"));
+        assert!(
+            run.stdout.contains(r#""outcome":"moved_earlier""#),
+            "{}",
+            run.stdout
+        );
+        run.ends(0, &["was moved to there/data by an earlier run"]);
         assert!(started.exists());
     });
 }
@@ -245,9 +263,58 @@ fn a_pause_that_fails_leaves_no_snapshot_but_the_last() {
         });
         let left = guest.sh("lvs --noheadings -o lv_name vg");
         assert_eq!(left.matches("data-lvmsync-").count(), 1, "{left}");
-        let plan = tool.run(&format!("{line} true -n")).ok().stdout;
-        assert!(plan.contains("goes on from vg/data-lvmsync-"), "{plan}");
+        let plan = tool.run(&format!("{line} true -n --json")).ok().stdout;
+        for words in [
+            r#""outcome":"planned""#,
+            "goes on from vg/data-lvmsync-",
+            "gets what was written since",
+        ] {
+            assert!(plan.contains(words), "{plan}");
+        }
         tool.run(&format!("{line} true")).ok();
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+    });
+}
+
+/// Whoever is asked to stop the service may take an hour: what is written meanwhile is not left for the pause.
+#[test]
+fn rounds_go_on_while_somebody_is_asked_to_stop_the_service() {
+    let name = "rounds_go_on_while_somebody_is_asked_to_stop_the_service";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        let line = format!("{MIGRATE} --max-pause 300ms --json");
+        let said = tool.path("SAID");
+        let mut child = Command::new("script")
+            .args(["-qec", &format!("{} {line}", lab_kit::LVMSYNC), "/dev/null"])
+            .env("LVMSYNC_STATE_DIR", tool.path("state"))
+            .stdin(Stdio::piped())
+            .stdout(File::create(&said).unwrap())
+            .spawn()
+            .unwrap();
+        let text = || fs::read_to_string(&said).unwrap();
+        live::wait_until("it asks", || {
+            assert!(child.try_wait().unwrap().is_none(), "{}", text());
+            text().contains("press Enter")
+        });
+        let snapshots = || guest.sh("lvs --noheadings -o lv_name -S lv_name=~lvmsync vg");
+        write("/dev/vg/data", &Random::new(9).bytes(3 << 20), 10 * MIB);
+        let before = snapshots();
+        live::wait_until("a round is made", || {
+            let now = snapshots();
+            now.lines().count() == 1 && now != before
+        });
+        child.stdin.as_ref().unwrap().write_all(b"\n").unwrap();
+        assert!(child.wait().unwrap().success(), "{}", text());
+        let text = text();
+        // The terminal has it after what takes the bar away.
+        let report = &text[text.find(r#"{"outcome""#).unwrap()..];
+        let report: serde_json::Value =
+            serde_json::from_str(report.lines().next().unwrap()).unwrap();
+        assert!(
+            report["pause"]["bytes"].as_u64().unwrap() < 3 << 20,
+            "{report}"
+        );
         assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
     });
 }
@@ -290,7 +357,12 @@ fn a_snapshot_that_overflows_costs_a_comparison() {
         let tool = Tool::new(guest);
         let line = format!("{MIGRATE} --pause-cmd true --snapshot-size 2M");
         let child = tool.start(&format!("{line} --bwlimit 4M"));
-        std::thread::sleep(Duration::from_millis(2500));
+        live::wait_until("the snapshot is there", || {
+            guest
+                .sh("lvs --noheadings -o lv_name vg")
+                .contains("data-lvmsync-")
+        });
+        std::thread::sleep(Duration::from_millis(500));
         // Fills the group, so that nothing can be made larger, and then the snapshot.
         guest.sh("lvcreate -qq -y -an -Zn -Wn -l 100%FREE -n full vg");
         write("/dev/vg/data", &Random::new(6).bytes(8 << 20), 40 * MIB);

@@ -11,7 +11,7 @@ mod machine;
 mod pause;
 mod snapshots;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
@@ -31,6 +31,13 @@ use crate::session::endpoint::parse_endpoint;
 use crate::units::{Bytes, parse_seconds, parse_size};
 use cycle::{Aborted, Cycle};
 use pause::{Pause, PauseArgs};
+
+/// While somebody is asked to stop the service, a round sends what was written in so many times the pause: few services write
+/// a sixth of what the link takes.
+const COLLECTED_IN_PAUSES: f64 = 6.0;
+/// Each round makes a snapshot, and each snapshot holds the service up for a moment.
+const SHORTEST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -135,9 +142,23 @@ fn parse_store(text: &str) -> std::result::Result<Store, String> {
     }
 }
 
+/// What came of a run that moved nothing, for scripts.
+#[derive(Debug, Default, Serialize)]
+struct Told {
+    /// `planned`, `moved_earlier`, and with `--abort` `nothing`, `given_up` or `stays_moved`.
+    outcome: &'static str,
+    source: String,
+    destination: String,
+    /// Line by line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    plan: Vec<String>,
+}
+
 /// What was done, for scripts. Times are seconds.
 #[derive(Debug, Default, Serialize)]
 struct Report {
+    /// `moved`.
+    outcome: &'static str,
     source: String,
     destination: String,
     volume_size: u64,
@@ -193,13 +214,13 @@ pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
         return finish(args, cycle, &pause, &terminal);
     }
     pause.check()?;
-    let destination = cycle.check()?;
+    let found = cycle.check()?;
     if args.dry_run {
-        print_plan(args, &cycle, &pause, &destination)?;
-        return Ok(ExitCode::Done);
+        return print_plan(args, &cycle, plan(args, &cycle, &pause, found));
     }
     terminal.note(&cycle.plan());
     let mut report = Report {
+        outcome: "moved",
         source: cycle.name().to_string(),
         destination: args.destination.clone(),
         volume_size: cycle.size_bytes(),
@@ -224,7 +245,8 @@ pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
     cancel.check()?;
     // From here on nothing ends the run but its end: a service that was stopped is started somewhere.
     let holds_on = cancel.hold_on();
-    let paused = hand_over(&mut cycle, &mut pause, &mut report);
+    let paused = wait_for_answer(args, &mut cycle, &mut pause, &mut report)
+        .and_then(|()| hand_over(&mut cycle, &mut pause, &mut report));
     terminal.finish();
     if let Err(error) = paused {
         // Only when the service is back: it must not wait for that.
@@ -270,6 +292,30 @@ fn rounds(args: &MigrateArgs, cycle: &mut Cycle<'_>, report: &mut Report) -> Res
     }
 }
 
+/// Nobody knows when whoever is asked stops the service: rounds go on until it is said, so that the last increment is short
+/// whenever that is.
+fn wait_for_answer(
+    args: &MigrateArgs,
+    cycle: &mut Cycle<'_>,
+    pause: &mut Pause<'_>,
+    report: &mut Report,
+) -> Result<()> {
+    if !pause.ask() {
+        return Ok(());
+    }
+    let every = Duration::try_from_secs_f64(args.max_pause * COLLECTED_IN_PAUSES)
+        .unwrap_or(LONGEST_WAIT)
+        .clamp(SHORTEST_WAIT, LONGEST_WAIT);
+    while !cycle.while_waiting(|| pause.is_answered(every))? {
+        let round = cycle.round(false)?;
+        report.rounds.push(RoundReport {
+            bytes: round.bytes,
+            seconds: round.seconds,
+        });
+    }
+    Ok(())
+}
+
 /// The pause, until all is there and the volume here is safe.
 fn hand_over(cycle: &mut Cycle<'_>, pause: &mut Pause<'_>, report: &mut Report) -> Result<()> {
     cycle.while_waiting(|| pause.begin())?;
@@ -305,19 +351,23 @@ fn finish(
     cycle.refuse_used_again()?;
     let name = cycle.name().to_string();
     if args.dry_run {
-        output::listing(|out| {
-            writeln!(
-                out,
-                "{name}: it is moved to {} by an earlier run; {}, and what was left here is removed",
-                args.destination,
-                pause.resume_plan()
-            )?;
-            writeln!(out, "nothing was done")
-        })?;
-        return Ok(ExitCode::Done);
+        let plan = format!(
+            "{name}: it is moved to {} by an earlier run; {}, and what was left here is removed",
+            args.destination,
+            pause.resume_plan()
+        );
+        return print_plan(args, &cycle, vec![plan]);
     }
     pause.resume().map_err(|error| not_started(args, &error))?;
     clean_up(args, cycle, terminal);
+    if args.json {
+        output::json(&Told {
+            outcome: "moved_earlier",
+            source: name.clone(),
+            destination: args.destination.clone(),
+            ..Told::default()
+        })?;
+    }
     terminal.summary(&format!(
         "{name} was moved to {} by an earlier run; the service was started, and what was left is removed",
         args.destination
@@ -358,33 +408,49 @@ fn clean_up(args: &MigrateArgs, cycle: Cycle<'_>, terminal: &Terminal) {
 fn abort(args: &MigrateArgs, cycle: Cycle<'_>) -> Result<ExitCode> {
     let name = cycle.name().to_string();
     let terminal = args.talk.terminal();
-    let text = match cycle.abort()? {
-        Aborted::Nothing => format!("{name}: there is no migration of it"),
-        Aborted::Copying { destination } => format!(
-            "{name}: the migration is given up, and what it had left here is removed; {destination} holds what came of it, and \
-             is on record there as what it is"
+    let (outcome, destination, text) = match cycle.abort()? {
+        Aborted::Nothing => (
+            "nothing",
+            args.destination.clone(),
+            format!("{name}: there is no migration of it"),
         ),
+        Aborted::Copying { destination } => {
+            let text = format!(
+                "{name}: the migration is given up, and what it had left here is removed; {destination} holds what came of it, \
+                 and is on record there as what it is"
+            );
+            ("given_up", destination, text)
+        }
         Aborted::Moved {
             destination,
             way_back,
         } => {
             let way_back = way_back.map_or_else(String::new, |way_back| format!(". {way_back}"));
-            format!(
+            let text = format!(
                 "{name}: it was moved to {destination} already, and that stays as it is; what was left here of the migration \
                  is removed{way_back}"
-            )
+            );
+            ("stays_moved", destination, text)
         }
     };
+    if args.json {
+        output::json(&Told {
+            outcome,
+            source: name,
+            destination,
+            ..Told::default()
+        })?;
+    }
     terminal.summary(&text);
     Ok(ExitCode::Done)
 }
 
-fn print_plan(
+fn plan(
     args: &MigrateArgs,
     cycle: &Cycle<'_>,
     pause: &Pause<'_>,
-    destination: &str,
-) -> Result<()> {
+    found: Vec<String>,
+) -> Vec<String> {
     let protect = if args.keep_writable {
         format!(
             "stays writable (--keep-writable), and gets the tag {}",
@@ -397,18 +463,35 @@ fn print_plan(
             handover::MIGRATED_TAG
         )
     };
+    let mut lines = vec![cycle.plan()];
+    lines.extend(found);
+    lines.push(format!(
+        "rounds until the pause is predicted to take at most {} s, at most {}",
+        args.max_pause, args.max_rounds
+    ));
+    lines.push(format!("then {}", pause.plan()));
+    lines.push(format!("{} {protect}", cycle.name()));
+    lines
+}
+
+fn print_plan(args: &MigrateArgs, cycle: &Cycle<'_>, plan: Vec<String>) -> Result<ExitCode> {
+    if args.json {
+        output::json(&Told {
+            outcome: "planned",
+            source: cycle.name().to_string(),
+            destination: args.destination.clone(),
+            plan,
+        })?;
+        return Ok(ExitCode::Done);
+    }
     output::listing(|out| {
-        writeln!(out, "{}", cycle.plan())?;
-        writeln!(out, "  {destination}")?;
-        writeln!(
-            out,
-            "  rounds until the pause is predicted to take at most {} s, at most {}",
-            args.max_pause, args.max_rounds
-        )?;
-        writeln!(out, "  then {}", pause.plan())?;
-        writeln!(out, "  {} {protect}", cycle.name())?;
+        for (at, line) in plan.iter().enumerate() {
+            let indent = if at == 0 { "" } else { "  " };
+            writeln!(out, "{indent}{line}")?;
+        }
         writeln!(out, "nothing was done")
-    })
+    })?;
+    Ok(ExitCode::Done)
 }
 
 fn sentence(report: &Report) -> String {

@@ -24,6 +24,7 @@ use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::{LogicalVolume, Role};
+use crate::dm::temporary::room_of;
 use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::rounds::Round;
@@ -229,11 +230,7 @@ impl<'a> Cycle<'a> {
             (None, false) if !was_tracked => "thick",
             _ => "followed by its eras",
         };
-        let is_base = |base: &&Base| match &self.tracking {
-            Some(tracking) => base.is_of_record(&tracking.record),
-            None => !base.is_era(),
-        };
-        let base = self.state.base.as_ref().filter(is_base);
+        let base = self.base();
         let goes_on = match (base, &self.state.pending) {
             (Some(base), _) => format!("; goes on from {}, which is there", base.name),
             (None, Some(_)) => "; goes on with its first copy".to_owned(),
@@ -247,19 +244,44 @@ impl<'a> Cycle<'a> {
         )
     }
 
-    /// Looks at both ends and writes nothing. What was found of the far one, in words.
-    pub(super) fn check(&self) -> Result<String> {
-        if self.nobody_writes()? {
+    /// What the destination holds, if increments go on from that.
+    fn base(&self) -> Option<&Base> {
+        self.state
+            .base
+            .as_ref()
+            .filter(|base| match &self.tracking {
+                Some(tracking) => base.is_of_record(&tracking.record),
+                None => !base.is_era(),
+            })
+    }
+
+    /// Looks at both ends and writes nothing. What was found, in words.
+    pub(super) fn check(&self) -> Result<Vec<String>> {
+        let openers = writers_open(self.era_device()?.unwrap_or(self.device))?;
+        if !openers.may_write() && !self.args.dry_run {
             self.terminal
                 .remark(&format!("{}: nothing has it open for writing", self.name));
         }
+        let mut found = vec![format!("{}: {openers}", self.name)];
         self.refuse_others()?;
         self.refuse_lost_record()?;
-        let has_bases = !self.is_thin && self.tracking.is_none();
-        if has_bases && self.state.base.is_none() && self.state.pending.is_none() {
-            let asked = self.args.snapshot_size.unwrap_or_default();
-            base::check_room(&self.name, self.size_bytes, asked, Beside::TheNext)?;
+        if !self.is_thin && self.tracking.is_none() {
+            if self.state.base.is_none() && self.state.pending.is_none() {
+                let asked = self.args.snapshot_size.unwrap_or_default();
+                base::check_room(&self.name, self.size_bytes, asked, Beside::TheNext)?;
+            }
+            let room = room_of(self.name.vg())?;
+            found.push(format!(
+                "{}: {} free, for two snapshots at a time",
+                self.name.vg(),
+                Bytes(room.free_extents.saturating_mul(room.extent_bytes))
+            ));
         }
+        found.push(self.check_far()?);
+        Ok(found)
+    }
+
+    fn check_far(&self) -> Result<String> {
         let name = match &self.tracking {
             Some(tracking) => tracking.device.clone(),
             None => self.name.to_string(),
@@ -271,21 +293,17 @@ impl<'a> Cycle<'a> {
             ..self.wish()
         });
         (job.request.monitor, job.monitor) = (&Silent, &Silent);
-        let found = job.run()?;
+        let is_there = job.run()?.compared_bytes.is_some();
         Ok(format!(
             "{}: {}",
             self.args.destination,
-            if found.compared_bytes.is_some() {
-                "is there, and is compared: only what differs is sent"
-            } else {
-                "is there, or will be made"
+            match (is_there, self.base()) {
+                (false, _) => "is not there yet: it is made, and gets all of it",
+                (true, None) => "is there, and is compared: only what differs is sent",
+                (true, Some(_)) =>
+                    "is there, and gets what was written since; if others wrote to it, it is compared",
             }
         ))
-    }
-
-    fn nobody_writes(&self) -> Result<bool> {
-        let device = self.era_device()?.unwrap_or(self.device);
-        Ok(!writers_open(device)?.may_write())
     }
 
     /// The destination becomes what a snapshot is, and is then the base of increments; unless it is that already.

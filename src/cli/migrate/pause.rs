@@ -4,9 +4,12 @@
 //! the user who ends it; where nothing says how, the user is told.
 
 use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::MigrateArgs;
 use super::machine::Machine;
@@ -17,6 +20,9 @@ use crate::error::{Error, Result};
 use crate::job::hooks;
 use crate::monitor::Monitor;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
+
+/// So often it is looked whether the run was told to stop.
+const LOOKS_EVERY: Duration = Duration::from_millis(100);
 
 /// How the service is stopped and started.
 #[derive(Args, Debug, Clone, Default)]
@@ -134,14 +140,27 @@ impl<'a> Pause<'a> {
         }
     }
 
-    /// Asks, where nothing says how; the pause begins when this returns.
+    /// Asks, where nothing says how. False if nobody has to be waited for.
+    pub(super) fn ask(&mut self) -> bool {
+        if self.args.pause_cmd.is_some() || self.args.vm.is_some() {
+            return false;
+        }
+        output::message(
+            "All but the last seconds are there. Stop the service now, then press Enter.",
+        );
+        let _ = std::io::stderr().flush();
+        self.asked = true;
+        true
+    }
+
+    /// Waits for the answer, and not longer than this.
+    pub(super) fn is_answered(&self, within: Duration) -> Result<bool> {
+        is_readable(&output::data_in()?, within, self.cancel)
+    }
+
+    /// Takes the answer, if somebody was asked; the pause begins when this returns.
     pub(super) fn begin(&mut self) -> Result<()> {
-        if self.args.pause_cmd.is_none() && self.args.vm.is_none() {
-            output::message(
-                "All but the last seconds are there. Stop the service now, then press Enter.",
-            );
-            let _ = std::io::stderr().flush();
-            self.asked = true;
+        if self.asked {
             let mut line = String::new();
             let mut input = BufReader::new(CancelableReader::new(
                 output::data_in()?,
@@ -245,6 +264,27 @@ impl<'a> Pause<'a> {
     }
 }
 
+/// Is there something to read from `input`, or its end, within this time?
+fn is_readable(input: &impl AsFd, within: Duration, cancel: &Cancel) -> Result<bool> {
+    let begun = Instant::now();
+    loop {
+        cancel.check()?;
+        let left = within.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        let step = Timespec {
+            tv_sec: 0,
+            tv_nsec: i64::from(left.min(LOOKS_EVERY).subsec_nanos()),
+        };
+        match poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&step)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(Error::io("cannot wait for the answer", error.into())),
+        }
+    }
+}
+
 /// Runs `command`, which is told what is moved where.
 pub(super) fn hook(
     command: &str,
@@ -257,4 +297,23 @@ pub(super) fn hook(
         .map(|(name, value)| (*name, value.as_str()))
         .collect();
     hooks::run(command, what, &environment, cancel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ExitCode;
+
+    #[test]
+    fn an_answer_is_waited_for_until_there_is_one_or_the_run_is_told_to_stop() {
+        let cancel = Cancel::new();
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let within = |time| is_readable(&reader, time, &cancel);
+        assert!(!within(Duration::from_millis(150)).unwrap());
+        writer.write_all(b"\n").unwrap();
+        assert!(within(Duration::from_secs(600)).unwrap());
+        cancel.cancel();
+        let error = within(Duration::from_secs(600)).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Interrupted);
+    }
 }
