@@ -9,11 +9,15 @@
 mod lab_kit;
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use lab::{Guest, Setup};
+use lab_kit::live;
 use lab_kit::{Random, Run, Tool, assert_same, content, write};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -83,6 +87,119 @@ fn what_was_moved_is_not_moved_again_nor_started_here() {
     });
 }
 
+/// The service did not start there, and goes on here as the docs say it may: what is there is old by then.
+#[test]
+fn what_was_moved_and_is_used_here_again_is_not_started_there() {
+    let name = "what_was_moved_and_is_used_here_again_is_not_started_there";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        let started = tool.path("STARTED");
+        let resume = script(&tool, "resume", &format!("touch {}", started.display()));
+        let line = format!("{MIGRATE} --pause-cmd true");
+        let fails_to_start = |more: &str| {
+            tool.run(&format!("{line} --resume-cmd false {more}"))
+                .ends(1, &["was not started there"]);
+        };
+        let refused = |found: &str| {
+            for more in ["", " -n"] {
+                tool.run(&format!("{line} --resume-cmd {resume}{more}"))
+                    .ends(5, &["has moved it to there/data", found, "--abort"]);
+            }
+            assert!(!started.exists());
+        };
+        let attributes = || guest.sh("lvs --noheadings -o lv_permissions,lv_tags vg/data");
+        fails_to_start("");
+        guest.sh("lvchange -qq -prw vg/data");
+        refused("it takes writes again");
+        guest.sh("lvchange -qq --deltag lvmsync_migrated vg/data");
+        write("/dev/vg/data", &[0x5a; 4096], MIB);
+        refused("it has lost the tag");
+        // To give it up tells where it is, whatever destination is named, and touches neither volume.
+        let there = content("/dev/there/data");
+        let run = tool.run("migrate vg/data there/other --abort --json").ok();
+        assert!(
+            run.stdout.contains(r#""outcome":"stays_moved""#),
+            "{}",
+            run.stdout
+        );
+        assert!(
+            run.stdout.contains(r#""destination":"there/data""#),
+            "{}",
+            run.stdout
+        );
+        assert!(
+            run.stderr.contains("was moved to there/data already"),
+            "{}",
+            run.stderr
+        );
+        assert!(!run.stderr.contains("lvchange"), "{}", run.stderr);
+        assert_same("/dev/there/data", &there, "as it was");
+        fails_to_start("");
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "moved anew");
+
+        // What nobody has taken back stays safe when it is given up, and the way back is told.
+        tool.run(&format!("{MIGRATE} --abort")).ends(
+            0,
+            &[
+                "was moved to there/data already",
+                "lvchange -prw --deltag lvmsync_migrated vg/data",
+            ],
+        );
+        assert!(attributes().contains("read-only"), "{}", attributes());
+        tool.run(&line).ends(5, &["it was moved away"]);
+        guest.sh("lvchange -qq -prw --deltag lvmsync_migrated vg/data");
+
+        // What was to stay writable is not taken for used again.
+        fails_to_start("--keep-writable");
+        tool.run(&format!("{line} --resume-cmd {resume} -n"))
+            .ends(0, &[]);
+        assert!(!started.exists());
+        let run = tool.run(&format!("{line} --resume-cmd {resume} --json"));
+        assert!(
+            run.stdout.contains(r#""outcome":"moved_earlier""#),
+            "{}",
+            run.stdout
+        );
+        run.ends(0, &["was moved to there/data by an earlier run"]);
+        assert!(started.exists());
+    });
+}
+
+/// What is used there since is not overwritten, even though the volume here takes writes.
+#[test]
+fn what_was_moved_and_stays_writable_is_not_moved_again() {
+    let name = "what_was_moved_and_stays_writable_is_not_moved_again";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        let line = format!("{MIGRATE} --pause-cmd true --keep-writable");
+        tool.run(&line).ok();
+        let attributes = || guest.sh("lvs --noheadings -o lv_permissions,lv_tags vg/data");
+        assert!(attributes().contains("writeable"), "{}", attributes());
+        assert!(
+            attributes().contains("lvmsync_migrated"),
+            "{}",
+            attributes()
+        );
+        write("/dev/there/data", &[0x5a; 4096], MIB);
+        let there = content("/dev/there/data");
+        for more in ["", " -n"] {
+            tool.run(&format!("{line}{more}")).ends(
+                5,
+                &[
+                    "it was moved away",
+                    "lvchange --deltag lvmsync_migrated vg/data",
+                ],
+            );
+        }
+        assert_same("/dev/there/data", &there, "what was written there since");
+        guest.sh("lvchange -qq --deltag lvmsync_migrated vg/data");
+        tool.run(&line).ok();
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "as was said");
+    });
+}
+
 /// By whoever writes right after the last snapshot was made.
 #[test]
 fn no_write_in_the_pause_is_lost() {
@@ -112,6 +229,92 @@ fn no_write_in_the_pause_is_lost() {
         std::thread::sleep(Duration::from_millis(60));
         write("/dev/vg/data", &Random::new(9).bytes(4096), 2 * MIB);
         Run::of(child).ends(0, &["another one is made", "is moved to"]);
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+    });
+}
+
+/// Each increment of a pause keeps the snapshot before it, for there is no time to remove it then.
+#[test]
+fn a_pause_that_fails_leaves_no_snapshot_but_the_last() {
+    let name = "a_pause_that_fails_leaves_no_snapshot_but_the_last";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        let (flag, enough) = (tool.path("STOPPED"), AtomicBool::new(false));
+        let pause = script(&tool, "pause", &format!("touch {}", flag.display()));
+        let line = format!("{MIGRATE} --snapshot-size 8M --pause-cmd");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !enough.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(10));
+                    if !flag.exists() {
+                        continue;
+                    }
+                    // It takes none while it is made safe.
+                    if let Ok(volume) = File::options().write(true).open("/dev/vg/data") {
+                        let _ = volume.write_all_at(&[7; 4096], 2 * MIB);
+                        let _ = volume.sync_data();
+                    }
+                }
+            });
+            let run = tool.run(&format!("{line} {pause}"));
+            enough.store(true, Ordering::Relaxed);
+            run.ends(5, &["another one is made", "still written to"]);
+        });
+        let left = guest.sh("lvs --noheadings -o lv_name vg");
+        assert_eq!(left.matches("data-lvmsync-").count(), 1, "{left}");
+        let plan = tool.run(&format!("{line} true -n --json")).ok().stdout;
+        for words in [
+            r#""outcome":"planned""#,
+            "goes on from vg/data-lvmsync-",
+            "gets what was written since",
+        ] {
+            assert!(plan.contains(words), "{plan}");
+        }
+        tool.run(&format!("{line} true")).ok();
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+    });
+}
+
+/// Whoever is asked to stop the service may take an hour: what is written meanwhile is not left for the pause.
+#[test]
+fn rounds_go_on_while_somebody_is_asked_to_stop_the_service() {
+    let name = "rounds_go_on_while_somebody_is_asked_to_stop_the_service";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        let line = format!("{MIGRATE} --max-pause 300ms --json");
+        let said = tool.path("SAID");
+        let mut child = Command::new("script")
+            .args(["-qec", &format!("{} {line}", lab_kit::LVMSYNC), "/dev/null"])
+            .env("LVMSYNC_STATE_DIR", tool.path("state"))
+            .stdin(Stdio::piped())
+            .stdout(File::create(&said).unwrap())
+            .spawn()
+            .unwrap();
+        let text = || fs::read_to_string(&said).unwrap();
+        live::wait_until("it asks", || {
+            assert!(child.try_wait().unwrap().is_none(), "{}", text());
+            text().contains("press Enter")
+        });
+        let snapshots = || guest.sh("lvs --noheadings -o lv_name -S lv_name=~lvmsync vg");
+        write("/dev/vg/data", &Random::new(9).bytes(3 << 20), 10 * MIB);
+        let before = snapshots();
+        live::wait_until("a round is made", || {
+            let now = snapshots();
+            now.lines().count() == 1 && now != before
+        });
+        child.stdin.as_ref().unwrap().write_all(b"\n").unwrap();
+        assert!(child.wait().unwrap().success(), "{}", text());
+        let text = text();
+        // The terminal has it after what takes the bar away.
+        let report = &text[text.find(r#"{"outcome""#).unwrap()..];
+        let report: serde_json::Value =
+            serde_json::from_str(report.lines().next().unwrap()).unwrap();
+        assert!(
+            report["pause"]["bytes"].as_u64().unwrap() < 3 << 20,
+            "{report}"
+        );
         assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
     });
 }
@@ -154,13 +357,79 @@ fn a_snapshot_that_overflows_costs_a_comparison() {
         let tool = Tool::new(guest);
         let line = format!("{MIGRATE} --pause-cmd true --snapshot-size 2M");
         let child = tool.start(&format!("{line} --bwlimit 4M"));
-        std::thread::sleep(Duration::from_millis(2500));
+        live::wait_until("the snapshot is there", || {
+            guest
+                .sh("lvs --noheadings -o lv_name vg")
+                .contains("data-lvmsync-")
+        });
+        std::thread::sleep(Duration::from_millis(500));
         // Fills the group, so that nothing can be made larger, and then the snapshot.
         guest.sh("lvcreate -qq -y -an -Zn -Wn -l 100%FREE -n full vg");
         write("/dev/vg/data", &Random::new(6).bytes(8 << 20), 40 * MIB);
         Run::of(child).ends(4, &["lvmsync sync"]);
         guest.sh("lvremove -qq -y vg/full");
         tool.run(&line).ok();
+        assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
+    });
+}
+
+/// With a virsh of our own: what cannot be stopped is found before hours of copying, and what was not stopped is not waited for.
+#[test]
+fn a_virtual_machine_that_cannot_be_stopped_is_left_as_it_is() {
+    let name = "a_virtual_machine_that_cannot_be_stopped_is_left_as_it_is";
+    lab::test(name, setup(), |guest| {
+        make(guest, "24M");
+        let tool = Tool::new(guest);
+        script(
+            &tool,
+            "virsh",
+            &format!(
+                "cd {}; case $2 in vm|gone) ;; *) exit 1 ;; esac\n\
+                 case $1 in domstate) cat domain ;; dominfo) echo \"Persistent:     $(test $2 = vm && echo yes || echo no)\" ;;\n\
+                 shutdown) test ! -e refuses && echo 'shut off' > domain ;; start) echo running > domain ;; esac",
+                guest.scratch().display()
+            ),
+        );
+        let domain = tool.path("domain");
+        fs::write(&domain, "running\n").unwrap();
+        let path = format!(
+            "{}:{}",
+            guest.scratch().display(),
+            std::env::var("PATH").unwrap()
+        );
+        let run = |more: &str| {
+            let line = format!("{MIGRATE} {more}");
+            let output = tool.command(&line).env("PATH", &path).output().unwrap();
+            Run::new(&line, &output)
+        };
+        for more in ["", " -n"] {
+            run(&format!("--vm typo{more}")).ends(5, &["typo", "virsh list --all"]);
+            run(&format!("--vm gone{more}")).ends(5, &["not persistent", "virsh define"]);
+        }
+        assert!(
+            !fs::exists("/dev/there/data").unwrap(),
+            "nothing was copied"
+        );
+
+        fs::write(tool.path("refuses"), "").unwrap();
+        let begun = Instant::now();
+        let refused = run("--vm vm --vm-timeout 100s");
+        assert!(!refused.stderr.contains("start"), "{}", refused.stderr);
+        refused.ends(1, &["virsh shutdown vm", "is left as it is"]);
+        assert!(
+            begun.elapsed() < Duration::from_secs(90),
+            "it was waited for"
+        );
+        assert_eq!(fs::read_to_string(&domain).unwrap(), "running\n");
+
+        // It is started here again, once it is off, if the volume stays here.
+        fs::remove_file(tool.path("refuses")).unwrap();
+        guest.sh("mkfs.ext4 -q /dev/vg/data 2>&1; mkdir m; mount /dev/vg/data m");
+        run("--vm vm").ends(5, &["still mounted for writing", "was started here again"]);
+        assert_eq!(fs::read_to_string(&domain).unwrap(), "running\n");
+        guest.sh("umount m");
+        run("--vm vm").ends(0, &["is moved to"]);
+        assert_eq!(fs::read_to_string(&domain).unwrap(), "shut off\n");
         assert_same("/dev/there/data", &content("/dev/vg/data"), "all of it");
     });
 }

@@ -7,11 +7,12 @@
 mod cycle;
 mod eras;
 mod handover;
+mod machine;
 mod pause;
 mod snapshots;
 
 pub(super) use handover::MIGRATED_TAG;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
@@ -21,7 +22,6 @@ use super::progress::Terminal;
 use super::send::RemoteArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
-use crate::commands::word;
 use crate::delta::codec::Compression;
 use crate::dm::base::Store;
 use crate::dm::making::Making;
@@ -30,8 +30,15 @@ use crate::job::rounds::{Next, Why, next, predicted_seconds};
 use crate::monitor::Monitor;
 use crate::session::endpoint::parse_endpoint;
 use crate::units::{Bytes, parse_seconds, parse_size};
-use cycle::Cycle;
+use cycle::{Aborted, Cycle};
 use pause::{Pause, PauseArgs};
+
+/// While somebody is asked to stop the service, a round sends what was written in so many times the pause: few services write
+/// a sixth of what the link takes.
+const COLLECTED_IN_PAUSES: f64 = 6.0;
+/// Each round makes a snapshot, and each snapshot holds the service up for a moment.
+const SHORTEST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -78,7 +85,7 @@ pub(super) struct MigrateArgs {
     #[command(flatten)]
     pause: PauseArgs,
 
-    /// Leave the volume here writable and unmarked when all is done
+    /// Leave the volume here writable when all is done: it gets the tag alone
     #[arg(long)]
     keep_writable: bool,
 
@@ -136,9 +143,23 @@ fn parse_store(text: &str) -> std::result::Result<Store, String> {
     }
 }
 
+/// What came of a run that moved nothing, for scripts.
+#[derive(Debug, Default, Serialize)]
+struct Told {
+    /// `planned`, `moved_earlier`, and with `--abort` `nothing`, `given_up` or `stays_moved`.
+    outcome: &'static str,
+    source: String,
+    destination: String,
+    /// Line by line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    plan: Vec<String>,
+}
+
 /// What was done, for scripts. Times are seconds.
 #[derive(Debug, Default, Serialize)]
 struct Report {
+    /// `moved`.
+    outcome: &'static str,
     source: String,
     destination: String,
     volume_size: u64,
@@ -193,20 +214,23 @@ pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
     if cycle.is_handed_over() {
         return finish(args, cycle, &pause, &terminal);
     }
-    let destination = cycle.check()?;
+    pause.check()?;
+    let found = cycle.check()?;
     if args.dry_run {
-        print_plan(args, &cycle, &pause, &destination)?;
-        return Ok(ExitCode::Done);
+        return print_plan(args, &cycle, plan(args, &cycle, &pause, found));
     }
     terminal.note(&cycle.plan());
     let mut report = Report {
+        outcome: "moved",
         source: cycle.name().to_string(),
         destination: args.destination.clone(),
         volume_size: cycle.size_bytes(),
         ..Report::default()
     };
-    cycle.first_copy(&mut report)?;
-    let why = rounds(args, &mut cycle, &mut report)?;
+    let copied = cycle
+        .first_copy(&mut report)
+        .and_then(|()| rounds(args, &mut cycle, &mut report));
+    let why = copied.map_err(|error| without_strays(&cycle, error))?;
     if why != Why::Fits {
         terminal.warn(&format!(
             "{}: {}; the pause is predicted to take {:.1} s more than it takes to stop and start the service, and not {} s",
@@ -222,10 +246,12 @@ pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
     cancel.check()?;
     // From here on nothing ends the run but its end: a service that was stopped is started somewhere.
     let holds_on = cancel.hold_on();
-    let paused = hand_over(&mut cycle, &mut pause, &mut report);
+    let paused = wait_for_answer(args, &mut cycle, &mut pause, &mut report)
+        .and_then(|()| hand_over(&mut cycle, &mut pause, &mut report));
     terminal.finish();
     if let Err(error) = paused {
-        return Err(pause.give_back(error, &terminal));
+        // Only when the service is back: it must not wait for that.
+        return Err(without_strays(&cycle, pause.give_back(error, &terminal)));
     }
     let resumed = pause.resume();
     report.pause.seconds = pause.begun().elapsed().as_secs_f64();
@@ -239,6 +265,14 @@ pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
     }
     terminal.summary(&sentence(&report));
     Ok(ExitCode::Done)
+}
+
+/// A snapshot that nobody needs any more costs room, and each write of the service another one.
+fn without_strays(cycle: &Cycle<'_>, error: Error) -> Error {
+    if let Err(left) = cycle.remove_strays() {
+        cycle.terminal.warn(&left.chain());
+    }
+    error
 }
 
 /// Increments while the service runs.
@@ -257,6 +291,30 @@ fn rounds(args: &MigrateArgs, cycle: &mut Cycle<'_>, report: &mut Report) -> Res
         });
         done.push(round);
     }
+}
+
+/// Nobody knows when whoever is asked stops the service: rounds go on until it is said, so that the last increment is short
+/// whenever that is.
+fn wait_for_answer(
+    args: &MigrateArgs,
+    cycle: &mut Cycle<'_>,
+    pause: &mut Pause<'_>,
+    report: &mut Report,
+) -> Result<()> {
+    if !pause.ask() {
+        return Ok(());
+    }
+    let every = Duration::try_from_secs_f64(args.max_pause * COLLECTED_IN_PAUSES)
+        .unwrap_or(LONGEST_WAIT)
+        .clamp(SHORTEST_WAIT, LONGEST_WAIT);
+    while !cycle.while_waiting(|| pause.is_answered(every))? {
+        let round = cycle.round(false)?;
+        report.rounds.push(RoundReport {
+            bytes: round.bytes,
+            seconds: round.seconds,
+        });
+    }
+    Ok(())
 }
 
 /// The pause, until all is there and the volume here is safe.
@@ -291,13 +349,26 @@ fn finish(
     pause: &Pause<'_>,
     terminal: &Terminal,
 ) -> Result<ExitCode> {
+    cycle.refuse_used_again()?;
     let name = cycle.name().to_string();
     if args.dry_run {
-        output::listing(|out| writeln!(out, "{name}: it is moved; {}", pause.plan()))?;
-        return Ok(ExitCode::Done);
+        let plan = format!(
+            "{name}: it is moved to {} by an earlier run; {}, and what was left here is removed",
+            args.destination,
+            pause.resume_plan()
+        );
+        return print_plan(args, &cycle, vec![plan]);
     }
     pause.resume().map_err(|error| not_started(args, &error))?;
     clean_up(args, cycle, terminal);
+    if args.json {
+        output::json(&Told {
+            outcome: "moved_earlier",
+            source: name.clone(),
+            destination: args.destination.clone(),
+            ..Told::default()
+        })?;
+    }
     terminal.summary(&format!(
         "{name} was moved to {} by an earlier run; the service was started, and what was left is removed",
         args.destination
@@ -308,12 +379,19 @@ fn finish(
 fn not_started(args: &MigrateArgs, error: &Error) -> Error {
     Error::io(
         format!(
-            "{}: all is moved, and {} has it, durably; but the service was not started there: start it by hand, or run \
-             this again, which does no more than that",
-            args.source, args.destination
+            "{}: all is moved, and {} has it, durably; but the service was not started there: run this again, which does no \
+             more than that, or start it by hand and forget this run: {}",
+            args.source,
+            args.destination,
+            abort_command(args)
         ),
         std::io::Error::other(error.chain()),
     )
+}
+
+fn abort_command(args: &MigrateArgs) -> String {
+    let words = [&args.source, &args.destination, "--abort"];
+    args.state.caller().command("migrate", &words)
 }
 
 /// What is left over is no failure of the move.
@@ -321,11 +399,9 @@ fn clean_up(args: &MigrateArgs, cycle: Cycle<'_>, terminal: &Terminal) {
     let name = cycle.name().to_string();
     if let Err(error) = cycle.clean_up() {
         terminal.warn(&format!(
-            "{name}: it is moved, but not all that was needed for it could be removed here: {}; later: lvmsync migrate {} \
-             {} --abort",
+            "{name}: it is moved, but not all that was needed for it could be removed here: {}; later: {}",
             error.chain(),
-            word(&args.source),
-            word(&args.destination)
+            abort_command(args)
         ));
     }
 }
@@ -333,26 +409,54 @@ fn clean_up(args: &MigrateArgs, cycle: Cycle<'_>, terminal: &Terminal) {
 fn abort(args: &MigrateArgs, cycle: Cycle<'_>) -> Result<ExitCode> {
     let name = cycle.name().to_string();
     let terminal = args.talk.terminal();
-    if cycle.abort()? {
-        terminal.summary(&format!(
-            "{name}: the migration is given up, and what it had left here is removed; {} holds what came of it, and \
-             is on record there as what it is",
-            args.destination
-        ));
-    } else {
-        terminal.summary(&format!("{name}: there is no migration of it"));
+    let (outcome, destination, text) = match cycle.abort()? {
+        Aborted::Nothing => (
+            "nothing",
+            args.destination.clone(),
+            format!("{name}: there is no migration of it"),
+        ),
+        Aborted::Copying { destination } => {
+            let text = format!(
+                "{name}: the migration is given up, and what it had left here is removed; {destination} holds what came of it, \
+                 and is on record there as what it is"
+            );
+            ("given_up", destination, text)
+        }
+        Aborted::Moved {
+            destination,
+            way_back,
+        } => {
+            let way_back = way_back.map_or_else(String::new, |way_back| format!(". {way_back}"));
+            let text = format!(
+                "{name}: it was moved to {destination} already, and that stays as it is; what was left here of the migration \
+                 is removed{way_back}"
+            );
+            ("stays_moved", destination, text)
+        }
+    };
+    if args.json {
+        output::json(&Told {
+            outcome,
+            source: name,
+            destination,
+            ..Told::default()
+        })?;
     }
+    terminal.summary(&text);
     Ok(ExitCode::Done)
 }
 
-fn print_plan(
+fn plan(
     args: &MigrateArgs,
     cycle: &Cycle<'_>,
     pause: &Pause<'_>,
-    destination: &str,
-) -> Result<()> {
+    found: Vec<String>,
+) -> Vec<String> {
     let protect = if args.keep_writable {
-        "stays writable (--keep-writable)".to_owned()
+        format!(
+            "stays writable (--keep-writable), and gets the tag {}",
+            handover::MIGRATED_TAG
+        )
     } else {
         format!(
             "{}is made read-only and gets the tag {}",
@@ -360,18 +464,35 @@ fn print_plan(
             MIGRATED_TAG
         )
     };
+    let mut lines = vec![cycle.plan()];
+    lines.extend(found);
+    lines.push(format!(
+        "rounds until the pause is predicted to take at most {} s, at most {}",
+        args.max_pause, args.max_rounds
+    ));
+    lines.push(format!("then {}", pause.plan()));
+    lines.push(format!("{} {protect}", cycle.name()));
+    lines
+}
+
+fn print_plan(args: &MigrateArgs, cycle: &Cycle<'_>, plan: Vec<String>) -> Result<ExitCode> {
+    if args.json {
+        output::json(&Told {
+            outcome: "planned",
+            source: cycle.name().to_string(),
+            destination: args.destination.clone(),
+            plan,
+        })?;
+        return Ok(ExitCode::Done);
+    }
     output::listing(|out| {
-        writeln!(out, "{}", cycle.plan())?;
-        writeln!(out, "  {destination}")?;
-        writeln!(
-            out,
-            "  rounds until the pause is predicted to take at most {} s, at most {}",
-            args.max_pause, args.max_rounds
-        )?;
-        writeln!(out, "  then {}", pause.plan())?;
-        writeln!(out, "  {} {protect}", cycle.name())?;
+        for (at, line) in plan.iter().enumerate() {
+            let indent = if at == 0 { "" } else { "  " };
+            writeln!(out, "{indent}{line}")?;
+        }
         writeln!(out, "nothing was done")
-    })
+    })?;
+    Ok(ExitCode::Done)
 }
 
 fn sentence(report: &Report) -> String {

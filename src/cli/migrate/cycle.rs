@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::eras;
-use super::handover::Phase;
+use super::handover::{MIGRATED_TAG, Phase};
 use super::{MigrateArgs, Report};
 use crate::cancel::Cancel;
 use crate::cli::apply::WriteArgs;
@@ -24,6 +24,7 @@ use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
 use crate::dm::snapshot::{LogicalVolume, Role};
+use crate::dm::temporary::room_of;
 use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
 use crate::job::rounds::Round;
@@ -56,6 +57,27 @@ pub(super) struct State {
     /// Of the last snapshot.
     pub(super) number: u64,
     pub(super) phase: Phase,
+    /// It takes writes here after it was handed over.
+    pub(super) keeps_writable: bool,
+}
+
+/// What an end by `--abort` has found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Aborted {
+    /// Nothing of a migration.
+    Nothing,
+    /// One that was not at its end; the volume is here.
+    Copying {
+        /// Where the copy is.
+        destination: String,
+    },
+    /// One that had handed the volume over.
+    Moved {
+        /// Where it is.
+        destination: String,
+        /// How it is used here again, if it still says that it was moved.
+        way_back: Option<String>,
+    },
 }
 
 /// One migration.
@@ -208,11 +230,7 @@ impl<'a> Cycle<'a> {
             (None, false) if !was_tracked => "thick",
             _ => "followed by its eras",
         };
-        let is_base = |base: &&Base| match &self.tracking {
-            Some(tracking) => base.is_of_record(&tracking.record),
-            None => !base.is_era(),
-        };
-        let base = self.state.base.as_ref().filter(is_base);
+        let base = self.base();
         let goes_on = match (base, &self.state.pending) {
             (Some(base), _) => format!("; goes on from {}, which is there", base.name),
             (None, Some(_)) => "; goes on with its first copy".to_owned(),
@@ -226,19 +244,44 @@ impl<'a> Cycle<'a> {
         )
     }
 
-    /// Looks at both ends and writes nothing. What was found of the far one, in words.
-    pub(super) fn check(&self) -> Result<String> {
-        if self.nobody_writes()? {
+    /// What the destination holds, if increments go on from that.
+    fn base(&self) -> Option<&Base> {
+        self.state
+            .base
+            .as_ref()
+            .filter(|base| match &self.tracking {
+                Some(tracking) => base.is_of_record(&tracking.record),
+                None => !base.is_era(),
+            })
+    }
+
+    /// Looks at both ends and writes nothing. What was found, in words.
+    pub(super) fn check(&self) -> Result<Vec<String>> {
+        let openers = writers_open(self.era_device()?.unwrap_or(self.device))?;
+        if !openers.may_write() && !self.args.dry_run {
             self.terminal
                 .remark(&format!("{}: nothing has it open for writing", self.name));
         }
+        let mut found = vec![format!("{}: {openers}", self.name)];
         self.refuse_others()?;
         self.refuse_lost_record()?;
-        let has_bases = !self.is_thin && self.tracking.is_none();
-        if has_bases && self.state.base.is_none() && self.state.pending.is_none() {
-            let asked = self.args.snapshot_size.unwrap_or_default();
-            base::check_room(&self.name, self.size_bytes, asked, Beside::TheNext)?;
+        if !self.is_thin && self.tracking.is_none() {
+            if self.state.base.is_none() && self.state.pending.is_none() {
+                let asked = self.args.snapshot_size.unwrap_or_default();
+                base::check_room(&self.name, self.size_bytes, asked, Beside::TheNext)?;
+            }
+            let room = room_of(self.name.vg())?;
+            found.push(format!(
+                "{}: {} free, for two snapshots at a time",
+                self.name.vg(),
+                Bytes(room.free_extents.saturating_mul(room.extent_bytes))
+            ));
         }
+        found.push(self.check_far()?);
+        Ok(found)
+    }
+
+    fn check_far(&self) -> Result<String> {
         let name = match &self.tracking {
             Some(tracking) => tracking.device.clone(),
             None => self.name.to_string(),
@@ -250,21 +293,17 @@ impl<'a> Cycle<'a> {
             ..self.wish()
         });
         (job.request.monitor, job.monitor) = (&Silent, &Silent);
-        let found = job.run()?;
+        let is_there = job.run()?.compared_bytes.is_some();
         Ok(format!(
             "{}: {}",
             self.args.destination,
-            if found.compared_bytes.is_some() {
-                "is there, and is compared: only what differs is sent"
-            } else {
-                "is there, or will be made"
+            match (is_there, self.base()) {
+                (false, _) => "is not there yet: it is made, and gets all of it",
+                (true, None) => "is there, and is compared: only what differs is sent",
+                (true, Some(_)) =>
+                    "is there, and gets what was written since; if others wrote to it, it is compared",
             }
         ))
-    }
-
-    fn nobody_writes(&self) -> Result<bool> {
-        let device = self.era_device()?.unwrap_or(self.device);
-        Ok(!writers_open(device)?.may_write())
     }
 
     /// The destination becomes what a snapshot is, and is then the base of increments; unless it is that already.
@@ -315,22 +354,32 @@ impl<'a> Cycle<'a> {
         self.held.remove()
     }
 
-    /// Removes what an earlier run has left here; false if there is nothing.
-    pub(super) fn abort(mut self) -> Result<bool> {
+    /// Removes what an earlier run has left here. What it had handed over is not taken back: it may be used there by now.
+    pub(super) fn abort(mut self) -> Result<Aborted> {
         self.take_back()?;
-        let was_there = !self.state.destination.is_empty();
-        let removed = self.remove_all()?;
+        let destination = self.state.destination.clone();
+        let aborted = match self.is_handed_over() {
+            true => {
+                let (read_only, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
+                Aborted::Moved {
+                    destination,
+                    way_back: has_tag.then(|| self.way_back(read_only)),
+                }
+            }
+            false if destination.is_empty() => Aborted::Nothing,
+            false => Aborted::Copying { destination },
+        };
+        self.remove_all()?;
         self.held.remove()?;
-        Ok(was_there || removed)
+        Ok(aborted)
     }
 
-    fn remove_all(&mut self) -> Result<bool> {
+    fn remove_all(&mut self) -> Result<()> {
         let rows = volumes_of(self.name.vg())?;
-        let mut found = false;
         for row in base::of_owner(&rows, &self.owner) {
-            found |= base::remove(self.name.vg(), &row.lv_uuid, &self.owner)?;
+            base::remove(self.name.vg(), &row.lv_uuid, &self.owner)?;
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Of what an earlier run has left, keeps what this one goes on from.
@@ -343,7 +392,7 @@ impl<'a> Cycle<'a> {
             .map(|tracking| tracking.record.clone())
         {
             self.sort_out_eras(&record);
-            return self.remove_all().map(|_| ());
+            return self.remove_all();
         }
         self.sort_out_snapshots()
     }

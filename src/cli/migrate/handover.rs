@@ -2,7 +2,7 @@
 //!
 //! Guarantees: who has the volume is on record at every moment; it is handed over only if the kernel has counted no write to
 //! it since before the last snapshot was made; what was begun and not finished is taken back; what was handed over is
-//! never moved once more.
+//! never moved once more, and not started there either once it is used here again.
 
 use std::time::Instant;
 
@@ -32,9 +32,9 @@ pub(super) enum Phase {
     Copying,
     /// It is here, and is being made safe. What is there may lack what was written last.
     HandingOver {
-        /// It took writes before.
+        /// It took writes before, and is to take none.
         was_writable: bool,
-        /// Its era device was up.
+        /// Its era device was up, and is to go.
         #[serde(default)]
         was_tracked: bool,
     },
@@ -45,16 +45,12 @@ pub(super) enum Phase {
 impl Cycle<'_> {
     /// What was moved away is not moved once more by mistake, and no other migration of it is disturbed.
     pub(super) fn refuse_others(&self) -> Result<()> {
-        let (_, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
+        let (read_only, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
         if has_tag && self.state.phase == Phase::Copying {
             return Err(Error::refused(
                 self.name.to_string(),
                 format!("it was moved away: it has the tag {MIGRATED_TAG}"),
-                format!(
-                    "If it is to be used here again, which loses what was written there: lvchange --deltag {MIGRATED_TAG} {0} \
-                     && lvchange -prw {0} (and lvmsync track up {0}, if it was tracked)",
-                    self.name
-                ),
+                self.way_back(read_only),
             ));
         }
         let rows = volumes_of(self.name.vg())?;
@@ -82,9 +78,49 @@ impl Cycle<'_> {
         }
     }
 
+    /// How a volume that was moved away is used here again. LVM refuses to allow writes to what takes them already.
+    pub(super) fn way_back(&self, read_only: bool) -> String {
+        let name = &self.name;
+        let lvchange = match read_only {
+            true => format!(
+                "lvchange -prw --deltag {MIGRATED_TAG} {name} (and lvmsync track up {name}, if it was tracked)"
+            ),
+            false => format!("lvchange --deltag {MIGRATED_TAG} {name}"),
+        };
+        format!("If it is to be used here again, which loses what was written there: {lvchange}")
+    }
+
     /// An earlier run has handed the volume over, and did not come to its end.
     pub(super) fn is_handed_over(&self) -> bool {
         self.state.phase == Phase::HandedOver
+    }
+
+    /// What was handed over and is used here again, as its own tag and permission tell, is not started there: what is there
+    /// is older by then.
+    pub(super) fn refuse_used_again(&self) -> Result<()> {
+        let (read_only, has_tag) = base::looked_at(&self.name, MIGRATED_TAG)?;
+        let found = match (has_tag, read_only || self.state.keeps_writable) {
+            (true, true) => return Ok(()),
+            (true, false) => "it takes writes again",
+            (false, _) => "it has lost the tag that says so",
+        };
+        let destination = &self.state.destination;
+        let forget = self
+            .args
+            .state
+            .caller()
+            .command("migrate", &[&self.args.source, destination, "--abort"]);
+        Err(Error::refused(
+            self.name.to_string(),
+            format!(
+                "an earlier run has moved it to {destination}, and since then {found}: it may have been used here, and what is \
+                 there may be old; nothing is started there"
+            ),
+            format!(
+                "That move is forgotten by: {forget}. Then, if this one is right, the same command moves it anew, and overwrites \
+                 {destination}; if that one is right, start the service there by hand, and not here.",
+            ),
+        ))
     }
 
     /// The increments of the pause, and the hand-over: all that the volume holds is then there, what was sent last was read
@@ -121,6 +157,7 @@ impl Cycle<'_> {
                 // What is not on record is not handed over.
                 let state = State {
                     phase: Phase::HandedOver,
+                    keeps_writable: self.args.keep_writable,
                     ..self.state.clone()
                 };
                 self.held.save(&state)?;
@@ -173,14 +210,12 @@ impl Cycle<'_> {
         ))
     }
 
-    /// The volume here takes no writes any more, and says why.
+    /// The volume here takes no writes any more, and says why. What stays writable says it, too: the next run would overwrite
+    /// what is used there.
     fn make_safe(&mut self) -> Result<()> {
-        if self.args.keep_writable {
-            return Ok(());
-        }
         let (read_only, _) = base::looked_at(&self.name, MIGRATED_TAG)?;
-        let was_writable = !read_only;
-        let was_tracked = self.tracking.is_some();
+        let was_writable = !read_only && !self.args.keep_writable;
+        let was_tracked = self.tracking.is_some() && !self.args.keep_writable;
         self.state.phase = Phase::HandingOver {
             was_writable,
             was_tracked,

@@ -4,11 +4,15 @@
 //! the user who ends it; where nothing says how, the user is told.
 
 use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::MigrateArgs;
+use super::machine::Machine;
 use crate::cancel::{Cancel, CancelableReader};
 use crate::cli::output;
 use crate::commands::word;
@@ -16,6 +20,9 @@ use crate::error::{Error, Result};
 use crate::job::hooks;
 use crate::monitor::Monitor;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
+
+/// So often it is looked whether the run was told to stop.
+const LOOKS_EVERY: Duration = Duration::from_millis(100);
 
 /// How the service is stopped and started.
 #[derive(Args, Debug, Clone, Default)]
@@ -50,12 +57,15 @@ pub(super) struct PauseArgs {
     resume_cmd_there: Option<String>,
 }
 
+/// What commands have in theirs.
+pub(super) type Environment = Vec<(&'static str, String)>;
+
 /// One pause.
 pub(super) struct Pause<'a> {
     args: &'a PauseArgs,
     /// How commands are run at the far end.
     there: Option<String>,
-    environment: Vec<(&'static str, String)>,
+    environment: Environment,
     cancel: &'a Cancel,
     begun: Option<Instant>,
     /// The service may be stopped, and the volume is still here.
@@ -99,6 +109,12 @@ impl<'a> Pause<'a> {
         })
     }
 
+    /// Whatever would fail in the pause, and can be known before, fails before anything is copied.
+    pub(super) fn check(&self) -> Result<()> {
+        self.machine()
+            .map_or(Ok(()), |machine| machine.check(self.cancel))
+    }
+
     /// In words.
     pub(super) fn plan(&self) -> String {
         let stop = match (&self.args.pause_cmd, &self.args.vm) {
@@ -109,22 +125,42 @@ impl<'a> Pause<'a> {
             (None, Some(vm)) => format!("virtual machine {vm} is shut down"),
             (None, None) => "you are asked to stop the service".to_owned(),
         };
-        let resume = match (&self.args.resume_cmd, &self.args.resume_cmd_there) {
-            (Some(command), _) => format!("`{command}` starts it"),
-            (None, Some(command)) => format!("`{command}` starts it there"),
-            (None, None) => "you start it there".to_owned(),
-        };
-        format!("{stop}, the last increment is sent and read back, and {resume}")
+        format!(
+            "{stop}, the last increment is sent and read back, and {}",
+            self.resume_plan()
+        )
     }
 
-    /// Asks, where nothing says how; the pause begins when this returns.
+    /// How it starts where the volume is then, in words.
+    pub(super) fn resume_plan(&self) -> String {
+        match (&self.args.resume_cmd, &self.args.resume_cmd_there) {
+            (Some(command), _) => format!("`{command}` starts the service"),
+            (None, Some(command)) => format!("`{command}` starts the service there"),
+            (None, None) => "you start the service there".to_owned(),
+        }
+    }
+
+    /// Asks, where nothing says how. False if nobody has to be waited for.
+    pub(super) fn ask(&mut self) -> bool {
+        if self.args.pause_cmd.is_some() || self.args.vm.is_some() {
+            return false;
+        }
+        output::message(
+            "All but the last seconds are there. Stop the service now, then press Enter.",
+        );
+        let _ = std::io::stderr().flush();
+        self.asked = true;
+        true
+    }
+
+    /// Waits for the answer, and not longer than this.
+    pub(super) fn is_answered(&self, within: Duration) -> Result<bool> {
+        is_readable(&output::data_in()?, within, self.cancel)
+    }
+
+    /// Takes the answer, if somebody was asked; the pause begins when this returns.
     pub(super) fn begin(&mut self) -> Result<()> {
-        if self.args.pause_cmd.is_none() && self.args.vm.is_none() {
-            output::message(
-                "All but the last seconds are there. Stop the service now, then press Enter.",
-            );
-            let _ = std::io::stderr().flush();
-            self.asked = true;
+        if self.asked {
             let mut line = String::new();
             let mut input = BufReader::new(CancelableReader::new(
                 output::data_in()?,
@@ -153,41 +189,12 @@ impl<'a> Pause<'a> {
         if let Some(command) = &self.args.pause_cmd {
             return self.hook(command, "the command that stops the service", self.cancel);
         }
-        let Some(vm) = &self.args.vm else {
+        let Some(machine) = self.machine() else {
             return Ok(());
         };
-        let vm = word(vm);
-        let what = "stopping the virtual machine";
-        let is_off = format!("test \"$(LC_ALL=C virsh domstate {vm})\" = 'shut off'");
-        if self.hook(&is_off, what, self.cancel).is_ok() {
-            // What did not run is not started here by a failure.
-            self.stopped = false;
-            return Ok(());
-        }
-        if self.args.vm_suspend {
-            return self.hook(&format!("virsh suspend {vm} >/dev/null"), what, self.cancel);
-        }
-        self.hook(
-            &format!("virsh shutdown {vm} >/dev/null"),
-            what,
-            self.cancel,
-        )?;
-        let deadline =
-            Instant::now() + Duration::try_from_secs_f64(self.args.vm_timeout).unwrap_or_default();
-        while self.hook(&is_off, what, self.cancel).is_err() {
-            self.cancel.check()?;
-            if Instant::now() > deadline {
-                return Err(Error::io(
-                    format!(
-                        "virtual machine {vm} does not shut down within {} s",
-                        self.args.vm_timeout
-                    ),
-                    std::io::ErrorKind::TimedOut.into(),
-                ));
-            }
-            self.cancel.sleep(Duration::from_millis(200));
-        }
-        Ok(())
+        let (stopped, result) = machine.stop(self.cancel);
+        self.stopped = stopped;
+        result
     }
 
     /// The volume is handed over: nothing starts here again.
@@ -216,15 +223,17 @@ impl<'a> Pause<'a> {
         if !self.stopped {
             if self.asked {
                 monitor.warn("the volume was not moved: if you have stopped the service, start it here again");
+            } else if self.args.vm.is_some() {
+                monitor.warn("the volume was not moved; the virtual machine is left as it is");
             }
             return error;
         }
         let what = "the command that starts the service here again";
         // Whoever ended the run wants the service back all the more.
         let cancel = Cancel::new();
-        let back = match (&self.args.back_cmd, &self.args.vm) {
+        let back = match (&self.args.back_cmd, self.machine()) {
             (Some(command), _) => Some(self.hook(command, what, &cancel)),
-            (None, Some(vm)) => Some(self.start_again(&word(vm), &cancel)),
+            (None, Some(machine)) => Some(machine.start_again(&cancel)),
             (None, None) => None,
         };
         match back {
@@ -232,7 +241,7 @@ impl<'a> Pause<'a> {
                 monitor.warn("the volume was not moved; the service was started here again");
             }
             Some(Err(failed)) => monitor.warn(&format!(
-                "the volume was not moved, and the service does not run here: {}",
+                "the volume was not moved, and the service was not started here again: {}",
                 failed.chain()
             )),
             None => monitor.warn("the volume was not moved: start the service here again"),
@@ -240,36 +249,71 @@ impl<'a> Pause<'a> {
         error
     }
 
-    fn start_again(&self, vm: &str, cancel: &Cancel) -> Result<()> {
-        let what = "starting the virtual machine again";
-        if self.args.vm_suspend {
-            return self.hook(&format!("virsh resume {vm} >/dev/null"), what, cancel);
-        }
-        // One that was told to shut down does so yet: only then can it be started.
-        let is_off = format!("test \"$(LC_ALL=C virsh domstate {vm})\" = 'shut off'");
-        let deadline =
-            Instant::now() + Duration::try_from_secs_f64(self.args.vm_timeout).unwrap_or_default();
-        while self.hook(&is_off, what, cancel).is_err() {
-            if Instant::now() > deadline {
-                return Err(Error::io(
-                    format!(
-                        "virtual machine {vm} was told to shut down, and may do so yet; then: virsh start {vm}"
-                    ),
-                    std::io::ErrorKind::TimedOut.into(),
-                ));
-            }
-            cancel.sleep(Duration::from_millis(200));
-        }
-        let command = format!("virsh start {vm} >/dev/null");
-        self.hook(&command, what, cancel)
+    fn machine(&self) -> Option<Machine<'_>> {
+        let name = self.args.vm.as_deref()?;
+        Some(Machine {
+            name: word(name),
+            suspends: self.args.vm_suspend,
+            timeout: Duration::try_from_secs_f64(self.args.vm_timeout).unwrap_or_default(),
+            environment: &self.environment,
+        })
     }
 
     fn hook(&self, command: &str, what: &str, cancel: &Cancel) -> Result<()> {
-        let environment: Vec<(&str, &str)> = self
-            .environment
-            .iter()
-            .map(|(name, value)| (*name, value.as_str()))
-            .collect();
-        hooks::run(command, what, &environment, cancel)
+        hook(command, what, &self.environment, cancel)
+    }
+}
+
+/// Is there something to read from `input`, or its end, within this time?
+fn is_readable(input: &impl AsFd, within: Duration, cancel: &Cancel) -> Result<bool> {
+    let begun = Instant::now();
+    loop {
+        cancel.check()?;
+        let left = within.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        let step = Timespec {
+            tv_sec: 0,
+            tv_nsec: i64::from(left.min(LOOKS_EVERY).subsec_nanos()),
+        };
+        match poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&step)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(Error::io("cannot wait for the answer", error.into())),
+        }
+    }
+}
+
+/// Runs `command`, which is told what is moved where.
+pub(super) fn hook(
+    command: &str,
+    what: &str,
+    environment: &Environment,
+    cancel: &Cancel,
+) -> Result<()> {
+    let environment: Vec<(&str, &str)> = environment
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    hooks::run(command, what, &environment, cancel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ExitCode;
+
+    #[test]
+    fn an_answer_is_waited_for_until_there_is_one_or_the_run_is_told_to_stop() {
+        let cancel = Cancel::new();
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let within = |time| is_readable(&reader, time, &cancel);
+        assert!(!within(Duration::from_millis(150)).unwrap());
+        writer.write_all(b"\n").unwrap();
+        assert!(within(Duration::from_secs(600)).unwrap());
+        cancel.cancel();
+        let error = within(Duration::from_secs(600)).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Interrupted);
     }
 }

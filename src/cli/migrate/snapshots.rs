@@ -42,15 +42,16 @@ impl Cycle<'_> {
             // Part of it may be there: nothing but comparing goes on from that.
             self.state.base = None;
         }
+        self.remove_strays()
+    }
+
+    /// Removes what no run goes on from.
+    pub(super) fn remove_strays(&self) -> Result<()> {
+        let rows = volumes_of(self.name.vg())?;
         let kept = [&self.state.base, &self.state.pending];
         let is_kept = |uuid: &str| kept.into_iter().flatten().any(|kept| kept.uuid == uuid);
-        let strays: Vec<String> = own
-            .iter()
-            .filter(|row| !is_kept(&row.lv_uuid))
-            .map(|row| row.lv_uuid.clone())
-            .collect();
-        for uuid in strays {
-            base::remove(self.name.vg(), &uuid, &self.owner)?;
+        for row in base::of_owner(&rows, &self.owner).filter(|row| !is_kept(&row.lv_uuid)) {
+            base::remove(self.name.vg(), &row.lv_uuid, &self.owner)?;
         }
         Ok(())
     }
@@ -106,7 +107,7 @@ impl Cycle<'_> {
         self.state.pending = None;
         self.base_made = made;
         self.held.save(&self.state)?;
-        // In the pause there is no time for it.
+        // In the pause there is no time for it: it goes with all others, or when the service is back.
         if let Some(old) = old.filter(|_| !self.in_pause) {
             base::remove(self.name.vg(), &old.uuid, &self.owner)?;
         }
