@@ -455,7 +455,7 @@ fn plan(
     let protect = if args.keep_writable {
         format!(
             "stays writable (--keep-writable), and gets the tag {}",
-            handover::MIGRATED_TAG
+            MIGRATED_TAG
         )
     } else {
         format!(
