@@ -212,7 +212,11 @@ fn each(args: &UpArgs, one: &dyn Fn(&str) -> Result<()>) -> Result<ExitCode> {
     args.talk.terminal();
     let names = match &args.volume {
         Some(name) => vec![name.clone()],
-        None => look::all_tracked()?.iter().map(LvName::to_string).collect(),
+        // A name without this is looked for in the current directory as well.
+        None => look::all_tracked()?
+            .iter()
+            .map(|name| format!("/dev/{name}"))
+            .collect(),
     };
     let mut result = Ok(ExitCode::Done);
     for name in names {
@@ -267,7 +271,9 @@ fn up_one(name: &str, is_one_of_all: bool, talk: Talk, cancel: &Cancel) -> Resul
         .metadata
         .as_ref()
         .is_some_and(|found| found.rest.is_some());
-    let rest = match is_resting && seen.device.is_none() {
+    // One that was made and got no table has let nobody write yet.
+    let has_table = seen.device.as_ref().is_some_and(|device| device.has_table);
+    let rest = match is_resting && !has_table {
         true => Some(look::rest(&seen)?),
         false => None,
     };
