@@ -189,8 +189,16 @@ fn what_is_mounted_is_tracked_after_every_boot() {
             assert!(log.contains("when its era device was taken down"), "{log}");
             assert!(log.contains("lvmsync track enable vg/data"), "{log}");
             assert_eq!(state(&tool), "void");
+            // It is up all the same, or what is mounted from it would not be.
+            assert_eq!(
+                guest.sh("systemctl is-active lvmsync-track").trim(),
+                "active"
+            );
+            guest.sh(&format!("mount {DEVICE} /srv"));
             tool.run("track enable vg/data").ok();
-            send(&tool, "vg/copy").ends(4, &["has not begun", "lvmsync sync"]);
+            guest.sh("umount /srv");
+            assert_eq!(state(&tool), "up");
+            send(&tool, "vg/copy").ends(4, &["is no base any more", "lvmsync sync"]);
             tool.run(&format!("sync {DEVICE} vg/copy")).ok();
             assert_same("/dev/vg/copy", &content("/dev/vg/data"), "in the end");
         })
