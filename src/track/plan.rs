@@ -274,6 +274,15 @@ pub fn resize(seen: &Seen, era: u32) -> Result<Vec<Step>> {
             ),
         ));
     }
+    if wanted != device.sectors && device.is_root {
+        return Err(Error::refused(
+            &what,
+            "it holds the root file system, or /usr, and what resumes its era device is a program from there: the machine could stop",
+            format!(
+                "In a rescue system: lvmsync track up {what}, then track resize and track down. Until then nothing is sent from it"
+            ),
+        ));
+    }
     let mut steps = Vec::new();
     if wanted != tracked {
         steps.push(Step::Grow {

@@ -476,6 +476,9 @@ fn what_a_volume_was_extended_by_is_tracked_wherever_a_run_was_killed() {
         "{}",
         steps[0]
     );
+    let mut root = longer.clone();
+    root.device.as_mut().unwrap().is_root = true;
+    refused(resize(&root, 7), "rescue system");
     for left in killed(&longer, &steps) {
         let again = all_after(left.clone(), &resize(&left, 8).unwrap());
         assert_eq!(again.device.as_ref().unwrap().sectors, 196_608);
