@@ -71,6 +71,10 @@ struct EnableArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     block_size: Option<u64>,
 
+    /// Even if it is a physical volume of LVM, whose group LVM then finds on the era device
+    #[arg(long)]
+    force: bool,
+
     /// Print what would be done, and do nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -152,6 +156,10 @@ fn enable(args: &EnableArgs, cancel: &Cancel) -> Result<ExitCode> {
     let work = Work::begin(&args.volume, cancel)?;
     let seen = work.look()?;
     let steps = plan::enable(&seen, args.block_size, look::era(&work.dm, &seen)?)?;
+    let has_table = seen.device.as_ref().is_some_and(|device| device.has_table);
+    if !args.force && !has_table {
+        look::refuse_physical_volume(&seen)?;
+    }
     if !work.carry_out(&steps, Talk::of(args.dry_run), cancel)? {
         return Ok(ExitCode::Done);
     }

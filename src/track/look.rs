@@ -9,7 +9,7 @@ use super::refusals;
 use super::step::discard_bytes;
 use crate::dm::device::{DeviceMapper, sysfs_name_and_uuid};
 use crate::dm::era::{EraDevice, era_device, era_device_on, status_of, suspended};
-use crate::dm::lvm::{LvRow, all_volumes, is_installed, volumes_of};
+use crate::dm::lvm::{LABEL_BYTES, LvRow, all_volumes, has_label, is_installed, volumes_of};
 use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
@@ -233,6 +233,29 @@ pub fn all_tracked() -> Result<Vec<LvName>> {
     names.sort();
     names.dedup();
     Ok(names)
+}
+
+/// LVM scans era devices, which it does not know: it would find the group of a guest on the guest's disk.
+pub fn refuse_physical_volume(seen: &Seen) -> Result<()> {
+    let name = &seen.volume;
+    let volume = Volume::open(format!("/dev/{name}"))?;
+    let length = LABEL_BYTES.min(volume.size_bytes());
+    let mut beginning = vec![0; usize::try_from(length).unwrap_or(0)];
+    volume
+        .read_exact_at(&mut beginning, 0)
+        .map_err(|error| Error::io(format!("cannot read the beginning of {name}"), error))?;
+    if !has_label(&beginning) {
+        return Ok(());
+    }
+    let device = seen.device_name()?;
+    Err(Error::refused(
+        name.to_string(),
+        "it is a physical volume of LVM itself, the disk of a guest perhaps, and LVM would find its group on the era device",
+        format!(
+            "Let LVM not look there: global_filter = [ \"r|^/dev/mapper/{device}$|\" ] in /etc/lvm/lvm.conf, and the same for \
+             other names of it in /dev; then --force"
+        ),
+    ))
 }
 
 /// The word for what the volume holds, as far as a witness looks at it. Of use while nobody writes to it.
