@@ -15,7 +15,7 @@ use crate::monitor::Monitor;
 use crate::record::admission::Called;
 use crate::record::half_written;
 use crate::record::store::StateDir;
-use crate::source::{explain, refuse_suspended, snapshot_in, trusted};
+use crate::source::{explain, refuse_suspended, refuse_suspended_device, snapshot_in, trusted};
 use crate::volume::in_use::{Holder, holders_of};
 use crate::volume::open::Volume;
 use crate::volume::{ReadAt, VolumeIdentity};
@@ -31,6 +31,7 @@ impl Comparand {
     /// Opens `name`. The monitor hears who may write to it meanwhile.
     pub fn open(name: &str, monitor: &dyn Monitor) -> Result<Self> {
         let resolved = resolve(name)?;
+        refuse_suspended_device(&resolved, name)?;
         if let Resolved::LogicalVolume(volume) = &resolved {
             refuse_suspended(volume)?;
             if let Role::ThickSnapshot(snapshot) = &volume.role {

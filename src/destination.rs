@@ -35,6 +35,7 @@ use crate::record::identity;
 use crate::record::keeper::Keeper;
 use crate::record::store::StateDir;
 use crate::record::witness::Watch;
+use crate::source::refuse_suspended_device;
 use crate::track::look::refuse_tracked;
 use crate::undo_file::UndoFiles;
 use crate::volume::ReadAt;
@@ -128,6 +129,7 @@ impl Destination {
         let (path, made, known_as) = match found {
             Ok(resolved) => {
                 refuse_unwritable(&resolved, name)?;
+                refuse_suspended_device(&resolved, name)?;
                 if let Resolved::LogicalVolume(volume) = &resolved {
                     refuse_tracked(volume, name)?;
                     pool = Pool::of(volume)?;

@@ -20,6 +20,7 @@ pub use era_live::{Tracking, tracking_of};
 pub use era_watch::last_checkpoint;
 pub use live::{Admit, Named, SnapshotWish};
 
+use std::fs;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -298,6 +299,7 @@ fn resolve_source(request: &SourceRequest<'_>, name: &str) -> Result<Resolved> {
 /// Refuses what is on record as half-written, and warns of a snapshot whose origin is.
 fn check_source(request: &SourceRequest<'_>, name: &str, resolved: &Resolved) -> Result<()> {
     half_written::refuse(&request.state, resolved, name)?;
+    refuse_suspended_device(resolved, name)?;
     if let Resolved::LogicalVolume(volume) = resolved
         && let Some(warning) = half_written::origin_of(&request.state, volume)?
     {
@@ -582,6 +584,28 @@ pub(crate) fn refuse_suspended(volume: &LogicalVolume) -> Result<()> {
             volume.path.display()
         ),
     })
+}
+
+/// The same of a mapped device that is no logical volume, such as an era device or LUKS.
+pub(crate) fn refuse_suspended_device(resolved: &Resolved, name: &str) -> Result<()> {
+    let Resolved::BlockDevice(path) = resolved else {
+        return Ok(());
+    };
+    let Ok(VolumeIdentity::Block(device)) = VolumeIdentity::of_path(path) else {
+        return Ok(());
+    };
+    let state = format!("/sys/dev/block/{device}/dm/suspended");
+    if fs::read_to_string(state).is_ok_and(|state| state.trim() == "1") {
+        return Err(Error::refused(
+            name,
+            "it is suspended, so whatever reads or writes it would wait; another program may be at work on it",
+            format!(
+                "Wait for that. If there is none: dmsetup resume {}",
+                path.display()
+            ),
+        ));
+    }
+    Ok(())
 }
 
 pub(crate) fn snapshot_in(resolved: Resolved) -> Option<LogicalVolume> {

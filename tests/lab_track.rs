@@ -13,7 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use lab_kit::eras::{DEVICE, era_of, held, row};
-use lab_kit::{Tool, assert_same, long, setup};
+use lab_kit::{Tool, assert_same, long, setup, write};
 use lvmsync::dm::device::DeviceMapper;
 use lvmsync::dm::era::status_of;
 use lvmsync::dm::wire::Selector;
@@ -47,6 +47,13 @@ fn tracking_is_set_up_looked_at_and_taken_away() {
             tool.run("track enable vg/data")
                 .ends(5, &["mounted on /tmp/m", "past the era device"]);
             guest.sh("umount /tmp/m");
+            // LVM would find its group on the era device.
+            guest.volume("vg", "guest", "4M");
+            write("/dev/vg/guest", b"LABELONE", 512);
+            tool.run("track enable vg/guest")
+                .ends(5, &["physical volume", "global_filter", "--force"]);
+            tool.run("track enable vg/guest --force -n").ok();
+            guest.sh("lvremove -qq -y vg/guest");
 
             // What would be done, and nothing else.
             let plan = tool.run("track enable vg/data -n").ok().stdout;
@@ -138,6 +145,13 @@ fn tracking_is_set_up_looked_at_and_taken_away() {
                 .ends(5, &["lvchange -prw vg/data"]);
             assert_eq!(status(&tool)["state"], "down");
             guest.sh("lvchange -prw vg/data");
+            // A directory of that name is where it runs: /srv/data for the volume data of a group srv.
+            std::fs::create_dir_all(tool.path("vg/data")).unwrap();
+            tool.run("track up --all").ok();
+            tool.run("track down --all").ok();
+            std::fs::remove_dir_all(tool.path("vg")).unwrap();
+            // A run that was killed had made the device, and given it no table.
+            guest.sh("dmsetup create vg-data-era --notable --uuid LVMSYNC-ERA-$(lvs --noheadings -o lv_uuid vg/data | tr -d ' ')");
             tool.run("track up --all").ok();
             assert!(status(&tool)["era"].as_u64().unwrap() > before);
             assert_eq!(status(&tool)["discards"], false);
@@ -145,6 +159,9 @@ fn tracking_is_set_up_looked_at_and_taken_away() {
             // Mounted past it before it came up: the record proves nothing any more, and says so.
             let uuid = guest.sh("lvs --noheadings -o lv_uuid vg/data_era");
             guest.sh("dmsetup remove vg-data-era; mount /dev/vg/data /tmp/m");
+            let run = tool.run("track up --all -n");
+            run.ends(4, &["would be marked", "Before anything else"]);
+            assert_eq!(status(&tool)["state"], "down");
             tool.run("track up --all").ends(
                 4,
                 &[
@@ -155,10 +172,14 @@ fn tracking_is_set_up_looked_at_and_taken_away() {
             );
             guest.sh("umount /tmp/m");
             assert_eq!(status(&tool)["state"], "void");
-            tool.run("track up vg/data").ends(5, &["proves nothing"]);
+            // The record is made anew where that can be.
             tool.run("track enable vg/data").ok();
             assert_eq!(status(&tool)["state"], "up");
             assert_ne!(guest.sh("lvs --noheadings -o lv_uuid vg/data_era"), uuid);
+            // One that is not finished is none: its device would stand in the way.
+            guest.sh("dmsetup remove vg-data-era; lvchange --addtag lvmsync_era_void vg/data_era");
+            tool.run("track up vg/data").ends(5, &["proves nothing"]);
+            tool.run("track enable vg/data").ok();
 
             tool.run("track disable vg/data -n").ok();
             assert_eq!(status(&tool)["state"], "up");
@@ -303,7 +324,10 @@ fn a_live_volume_is_followed_by_its_eras() {
                 "diff --from era:{} vg/data",
                 era_of(&held(&tool, "vg/copy")) + 50
             ))
-            .ends(4, &["has not begun", "lvmsync sync"]);
+            .ends(
+                4,
+                &["has not begun", &format!("lvmsync sync {DEVICE} DEST")],
+            );
             // A foreign metadata snapshot is left alone.
             guest.sh("dmsetup message vg-data-era 0 take_metadata_snap");
             let line = format!(
@@ -320,7 +344,16 @@ fn a_live_volume_is_followed_by_its_eras() {
             tool.run(&line).ends(5, &["is suspended"]);
             tool.run(&format!("send --from era:1 {DEVICE} vg/copy"))
                 .ends(5, &["is suspended"]);
-            assert!(began.elapsed() < Duration::from_secs(20));
+            for line in [
+                format!("compare {DEVICE} vg/copy"),
+                format!("compare vg/copy {DEVICE}"),
+                format!("sync -n {DEVICE} vg/copy"),
+                format!("sync --no-snapshot {DEVICE} vg/copy"),
+                format!("sync vg/copy {DEVICE}"),
+            ] {
+                tool.run(&line).ends(5, &["is suspended", "dmsetup resume"]);
+            }
+            assert!(began.elapsed() < Duration::from_secs(40), "it waited");
             guest.sh("dmsetup resume vg-data-era");
             // Discards that got through are not all on record: told.
             guest.sh("dmsetup load vg-data-era --table \"$(dmsetup table vg-data-era)\"; dmsetup suspend vg-data-era; dmsetup resume vg-data-era");
@@ -337,11 +370,11 @@ fn a_live_volume_is_followed_by_its_eras() {
             tool.run(&format!("send --from era:{} vg/data vg/copy", era_of(&id)))
                 .ends(5, &["sync"]);
             // The way out leads back to eras.
-            lab_kit::write(DEVICE, &[7; 8192], 1 << 20);
+            write(DEVICE, &[7; 8192], 1 << 20);
             tool.run(&format!("sync {DEVICE} vg/copy")).ok();
             let id = held(&tool, "vg/copy");
             assert!(id.starts_with("era:"), "{id}");
-            lab_kit::write(DEVICE, &[8; 8192], 3 << 20);
+            write(DEVICE, &[8; 8192], 3 << 20);
             tool.run(&format!("send --from era:{} vg/data vg/copy", era_of(&id)))
                 .ok();
             assert_same(
@@ -363,7 +396,7 @@ fn what_a_killed_run_holds_of_an_era_device_is_given_back() {
             guest.volume_group("vg", 0);
             guest.volume("vg", "data", "48M");
             tool.run("track enable vg/data").ok();
-            lab_kit::write(DEVICE, &[5; 1 << 20], 0);
+            write(DEVICE, &[5; 1 << 20], 0);
             let mut at_work = 0;
             for delay in (20..900).step_by(if long() { 20 } else { 110 }) {
                 let line = format!("send --from era:1 {DEVICE} -o /tmp/{delay}.delta");
@@ -401,7 +434,7 @@ fn what_a_killed_guard_holds_of_an_era_device_the_next_run_gives_back() {
             guest.volume_group("vg", 0);
             guest.volume("vg", "data", "48M");
             tool.run("track enable vg/data --block-size 4K").ok();
-            lab_kit::write(DEVICE, &[5; 1 << 20], 0);
+            write(DEVICE, &[5; 1 << 20], 0);
             let dm = DeviceMapper::open().unwrap();
             let device = dm
                 .info(Selector::Name("vg-data-era"))
@@ -462,7 +495,7 @@ fn generation(number: u64) {
     let bytes: Vec<u8> = number.to_le_bytes().repeat(512);
     let fresh = MIB + number * 65536;
     for offset in [0, fresh, SIZE - 4096] {
-        lab_kit::write(DEVICE, &bytes, offset);
+        write(DEVICE, &bytes, offset);
     }
 }
 
@@ -516,7 +549,7 @@ fn what_is_sent_of_a_tracked_volume_is_one_moment() {
                 });
                 for round in 0..3 {
                     // So much that it is read for a second or two.
-                    lab_kit::write(DEVICE, &vec![round + 1; 6 << 20], 32 * MIB);
+                    write(DEVICE, &vec![round + 1; 6 << 20], 32 * MIB);
                     let from = era_of(&held(&tool, "vg/copy"));
                     tool.run(&format!(
                         "send --from era:{from} {DEVICE} vg/copy --bwlimit 4M"

@@ -11,12 +11,16 @@
 mod lab_kit;
 
 use std::fs;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
 use lab::{Driver, Guest, Script, Setup};
 use lab_kit::eras::{DEVICE, send, state};
 use lab_kit::{Random, Tool, any_seed, assert_same, content, long};
+
+const UNIT: &str = include_str!("../contrib/lvmsync-track.service");
+const DROP_IN: &str = include_str!("../contrib/lvmsync-track.service.d/blk-availability.conf");
 
 /// Runs before systemd. The state directory is on what stands for the root file system: there from the beginning of a boot to
 /// the end of a shutdown.
@@ -33,6 +37,8 @@ printf '%s\n' '[Unit]' 'After=local-fs.target' '[Service]' 'Type=oneshot' 'Remai
 systemctl enable slow.service
 if [ ! -e "$LAB_JOB/without-unit" ]; then
   systemctl enable /run/unit/lvmsync-track.service
+  mkdir /etc/systemd/system/lvmsync-track.service.d
+  cp /run/unit/blk-availability.conf /etc/systemd/system/lvmsync-track.service.d/
 fi
 if [ -e "$LAB_JOB/made" ]; then
   echo '/dev/mapper/vg-data-era /srv ext4 defaults 0 2' >> /etc/fstab
@@ -40,9 +46,10 @@ fi
 "#;
 
 fn machine() -> Setup {
-    let unit = include_str!("../contrib/lvmsync-track.service");
-    let unit =
-        format!("mkdir /run/unit\ncat > /run/unit/lvmsync-track.service <<'UNIT'\n{unit}UNIT\n");
+    let unit = format!(
+        "mkdir /run/unit\ncat > /run/unit/lvmsync-track.service <<'UNIT'\n{UNIT}UNIT\n\
+         cat > /run/unit/blk-availability.conf <<'UNIT'\n{DROP_IN}UNIT\n"
+    );
     lab_kit::setup()
         .disk("256M")
         .time_limit(Duration::from_secs(180))
@@ -64,6 +71,10 @@ fn make(guest: &Guest) {
     tool.run("track enable vg/data").ok();
     guest.sh(&format!("mkfs.ext4 -q {DEVICE}"));
     tool.run(&format!("send {DEVICE} vg/copy")).ok();
+    // One that does not come up any more: the other goes down in order all the same.
+    guest.volume("vg", "other", "8M");
+    tool.run("track enable vg/other").ok();
+    guest.sh("lvchange --addtag lvmsync_era_void vg/other_era");
     fs::write(guest.shared().join("made"), "").unwrap();
 }
 
@@ -101,6 +112,61 @@ fn cut(driver: &mut Driver<'_>, random: &mut Random) {
     fs::remove_file(&sign).unwrap();
 }
 
+/// What systemd says of a boot of a machine with iSCSI, on which blk-availability comes after the network.
+fn said_of_a_boot_with_iscsi(drop_in: bool) -> String {
+    let directory = std::env::temp_dir().join(format!("lvmsync-units-{}", std::process::id()));
+    let service = |order: &str| {
+        format!(
+            "[Unit]\nDefaultDependencies=no\n{order}\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
+        )
+    };
+    let after = |units: &str| service(&format!("After={units}"));
+    let mut units = vec![
+        (
+            "lvmsync-track.service",
+            UNIT.replace("/usr/local/bin/lvmsync", "/bin/true")
+                .replace("/sbin/vgchange", "/bin/true"),
+        ),
+        ("blk-availability.service", after("iscsi.service")),
+        ("iscsi.service", after("network-online.target")),
+        (
+            "networking.service",
+            service("After=local-fs.target\nBefore=network.target network-online.target\nWants=network.target"),
+        ),
+        (
+            "all.target",
+            "[Unit]\nWants=lvmsync-track.service blk-availability.service iscsi.service networking.service\n\
+             Wants=local-fs.target network-online.target\nAfter=local-fs.target\n"
+                .to_owned(),
+        ),
+    ];
+    if drop_in {
+        let name = "lvmsync-track.service.d/blk-availability.conf";
+        units.push((name, DROP_IN.to_owned()));
+    }
+    fs::create_dir_all(directory.join("lvmsync-track.service.d")).unwrap();
+    for (name, text) in units {
+        fs::write(directory.join(name), text).unwrap();
+    }
+    let output = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(directory.join("all.target"))
+        .env("SYSTEMD_UNIT_PATH", format!("{}:", directory.display()))
+        .output()
+        .unwrap();
+    fs::remove_dir_all(directory).unwrap();
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn the_unit_is_in_no_circle_where_there_is_iscsi() {
+    let said = said_of_a_boot_with_iscsi(false);
+    assert!(!said.contains("ordering cycle"), "{said}");
+    // Which is why the drop-in is not for these.
+    let said = said_of_a_boot_with_iscsi(true);
+    assert!(said.contains("ordering cycle"), "{said}");
+}
+
 #[test]
 fn what_is_mounted_is_tracked_after_every_boot() {
     let boots = if long() { 20 } else { 2 };
@@ -123,8 +189,16 @@ fn what_is_mounted_is_tracked_after_every_boot() {
             assert!(log.contains("when its era device was taken down"), "{log}");
             assert!(log.contains("lvmsync track enable vg/data"), "{log}");
             assert_eq!(state(&tool), "void");
+            // It is up all the same, or what is mounted from it would not be.
+            assert_eq!(
+                guest.sh("systemctl is-active lvmsync-track").trim(),
+                "active"
+            );
+            guest.sh(&format!("mount {DEVICE} /srv"));
             tool.run("track enable vg/data").ok();
-            send(&tool, "vg/copy").ends(4, &["has not begun", "lvmsync sync"]);
+            guest.sh("umount /srv");
+            assert_eq!(state(&tool), "up");
+            send(&tool, "vg/copy").ends(4, &["is no base any more", "lvmsync sync"]);
             tool.run(&format!("sync {DEVICE} vg/copy")).ok();
             assert_same("/dev/vg/copy", &content("/dev/vg/data"), "in the end");
         })

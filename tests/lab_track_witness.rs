@@ -8,8 +8,10 @@
 
 mod lab_kit;
 
+use std::time::Duration;
+
 use lab::Guest;
-use lab_kit::eras::{DEVICE, base, send, state};
+use lab_kit::eras::{DEVICE, base, row, send, state};
 use lab_kit::{Random, Tool, assert_same, content, long, seed, setup, write};
 use serde_json::Value;
 
@@ -162,13 +164,132 @@ fn what_was_written_while_the_era_device_was_down_makes_the_record_void() {
             tool.run("track up --all")
                 .ends(4, &["when its era device was taken down", "marked as void"]);
             assert_eq!(state(&tool), "void");
-            tool.run("track up --all").ends(5, &["proves nothing"]);
+            assert!(guest.sh("dmsetup table vg-data-era").contains(" era "));
+            // Its device comes up at every boot, or the machine might not.
+            for _ in 0..2 {
+                tool.run("track down --all").ok();
+                tool.run("track up --all")
+                    .ends(4, &["is up all the same", "track enable vg/data"]);
+            }
+            guest.sh(&format!("mount {DEVICE} /tmp/m; echo more >/tmp/m/more"));
+            // Nothing but the record tells: another state directory.
+            let eras = tool.path("state").join("eras");
+            std::fs::remove_dir_all(&eras).unwrap();
+            for line in [
+                format!("send --from era:{} vg/data vg/copy", base(&tool, "vg/copy")),
+                format!("diff --from era:{} vg/data", base(&tool, "vg/copy")),
+                format!("sync {DEVICE} vg/copy"),
+            ] {
+                let run = tool
+                    .run(&line)
+                    .ends(4, &["is void", "To recover: lvmsync track enable vg/data"]);
+                assert!(!run.stderr.contains("lvmsync sync"), "{}", run.stderr);
+            }
+            // While it is in use. What was written past it is in no list from before.
             tool.run("track enable vg/data").ok();
-            send(&tool, "vg/copy").ends(4, &["has not begun", "lvmsync sync"]);
+            assert_eq!(state(&tool), "up");
+            guest.sh("umount /tmp/m");
+            assert!(!eras.exists());
+            send(&tool, "vg/copy").ends(
+                4,
+                &[
+                    "is no base any more",
+                    &format!("lvmsync sync {DEVICE} vg/copy"),
+                ],
+            );
             tool.run(&format!("sync {DEVICE} vg/copy")).ok();
             write(DEVICE, &random.bytes(8192), 20 * MIB);
             send(&tool, "vg/copy").ok();
             assert_same("/dev/vg/copy", &content(BELOW), "in the end");
+        },
+    );
+}
+
+/// Until LVM has ended the merge, as it does in the background of any machine.
+fn merged(guest: &Guest) {
+    guest.sh("lvchange --poll y vg/data; while lvs --noheadings -a -o lv_name vg | grep -q old; do sleep 0.2; done");
+}
+
+#[test]
+fn a_snapshot_that_is_merged_into_a_tracked_volume_ends_what_follows_it() {
+    lab::test(
+        "a_snapshot_that_is_merged_into_a_tracked_volume_ends_what_follows_it",
+        setup().disk("512M").time_limit(Duration::from_secs(240)),
+        |guest| {
+            let tool = Tool::new(guest);
+            let mut random = Random::new(seed(guest));
+            guest.volume_group("vg", 0);
+            for name in ["data", "copy"] {
+                guest.volume("vg", name, "24M");
+            }
+            tool.run("track enable vg/data").ok();
+            write(DEVICE, &random.bytes(1 << 20), 3 * MIB);
+            tool.run(&format!("send {DEVICE} vg/copy")).ok();
+            // A merge is due while the device is up; it begins with the next activation.
+            for was_seen in [true, false] {
+                guest.sh("lvcreate -qq -s -L 8M -n old vg/data");
+                write(DEVICE, &random.bytes(1 << 20), 9 * MIB);
+                send(&tool, "vg/copy").ok();
+                assert_same("/dev/vg/copy", &content(BELOW), "before the merge");
+                guest.sh("lvconvert -qq --merge vg/old");
+                if was_seen {
+                    for line in [
+                        format!("send --from era:{} vg/data vg/copy", base(&tool, "vg/copy")),
+                        format!("send {DEVICE} vg/copy --force"),
+                    ] {
+                        tool.run(&line).ends(4, &["will be merged into it"]);
+                    }
+                    // Nobody sees the merge itself.
+                    guest
+                        .sh("dmsetup remove vg-data-era; vgchange -qq -an vg; vgchange -qq -ay vg");
+                    merged(guest);
+                    tool.run("track up vg/data").ok();
+                } else {
+                    // It runs when the device comes up, and nothing was kept in mind.
+                    guest.sh("dmsetup remove vg-data-era; vgchange -qq -an vg; vgchange -qq -ay --poll n vg");
+                    std::fs::remove_dir_all(tool.path("state").join("eras")).unwrap();
+                    tool.run("track up vg/data")
+                        .ends(4, &["is being merged into it", "is up all the same"]);
+                    assert_eq!(state(&tool), "void");
+                    tool.run("track enable vg/data")
+                        .ends(5, &["is being merged into it"]);
+                    merged(guest);
+                    tool.run("track enable vg/data").ok();
+                }
+                assert!(
+                    content("/dev/vg/copy") != content(BELOW),
+                    "nothing was merged"
+                );
+                send(&tool, "vg/copy").ends(4, &["is no base any more"]);
+                tool.run(&format!("sync {DEVICE} vg/copy")).ok();
+                write(DEVICE, &random.bytes(8192), 20 * MIB);
+                send(&tool, "vg/copy").ok();
+                assert_same("/dev/vg/copy", &content(BELOW), "after the merge");
+            }
+            // Taken down with one that is due.
+            guest.sh("lvcreate -qq -s -L 8M -n old vg/data; lvconvert -qq --merge vg/old");
+            tool.run("track down vg/data").ok();
+            assert_eq!(state(&tool), "void");
+            guest.sh("vgchange -qq -an vg; vgchange -qq -ay vg");
+            merged(guest);
+            tool.run("track up vg/data")
+                .ends(4, &["is up all the same"]);
+
+            // Of a thin volume the number in its pool is another one then.
+            guest.sh("lvcreate -qq -L 32M -T vg/pool; lvcreate -qq -V 16M -T vg/pool -n thin");
+            tool.run("track enable vg/thin").ok();
+            guest.sh("lvcreate -qq -s -n told vg/thin");
+            write("/dev/mapper/vg-thin-era", &random.bytes(1 << 20), 3 * MIB);
+            guest.sh("dmsetup remove vg-thin-era; lvchange -an vg/thin; lvconvert -qq --merge vg/told; lvchange -ay vg/thin");
+            tool.run("track up vg/thin").ends(
+                4,
+                &["another volume of its thin pool", "is up all the same"],
+            );
+            tool.run("track enable vg/thin").ok();
+            let status = row(&tool, "track status vg/thin --json");
+            assert_eq!(status["state"], "up");
+            guest.sh("dmsetup remove vg-thin-era");
+            tool.run("track up vg/thin").ok();
         },
     );
 }

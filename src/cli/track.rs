@@ -18,6 +18,7 @@ use crate::dm::name::LvName;
 use crate::error::{Error, ExitCode, Result};
 use crate::hold::lock::LockFile;
 use crate::hold::record::name_of;
+use crate::track::names::Metadata;
 use crate::track::plan::{Seen, Up};
 use crate::track::step::Step;
 use crate::track::{kernel, look, plan};
@@ -69,6 +70,10 @@ struct EnableArgs {
     /// Size of a block of the record, a multiple of 4K [default: 64K, more on volumes beyond 4T]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     block_size: Option<u64>,
+
+    /// Even if it is a physical volume of LVM, whose group LVM then finds on the era device
+    #[arg(long)]
+    force: bool,
 
     /// Print what would be done, and do nothing
     #[arg(short = 'n', long)]
@@ -150,7 +155,11 @@ fn enable(args: &EnableArgs, cancel: &Cancel) -> Result<ExitCode> {
     kernel::refuse_running()?;
     let work = Work::begin(&args.volume, cancel)?;
     let seen = work.look()?;
-    let steps = plan::enable(&seen, args.block_size)?;
+    let steps = plan::enable(&seen, args.block_size, look::era(&work.dm, &seen)?)?;
+    let has_table = seen.device.as_ref().is_some_and(|device| device.has_table);
+    if !args.force && !has_table {
+        look::refuse_physical_volume(&seen)?;
+    }
     if !work.carry_out(&steps, Talk::of(args.dry_run), cancel)? {
         return Ok(ExitCode::Done);
     }
@@ -169,7 +178,7 @@ fn enable(args: &EnableArgs, cancel: &Cancel) -> Result<ExitCode> {
     terminal.summary(&format!(
         "{0} is tracked. From now on open /dev/mapper/{device} in its place: in /etc/fstab, in the configuration of the \
          service, everywhere. What is written to /dev/{0} itself is on no record.\n\
-         At boot it must be put up before that: lvmsync track up {0} (contrib/lvmsync-track.service)",
+         At boot it must be put up before that: install contrib/lvmsync-track.service, as docs/tracking.md says",
         seen.volume
     ));
     Ok(ExitCode::Done)
@@ -212,7 +221,11 @@ fn each(args: &UpArgs, one: &dyn Fn(&str) -> Result<()>) -> Result<ExitCode> {
     args.talk.terminal();
     let names = match &args.volume {
         Some(name) => vec![name.clone()],
-        None => look::all_tracked()?.iter().map(LvName::to_string).collect(),
+        // A name without this is looked for in the current directory as well.
+        None => look::all_tracked()?
+            .iter()
+            .map(|name| format!("/dev/{name}"))
+            .collect(),
     };
     let mut result = Ok(ExitCode::Done);
     for name in names {
@@ -260,14 +273,18 @@ fn is_closed(seen: &Seen) -> bool {
 fn up_one(name: &str, is_one_of_all: bool, talk: Talk, cancel: &Cancel) -> Result<()> {
     kernel::refuse_running()?;
     let work = Work::begin(name, cancel)?;
-    let is_fit =
-        |seen: &Seen| seen.metadata.as_ref().is_some_and(|found| !found.is_void) && !seen.read_only;
+    let is_fit = |seen: &Seen| {
+        let comes_up = |found: &Metadata| !found.is_void || found.has_hole;
+        seen.metadata.as_ref().is_some_and(comes_up) && !seen.read_only
+    };
     let seen = work.look_patiently(|seen| !(seen.is_only_open && is_fit(seen)), cancel)?;
     let is_resting = seen
         .metadata
         .as_ref()
         .is_some_and(|found| found.rest.is_some());
-    let rest = match is_resting && seen.device.is_none() {
+    // One that was made and got no table has let nobody write yet.
+    let has_table = seen.device.as_ref().is_some_and(|device| device.has_table);
+    let rest = match is_resting && !has_table {
         true => Some(look::rest(&seen)?),
         false => None,
     };
@@ -282,18 +299,56 @@ fn up_one(name: &str, is_one_of_all: bool, talk: Talk, cancel: &Cancel) -> Resul
             "it is read-only, and could be written to through an era device",
             format!("If it is to be used here: lvchange -prw {}", seen.volume),
         )),
-        Up::Hole(steps, reason) => {
-            work.carry_out(&steps, talk, cancel)?;
-            let volume = &seen.volume;
-            Err(Error::TrackingLost {
-                volume: volume.to_string(),
-                reason: format!(
-                    "{reason}. What was written is on no record, so the record is marked as void\nStop what uses it, begin \
-                     anew with `lvmsync track enable {volume}`, and open /dev/mapper/{} in its place",
-                    seen.device_name()?
-                ),
-            })
+        Up::Hole {
+            steps,
+            reason,
+            is_up,
+        } => {
+            // A migration goes on without the device, by snapshots.
+            let is_left_down = talk == Talk::Silent && !has_table;
+            let is_mark = |step: &Step| matches!(step, Step::Void { .. });
+            let steps: Vec<Step> = steps
+                .into_iter()
+                .filter(|step| !is_left_down || is_mark(step))
+                .collect();
+            let is_done = work.carry_out(&steps, talk, cancel)?;
+            Err(hole(&seen, &reason, is_up && !is_left_down, is_done))
         }
+    }
+}
+
+/// What is said of a hole, and the way on.
+fn hole(seen: &Seen, reason: &str, is_up: bool, is_done: bool) -> Error {
+    let volume = seen.volume.to_string();
+    let device = seen.device_name().unwrap_or_default();
+    let marked = match is_done {
+        true => "the record is marked as void",
+        false => "the record would be marked as void, and is not yet",
+    };
+    let (more, verb) = match (is_done, is_up) {
+        (false, _) => (
+            "Before anything else this has to be run without -n".to_owned(),
+            "up",
+        ),
+        (true, true) => (
+            format!(
+                "/dev/mapper/{device} is up all the same, and may be used. Copies begin anew after `track enable`, which does not \
+                 mind that; then `lvmsync sync` for each of them"
+            ),
+            "enable",
+        ),
+        (true, false) => (
+            format!(
+                "Stop what uses it, begin anew with `track enable`, and open /dev/mapper/{device} in its place"
+            ),
+            "enable",
+        ),
+    };
+    let command = format!("lvmsync track {verb} {volume}");
+    let reason = format!("{reason}. What was written is on no record, so {marked}\n{more}");
+    Error::ToRecover {
+        error: Box::new(Error::TrackingLost { volume, reason }),
+        command,
     }
 }
 
@@ -303,7 +358,7 @@ fn down_one(name: &str, is_one_of_all: bool, talk: Talk, cancel: &Cancel) -> Res
     let seen = work.look_patiently(is_closed, cancel)?;
     if is_one_of_all && seen.device.as_ref().is_some_and(|device| device.is_root) {
         output::message(&format!(
-            "lvmsync: {}: holds the root file system; stays up",
+            "lvmsync: {}: holds the root file system, or /usr; stays up",
             seen.volume
         ));
         return Ok(());

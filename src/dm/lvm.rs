@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::name::LvName;
 use crate::error::{Error, Result};
+use crate::units::SECTOR_BYTES;
 
 /// One row of `lvs -a`: values as LVM prints them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -284,6 +285,16 @@ fn explain_failure(vg: &str, stderr: &str) -> String {
     } else {
         format!("`lvs` failed, and may need root: {words}")
     }
+}
+
+/// Where LVM looks for the label of a physical volume: in the first four sectors of a device.
+pub const LABEL_BYTES: u64 = 4 * SECTOR_BYTES;
+
+/// What begins like this is a physical volume of LVM.
+pub fn has_label(beginning: &[u8]) -> bool {
+    let sector = usize::try_from(SECTOR_BYTES).unwrap_or(512);
+    let mut sectors = beginning.chunks(sector);
+    sectors.any(|sector| sector.starts_with(b"LABELONE"))
 }
 
 fn unbracketed(name: &str) -> &str {

@@ -30,7 +30,9 @@ use crate::dm::wire::Selector;
 use crate::engine::copy_list::whole_volume;
 use crate::error::{Error, Result};
 use crate::hold::client::Guard;
-use crate::track::{kernel, look};
+use crate::track::kernel;
+use crate::track::look::{self, Known};
+use crate::track::plan::Merge;
 use crate::units::{Bytes, SECTOR_BYTES};
 use crate::volume::host::VolumeIdentity;
 use crate::volume::open::Volume;
@@ -44,6 +46,8 @@ pub(super) struct Tracked {
     volume: LogicalVolume,
     /// LVM's UUID of the volume with the record: another one after it was made anew. None where that is no volume of LVM.
     record: Option<String>,
+    /// What LVM knows of it.
+    known: Known,
 }
 
 impl Tracked {
@@ -95,15 +99,22 @@ impl Tracked {
             let untracked = Bytes(volume.size_bytes.saturating_sub(tracked_bytes));
             let reason = format!(
                 "it was extended, and its last {untracked} are not below its era device {}, so what is written there is \
-                 on no record. To track that as well: lvmsync track resize {}",
-                device.name, volume.name
+                 on no record, until that is tracked as well",
+                device.name
             );
-            return Err(lost(&volume.name.to_string(), &reason));
+            return Err(lost_until(&volume, &reason, &["resize"]));
         }
+        let info = DeviceMapper::open()?.info(Selector::Device(device.device))?;
+        if info.is_none_or(|info| info.suspended) {
+            return Err(suspended(&volume.name.to_string(), &device.name));
+        }
+        let known = look::known_of(&volume)?;
+        refuse_void(&volume, &known)?;
         Ok(Self {
             record: uuid.map(|uuid| uuid.lv_uuid()),
             device,
             volume,
+            known,
         })
     }
 
@@ -120,6 +131,7 @@ impl Tracked {
         let resolved = Resolved::LogicalVolume(Box::new(self.volume.clone()));
         check_source(request, name, &resolved)?;
         refuse_suspended(&self.volume)?;
+        self.refuse_merge(request)?;
         if look::lets_discards_through(self.device.device) == Some(true) {
             request.monitor.warn(&format!(
                 "{name}: its era device lets discards through, and of one that spans several blocks only the first is on \
@@ -131,6 +143,46 @@ impl Tracked {
         Ok(())
     }
 
+    /// What a merge takes back is on no record. One that is due may be done before anybody looks again.
+    fn refuse_merge(&self, request: &SourceRequest<'_>) -> Result<()> {
+        let (found, then) = match self.known.merge {
+            Merge::No => return Ok(()),
+            Merge::Due => (
+                "a snapshot will be merged into it when it is activated the next time, which takes back what was written since",
+                "When that is done",
+            ),
+            Merge::Running => (
+                "a snapshot is being merged into it, which takes back what was written since",
+                "When that is done (lvs shows how far it is)",
+            ),
+        };
+        let era = self.era(&DeviceMapper::open()?)?;
+        let reason = format!("{found}, so no era until now is a base any more");
+        if let Some(watch) = self.watch(request)? {
+            watch.lose(era)?;
+        }
+        let name = self.volume.name.to_string();
+        Err(lost(
+            &name,
+            &format!("{reason}. {then}, make its copies equal"),
+        ))
+    }
+
+    /// Refuses a state of an era from before a hole.
+    fn refuse_lost(&self, from: u32, known: &Known) -> Result<()> {
+        refuse_void(&self.volume, known)?;
+        match &known.record {
+            Some(record) if record.is_lost(from) => Err(lost(
+                &self.volume.name.to_string(),
+                &format!(
+                    "something wrote past its era device, or may have, before its record was begun anew, so era {from} is no base \
+                     any more"
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The era that goes on.
     fn era(&self, dm: &DeviceMapper) -> Result<u32> {
         let name = self.volume.name.to_string();
@@ -138,10 +190,10 @@ impl Tracked {
     }
 
     /// How long a state of this era is at most.
-    fn bytes_at(&self, era: u32) -> Result<u64> {
-        let record = look::record_of(&self.volume)?;
+    fn bytes_at(&self, era: u32) -> u64 {
+        let record = self.known.record.as_ref();
         let sectors = record.and_then(|record| record.sectors_at(era));
-        Ok(sectors.map_or(u64::MAX, |sectors| sectors.saturating_mul(SECTOR_BYTES)))
+        sectors.map_or(u64::MAX, |sectors| sectors.saturating_mul(SECTOR_BYTES))
     }
 
     /// What was seen of it before. Nothing is kept of what has no name.
@@ -224,6 +276,33 @@ impl Tracked {
             self.volume.name
         ));
         Ok(())
+    }
+}
+
+/// A void record is one of nothing, whatever it says.
+fn refuse_void(volume: &LogicalVolume, known: &Known) -> Result<()> {
+    if known.is_swapped(volume) {
+        let reason = "it is another volume of its thin pool than it was: a snapshot was merged into it, and what that has taken back \
+                      is on no record";
+        return Err(lost_until(volume, reason, &["up", "enable"]));
+    }
+    if known.record.as_ref().is_some_and(|record| record.is_void) {
+        let reason = "its record is void: something wrote past its era device, or may have, or it was not finished. It begins anew \
+                      while the volume is in use; then make the copies equal";
+        return Err(lost_until(volume, reason, &["enable"]));
+    }
+    Ok(())
+}
+
+/// A comparison would be refused as well until these were run.
+fn lost_until(volume: &LogicalVolume, reason: &str, verbs: &[&str]) -> Error {
+    let name = volume.name.to_string();
+    let commands = verbs
+        .iter()
+        .map(|verb| format!("lvmsync track {verb} {name}"));
+    Error::ToRecover {
+        error: Box::new(lost(&name, reason)),
+        command: commands.collect::<Vec<_>>().join("; "),
     }
 }
 
@@ -310,7 +389,7 @@ pub(super) fn increment(
              does not say what was cut off"
         )));
     }
-    let base_size = base_size.min(tracked.bytes_at(from)?);
+    let base_size = base_size.min(tracked.bytes_at(from));
     tracked.check(request, new)?;
     let dm = DeviceMapper::open()?;
     let current = tracked.era(&dm)?;
@@ -319,6 +398,7 @@ pub(super) fn increment(
         watch.refuse_older(current)?;
         watch.refuse_lost(from)?;
     }
+    tracked.refuse_lost(from, &tracked.known)?;
     if from > current {
         return Err(Error::EraMetadata {
             what: new.to_owned(),
@@ -351,6 +431,8 @@ pub(super) fn increment(
             let contradiction = contradiction.map(|at| (at, record.superblock().current_era));
             Ok((list, record.block_bytes(), contradiction))
         })?;
+    // A hole may have been found meanwhile, and the record begun anew.
+    tracked.refuse_lost(from, &look::known_of(&tracked.volume)?)?;
     match (&mut watch, contradiction, era) {
         (Some(watch), Some((offset, now)), _) => return Err(watch.contradicted(offset, now)?),
         (Some(watch), None, Some(era)) => watch.seen(era)?,

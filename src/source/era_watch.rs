@@ -74,13 +74,17 @@ impl Watch {
             lost_until: Some(kept.era),
             ..Witness::default()
         })?;
-        Err(Error::TrackingLost {
-            volume: self.name.clone(),
-            reason: format!(
-                "its record is at era {current} and was at era {} before: it was put back, so it lacks what was written since, \
-                 and its eras are no names of states any more\nBegin anew: lvmsync track disable {1}, then lvmsync track \
-                 enable {1}",
-                kept.era, self.name
+        let reason = format!(
+            "its record is at era {current} and was at era {} before: it was put back, so it lacks what was written since, and \
+             its eras are no names of states any more",
+            kept.era
+        );
+        // A comparison would be refused as well until these were run.
+        Err(Error::ToRecover {
+            error: Box::new(lost(&self.name, &reason)),
+            command: format!(
+                "lvmsync track disable {0}; lvmsync track enable {0}",
+                self.name
             ),
         })
     }
@@ -141,15 +145,19 @@ impl Watch {
 
     /// That something wrote past the era device: no state that is named by `until` or an earlier era is a base any more.
     pub(super) fn contradicted(&self, offset: u64, until: u32) -> Result<Error> {
-        let lost_until = Some(until);
-        self.keep(Witness {
-            lost_until,
-            ..Witness::default()
-        })?;
+        self.lose(until)?;
         Ok(lost(
             &self.name,
             &format!("{}, so no era until now is a base any more", past(offset)),
         ))
+    }
+
+    /// No state that is named by `until` or an earlier era is a base any more.
+    pub(super) fn lose(&self, until: u32) -> Result<()> {
+        self.keep(Witness {
+            lost_until: Some(until),
+            ..Witness::default()
+        })
     }
 
     /// Keeps what was seen at the beginning of `era`, for the next run.

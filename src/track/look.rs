@@ -4,12 +4,12 @@
 //! it would answer none, and LVM's commands, which look at all devices, would wait for it.
 
 use super::names::{self, Metadata, device_uuid, metadata_in, metadata_name, volume_of_device};
-use super::plan::{Seen, SeenDevice};
+use super::plan::{Merge, Seen, SeenDevice};
 use super::refusals;
 use super::step::discard_bytes;
 use crate::dm::device::{DeviceMapper, sysfs_name_and_uuid};
 use crate::dm::era::{EraDevice, era_device, era_device_on, status_of, suspended};
-use crate::dm::lvm::{LvRow, all_volumes, is_installed, volumes_of};
+use crate::dm::lvm::{LABEL_BYTES, LvRow, all_volumes, has_label, is_installed, volumes_of};
 use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
 use crate::dm::resolve::{Resolved, resolve};
@@ -82,6 +82,8 @@ pub fn look(dm: &DeviceMapper, volume: &LogicalVolume) -> Result<Seen> {
         uuid: volume.uuid.clone(),
         size_bytes: volume.size_bytes,
         unfit: unfit(volume, &rows),
+        merge: merge(volume, &rows),
+        thin_id: thin_id(volume),
         read_only: volume.read_only,
         holders,
         is_only_open,
@@ -147,8 +149,11 @@ fn device_on(dm: &DeviceMapper, host: &Host, volume: &LogicalVolume) -> Result<O
         return Ok(None);
     };
     let holders = host.holders_of(VolumeIdentity::Block(info.device));
+    // Found by its UUID alone, and not without a table, which a killed run has left.
+    let is_elsewhere = found.is_none() && info.has_table;
     Ok(Some(SeenDevice {
-        is_ours: info.uuid == ours,
+        is_ours: info.uuid == ours && !is_elsewhere,
+        is_elsewhere,
         has_table: info.has_table,
         open_count: info.open_count,
         is_root: holders.iter().any(is_root),
@@ -158,8 +163,28 @@ fn device_on(dm: &DeviceMapper, host: &Host, volume: &LogicalVolume) -> Result<O
     }))
 }
 
+/// `/usr` is mounted by the initramfs as well, and stays mounted as long.
 fn is_root(holder: &Holder) -> bool {
-    matches!(holder, Holder::Mounted { mount_point, .. } if mount_point == "/")
+    matches!(holder, Holder::Mounted { mount_point, .. } if mount_point == "/" || mount_point == "/usr")
+}
+
+fn merge(volume: &LogicalVolume, rows: &[LvRow]) -> Merge {
+    if matches!(volume.role, Role::ThickOrigin { merging: true, .. }) {
+        return Merge::Running;
+    }
+    // LVM's letter for an origin with a snapshot that is to be merged into it, classic or thin.
+    let is_due = |row: &LvRow| row.lv_uuid == volume.uuid && row.lv_attr.starts_with('O');
+    match rows.iter().any(is_due) {
+        true => Merge::Due,
+        false => Merge::No,
+    }
+}
+
+fn thin_id(volume: &LogicalVolume) -> Option<u32> {
+    match &volume.role {
+        Role::Thin { device_id, .. } => Some(*device_id),
+        _ => None,
+    }
 }
 
 fn unfit(volume: &LogicalVolume, rows: &[LvRow]) -> Option<String> {
@@ -170,11 +195,17 @@ fn unfit(volume: &LogicalVolume, rows: &[LvRow]) -> Option<String> {
     if rows.iter().any(is_record) {
         return Some("it holds the record of another volume".to_owned());
     }
-    match &volume.role {
-        Role::Plain | Role::Thin { .. } | Role::ThickOrigin { merging: false, .. } => None,
-        Role::ThickOrigin { merging: true, .. } => {
-            Some("a snapshot is being merged into it".to_owned())
+    match merge(volume, rows) {
+        Merge::No => {}
+        Merge::Due => {
+            return Some(
+                "a snapshot will be merged into it when it is activated the next time".to_owned(),
+            );
         }
+        Merge::Running => return Some("a snapshot is being merged into it".to_owned()),
+    }
+    match &volume.role {
+        Role::Plain | Role::Thin { .. } | Role::ThickOrigin { .. } => None,
         Role::ThickSnapshot(_) => Some("it is a classic snapshot".to_owned()),
         Role::ThinPool => Some("it is a thin pool".to_owned()),
         Role::Other { kind } => Some(format!("it is a device of kind {kind}")),
@@ -204,6 +235,29 @@ pub fn all_tracked() -> Result<Vec<LvName>> {
     Ok(names)
 }
 
+/// LVM scans era devices, which it does not know: it would find the group of a guest on the guest's disk.
+pub fn refuse_physical_volume(seen: &Seen) -> Result<()> {
+    let name = &seen.volume;
+    let volume = Volume::open(format!("/dev/{name}"))?;
+    let length = LABEL_BYTES.min(volume.size_bytes());
+    let mut beginning = vec![0; usize::try_from(length).unwrap_or(0)];
+    volume
+        .read_exact_at(&mut beginning, 0)
+        .map_err(|error| Error::io(format!("cannot read the beginning of {name}"), error))?;
+    if !has_label(&beginning) {
+        return Ok(());
+    }
+    let device = seen.device_name()?;
+    Err(Error::refused(
+        name.to_string(),
+        "it is a physical volume of LVM itself, the disk of a guest perhaps, and LVM would find its group on the era device",
+        format!(
+            "Let LVM not look there: global_filter = [ \"r|^/dev/mapper/{device}$|\" ] in /etc/lvm/lvm.conf, and the same for \
+             other names of it in /dev; then --force"
+        ),
+    ))
+}
+
 /// The word for what the volume holds, as far as a witness looks at it. Of use while nobody writes to it.
 pub fn rest(seen: &Seen) -> Result<String> {
     let name = &seen.volume;
@@ -229,12 +283,35 @@ pub fn era(dm: &DeviceMapper, seen: &Seen) -> Result<u32> {
 
 /// The record of a volume, as LVM knows it.
 pub fn record_of(volume: &LogicalVolume) -> Result<Option<Metadata>> {
+    Ok(known_of(volume)?.record)
+}
+
+/// What LVM knows of a tracked volume.
+#[derive(Debug)]
+pub struct Known {
+    /// Its record, where that is one of ours.
+    pub record: Option<Metadata>,
+    /// Whether a snapshot is merged into it.
+    pub merge: Merge,
+}
+
+impl Known {
+    /// The tracked volume is another one of its thin pool than it was.
+    pub fn is_swapped(&self, volume: &LogicalVolume) -> bool {
+        let then = self.record.as_ref().and_then(|record| record.thin_id);
+        then.is_some() && then != thin_id(volume)
+    }
+}
+
+/// What LVM knows of a volume that may be tracked.
+pub fn known_of(volume: &LogicalVolume) -> Result<Known> {
     let rows = volumes_of(volume.name.vg())?;
     let metadata = rows.iter().filter_map(metadata_in);
-    at_most_one(
-        volume,
-        metadata.filter(|found| found.of == volume.uuid).collect(),
-    )
+    let metadata = metadata.filter(|found| found.of == volume.uuid);
+    Ok(Known {
+        record: at_most_one(volume, metadata.collect())?,
+        merge: merge(volume, &rows),
+    })
 }
 
 /// Whether discards get through an era device; `None` where that cannot be seen.

@@ -10,6 +10,12 @@ use crate::dm::name::LvName;
 pub const TAG: &str = "lvmsync_era";
 /// The record proves nothing: it is being made or taken away, or the volume was in use without the era device.
 pub const VOID_TAG: &str = "lvmsync_era_void";
+/// It is void since it has a hole, and not because a run was not finished: the volume's device comes up all the same.
+pub const HOLE_TAG: &str = "lvmsync_era_hole";
+/// Begins the tag with the last era before the record began to prove something again.
+const LOST_TAG: &str = "lvmsync_era_lost_";
+/// Begins the tag with the number of the volume in its thin pool: another one after a snapshot was merged into it.
+const THIN_TAG: &str = "lvmsync_era_thin_";
 /// Begins the tag with the UUID of the tracked volume.
 const OF_TAG: &str = "lvmsync_era_of_";
 /// Begins the tag with the size of a block in sectors, which must be the same each time the device comes up.
@@ -78,6 +84,16 @@ pub fn rest_tag(word: &str) -> String {
     format!("{REST_TAG}{word}")
 }
 
+/// The tag that tells that states of this era and earlier ones are no bases any more.
+pub fn lost_tag(era: u32) -> String {
+    format!("{LOST_TAG}{era}")
+}
+
+/// The tag that tells which volume of its thin pool is tracked.
+pub fn thin_tag(device_id: u32) -> String {
+    format!("{THIN_TAG}{device_id}")
+}
+
 /// A volume with a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata {
@@ -99,6 +115,12 @@ pub struct Metadata {
     pub rest: Option<String>,
     /// It proves nothing.
     pub is_void: bool,
+    /// Because something may have written past it.
+    pub has_hole: bool,
+    /// It proves nothing since this era or an earlier one.
+    pub lost_until: Option<u32>,
+    /// The number in its thin pool that the tracked volume had.
+    pub thin_id: Option<u32>,
     /// It has a device.
     pub is_active: bool,
 }
@@ -121,6 +143,13 @@ pub fn metadata_in(row: &LvRow) -> Option<Metadata> {
         grown: tags().filter_map(grown_in).collect(),
         rest: after(REST_TAG).map(str::to_owned),
         is_void: tags().any(|tag| tag == VOID_TAG),
+        has_hole: tags().any(|tag| tag == HOLE_TAG),
+        // One that cannot be read may mean any era.
+        lost_until: tags()
+            .filter_map(|tag| tag.strip_prefix(LOST_TAG))
+            .map(|era| era.parse().unwrap_or(u32::MAX))
+            .max(),
+        thin_id: after(THIN_TAG).and_then(|text| text.parse().ok()),
         is_active: row.is_active(),
     })
 }
@@ -131,6 +160,11 @@ fn grown_in(tag: &str) -> Option<(u32, u64)> {
 }
 
 impl Metadata {
+    /// A state of this era is no base any more.
+    pub fn is_lost(&self, era: u32) -> bool {
+        self.lost_until.is_some_and(|until| era <= until)
+    }
+
     /// How many sectors of the volume a state of this era has at most, as far as it was extended since.
     pub fn sectors_at(&self, era: u32) -> Option<u64> {
         let since = self.grown.iter().filter(|(until, _)| era <= *until);
@@ -184,6 +218,24 @@ mod tests {
         let found = metadata_in(&row).unwrap();
         let sizes = [6, 7, 8, 9, 10].map(|era| found.sectors_at(era));
         assert_eq!(sizes, [Some(100), Some(100), Some(200), Some(200), None]);
+    }
+
+    #[test]
+    fn what_was_lost_stays_lost() {
+        let row = |more: &[String]| LvRow {
+            vg_name: "vg".into(),
+            lv_name: "m".into(),
+            lv_size: "4194304".into(),
+            lv_tags: format!("{},{}", tags("u-1", 128, 300).join(","), more.join(",")),
+            ..LvRow::default()
+        };
+        let found = metadata_in(&row(&[lost_tag(7), lost_tag(4), thin_tag(3)])).unwrap();
+        assert!(found.is_lost(7) && !found.is_lost(8) && !found.has_hole);
+        assert_eq!(found.thin_id, Some(3));
+        let unreadable = row(&["lvmsync_era_lost_x".into(), HOLE_TAG.into()]);
+        let found = metadata_in(&unreadable).unwrap();
+        assert!(found.is_lost(u32::MAX) && found.has_hole);
+        assert!(!metadata_in(&row(&[])).unwrap().is_lost(1));
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //!
 //! Pure. Guarantees: nothing is planned on a volume that is in use, or on a device that somebody has open; a record is
 //! marked as void from before it is made until its device is up, and from before its device is taken away: what a killed
-//! run leaves is finished or undone by the same command, and never taken for a record of anything.
+//! run leaves is finished or undone by the same command, and never taken for a record of anything. A record with a hole is void,
+//! and its device comes up all the same, since a machine may not start without it; it proves something again from an era on that
+//! begins after that, and states of earlier ones are no bases any more.
 
 use super::names::{
-    Metadata, VOID_TAG, device_name, device_uuid, grown_tag, metadata_name, rest_tag, size_tag,
-    tags,
+    HOLE_TAG, Metadata, VOID_TAG, device_name, device_uuid, grown_tag, lost_tag, metadata_name,
+    rest_tag, size_tag, tags, thin_tag,
 };
 use super::refusals::{became_smaller, foreign, is_down, no_record, no_tags, refuse_open, void};
 use super::size::{block_bytes, least_metadata_bytes, metadata_bytes, sectors};
@@ -28,10 +30,24 @@ pub struct SeenDevice {
     pub open_count: u32,
     /// By whom, as far as that can be seen.
     pub holders: Vec<String>,
-    /// The root file system is on it, which stays mounted at a shutdown.
+    /// The root file system is on it, or `/usr`, which stay mounted at a shutdown.
     pub is_root: bool,
+    /// It has the volume's UUID, and stands on another one.
+    pub is_elsewhere: bool,
     /// Its size.
     pub sectors: u64,
+}
+
+/// A snapshot that is merged into a volume: what that takes back is on no record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Merge {
+    /// There is none.
+    #[default]
+    No,
+    /// It begins when the volume is activated the next time.
+    Due,
+    /// It has begun.
+    Running,
 }
 
 /// What was seen of a volume.
@@ -45,6 +61,10 @@ pub struct Seen {
     pub size_bytes: u64,
     /// Why it cannot be tracked, if it cannot.
     pub unfit: Option<String>,
+    /// Whether a snapshot is merged into it.
+    pub merge: Merge,
+    /// Its number in its thin pool.
+    pub thin_id: Option<u32>,
     /// Nobody may write to it.
     pub read_only: bool,
     /// Who uses it, the era device aside.
@@ -74,6 +94,19 @@ impl Seen {
         sectors
             .and_then(sectors_to_bytes)
             .unwrap_or(self.size_bytes)
+    }
+
+    /// What has changed it past its era device while that may have been down, if that can be seen.
+    fn was_put_back(&self, metadata: &Metadata) -> Option<&'static str> {
+        if self.merge == Merge::Running {
+            return Some(
+                "a snapshot is being merged into it, which takes back what was written since",
+            );
+        }
+        (metadata.thin_id.is_some() && metadata.thin_id != self.thin_id).then_some(
+            "it is another volume of its thin pool than it was: a snapshot was merged into it, which has taken back what was \
+             written since",
+        )
     }
 
     fn too_long(&self) -> Error {
@@ -114,8 +147,8 @@ impl Seen {
     }
 }
 
-/// Steps that set tracking up with blocks of this size; none if all is as it should be.
-pub fn enable(seen: &Seen, asked_block_bytes: Option<u64>) -> Result<Vec<Step>> {
+/// Steps that set tracking up with blocks of this size; none if all is as it should be. `era` is the one that goes on.
+pub fn enable(seen: &Seen, asked_block_bytes: Option<u64>, era: u32) -> Result<Vec<Step>> {
     let what = seen.volume.to_string();
     if let Some(reason) = &seen.unfit {
         return Err(Error::refused(what, reason, ""));
@@ -132,7 +165,7 @@ pub fn enable(seen: &Seen, asked_block_bytes: Option<u64>) -> Result<Vec<Step>> 
             steps.push(Step::RefuseDiscards { device });
             steps.extend(unrest(metadata));
             if metadata.is_void {
-                steps.push(unvoid(metadata));
+                steps.push(unvoid(seen, metadata, era));
             }
             return Ok(steps);
         }
@@ -156,15 +189,18 @@ pub fn enable(seen: &Seen, asked_block_bytes: Option<u64>) -> Result<Vec<Step>> 
     let block = block_bytes(seen.size_bytes, asked_block_bytes)?;
     let name = metadata_name(&seen.volume).ok_or_else(|| seen.too_long())?;
     let (block_sectors, tracked) = (sectors(block), sectors(seen.size_bytes));
+    let mut tags = tags(&seen.uuid, block_sectors, tracked);
+    tags.extend(seen.thin_id.map(thin_tag));
     steps.push(Step::MakeMetadata {
         name: name.clone(),
         size_bytes: metadata_bytes(seen.size_bytes, block)?,
-        tags: tags(&seen.uuid, block_sectors, tracked),
+        tags,
     });
     steps.extend(seen.start(name.clone(), block_sectors, tracked)?);
     steps.push(Step::Unvoid {
         metadata: name,
-        tag: VOID_TAG,
+        gone: vec![VOID_TAG.to_owned()],
+        come: Vec::new(),
     });
     Ok(steps)
 }
@@ -172,20 +208,28 @@ pub fn enable(seen: &Seen, asked_block_bytes: Option<u64>) -> Result<Vec<Step>> 
 /// Steps that take tracking away; none if there is none.
 pub fn disable(seen: &Seen) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
-    if let Some(device) = &seen.device {
+    let device = seen.device.as_ref().filter(|device| !device.is_elsewhere);
+    if let Some(device) = device {
         if !device.is_ours {
             return Err(foreign(seen, device));
         }
         refuse_open(seen, device)?;
     }
-    // Before the device goes: from then on something may be written that is on no record.
-    if let Some(metadata) = seen.metadata.as_ref().filter(|metadata| !metadata.is_void) {
+    // Before the device goes: from then on something may be written that is on no record. One with a hole would bring its device
+    // up at the next boot.
+    let counts = |metadata: &&Metadata| !metadata.is_void || metadata.has_hole;
+    if let Some(metadata) = seen.metadata.as_ref().filter(counts) {
         steps.push(Step::Void {
             metadata: metadata.name.clone(),
-            tag: VOID_TAG,
+            gone: metadata
+                .has_hole
+                .then(|| HOLE_TAG.to_owned())
+                .into_iter()
+                .collect(),
+            come: vec![VOID_TAG.to_owned()],
         });
     }
-    if let Some(device) = &seen.device {
+    if let Some(device) = device {
         let device = device.name.clone();
         steps.push(Step::StopDevice { device });
     }
@@ -198,9 +242,10 @@ pub fn resize(seen: &Seen, era: u32) -> Result<Vec<Step>> {
     let what = seen.volume.to_string();
     let (device, metadata) = match (&seen.device, &seen.metadata) {
         (Some(device), _) if !device.is_ours => return Err(foreign(seen, device)),
-        (Some(device), Some(metadata)) if device.has_table && !metadata.is_void => {
-            (device, metadata)
+        (Some(device), Some(metadata)) if device.has_table && metadata.is_void => {
+            return Err(void(seen));
         }
+        (Some(device), Some(metadata)) if device.has_table => (device, metadata),
         _ => {
             return Err(Error::refused(
                 &what,
@@ -229,6 +274,15 @@ pub fn resize(seen: &Seen, era: u32) -> Result<Vec<Step>> {
             ),
         ));
     }
+    if wanted != device.sectors && device.is_root {
+        return Err(Error::refused(
+            &what,
+            "it holds the root file system, or /usr, and what resumes its era device is a program from there: the machine could stop",
+            format!(
+                "In a rescue system: lvmsync track up {what}, then track resize and track down. Until then nothing is sent from it"
+            ),
+        ));
+    }
     let mut steps = Vec::new();
     if wanted != tracked {
         steps.push(Step::Grow {
@@ -252,7 +306,7 @@ pub fn resize(seen: &Seen, era: u32) -> Result<Vec<Step>> {
 /// Steps that take the era device down, and put on record what the volume holds then: `rest` is the word for it. None if it
 /// is down.
 pub fn down(seen: &Seen, rest: &str) -> Result<Vec<Step>> {
-    let Some(device) = &seen.device else {
+    let Some(device) = seen.device.as_ref().filter(|found| !found.is_elsewhere) else {
         return Ok(Vec::new());
     };
     if !device.is_ours {
@@ -260,7 +314,11 @@ pub fn down(seen: &Seen, rest: &str) -> Result<Vec<Step>> {
     }
     refuse_open(seen, device)?;
     let mut steps = Vec::new();
-    if let Some(metadata) = seen.metadata.as_ref().filter(|metadata| !metadata.is_void) {
+    let metadata = seen.metadata.as_ref().filter(|metadata| !metadata.is_void);
+    if let Some(metadata) = metadata.filter(|_| seen.merge != Merge::No) {
+        // The next activation begins it, and it may be done before anybody looks.
+        steps.push(mark_hole(metadata));
+    } else if let Some(metadata) = metadata {
         let tag = rest_tag(rest);
         let old = metadata.rest.as_deref().map(rest_tag);
         if old.as_ref() != Some(&tag) {
@@ -300,81 +358,129 @@ pub enum Up {
     Steps(Vec<Step>),
     /// It may not be written to, and through an era device it would be.
     ReadOnly,
-    /// The volume is in use without the era device, or was written to, so the record has a hole: it is to be marked, and the
-    /// error told.
-    Hole(Vec<Step>, String),
+    /// The record has a hole: it is to be marked, and the error told.
+    Hole {
+        /// The mark, and what brings the device up.
+        steps: Vec<Step>,
+        /// What was found.
+        reason: String,
+        /// The device is up then. It is not where something uses the volume without it.
+        is_up: bool,
+    },
 }
 
 /// Steps that put the era device of a tracked volume up again, after a boot for one. `rest` is the word for what the volume
 /// holds, where one is on record.
 pub fn up(seen: &Seen, rest: Option<&str>) -> Result<Up> {
     let what = seen.volume.to_string();
-    if let Some(device) = &seen.device {
-        if !device.is_ours {
-            return Err(foreign(seen, device));
-        }
-        if device.has_table {
-            let device = device.name.clone();
-            let mut steps = vec![Step::RefuseDiscards { device }];
-            steps.extend(seen.metadata.as_ref().and_then(unrest));
-            return Ok(Up::Steps(steps));
-        }
+    let table = seen.device.as_ref().filter(|device| device.has_table);
+    if let Some(device) = seen.device.as_ref().filter(|device| !device.is_ours) {
+        return Err(foreign(seen, device));
     }
     let Some(metadata) = &seen.metadata else {
-        return Err(Error::refused(
-            &what,
-            "it is not tracked",
-            format!("To track it: lvmsync track enable {what}"),
-        ));
+        return match table {
+            Some(_) => Ok(Up::Steps(raise(seen, None)?)),
+            None => Err(Error::refused(
+                &what,
+                "it is not tracked",
+                format!("To track it: lvmsync track enable {what}"),
+            )),
+        };
     };
-    if seen.read_only {
+    if seen.read_only && table.is_none() {
         return Ok(Up::ReadOnly);
     }
-    if metadata.is_void {
+    if metadata.is_void && !metadata.has_hole {
         return Err(void(seen));
     }
-    let hole = |reason: String| {
-        let mark = Step::Void {
-            metadata: metadata.name.clone(),
-            tag: VOID_TAG,
-        };
-        Ok(Up::Hole(vec![mark], reason))
-    };
-    if !seen.holders.is_empty() {
+    let put_back = seen.was_put_back(metadata);
+    let reason = if table.is_none() && !seen.holders.is_empty() {
         let by = seen.holders.join("; ");
-        return hole(format!("it is in use without its era device: {by}"));
-    }
-    if metadata.rest.is_some() && metadata.rest.as_deref() != rest {
-        return hole(
-            "it does not hold what it held when its era device was taken down: something wrote to it meanwhile (mounted \
-             without the era device, from a rescue system, by a program that opens the volume itself)"
-                .to_owned(),
-        );
-    }
-    let (Some(block_sectors), Some(tracked)) = (metadata.block_sectors, metadata.sectors) else {
-        return Err(no_tags(metadata));
+        format!("it is in use without its era device: {by}")
+    } else if metadata.has_hole {
+        "something wrote past its era device, or may have, as was found before".to_owned()
+    } else if let Some(reason) = put_back {
+        reason.to_owned()
+    } else if table.is_none() && metadata.rest.is_some() && metadata.rest.as_deref() != rest {
+        "it does not hold what it held when its era device was taken down: something wrote to it meanwhile (mounted \
+         without the era device, from a rescue system, by a program that opens the volume itself)"
+            .to_owned()
+    } else {
+        return Ok(Up::Steps(raise(seen, Some(metadata))?));
     };
-    if sectors(seen.size_bytes) < tracked {
-        return Err(became_smaller(&what));
-    }
-    let mut steps = Vec::new();
-    if let Some(device) = &seen.device {
-        let device = device.name.clone();
-        steps.push(Step::StopDevice { device });
-    }
-    if !metadata.is_active {
-        steps.push(Step::Activate(metadata.name.clone()));
-    }
-    // Where it was extended meanwhile, what is new is tracked when `track resize` has put that on record.
-    steps.extend(seen.start(metadata.name.clone(), block_sectors, tracked)?);
-    steps.extend(unrest(metadata));
-    Ok(Up::Steps(steps))
+    let mut steps: Vec<Step> = (!metadata.is_void)
+        .then(|| mark_hole(metadata))
+        .into_iter()
+        .collect();
+    // The mark is what counts: what keeps the device from coming up is told when it is tried the next time.
+    let raised = raise(seen, Some(metadata)).ok();
+    let raised = raised.filter(|_| table.is_some() || seen.holders.is_empty());
+    let is_up = raised.is_some();
+    steps.extend(raised.into_iter().flatten());
+    Ok(Up::Hole {
+        steps,
+        reason,
+        is_up,
+    })
 }
 
-fn unvoid(metadata: &Metadata) -> Step {
+/// What brings the device up, whatever the record proves.
+fn raise(seen: &Seen, metadata: Option<&Metadata>) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    match (&seen.device, metadata) {
+        (Some(device), _) if device.has_table => {
+            let device = device.name.clone();
+            steps.push(Step::RefuseDiscards { device });
+        }
+        (device, Some(metadata)) => {
+            let (Some(block_sectors), Some(tracked)) = (metadata.block_sectors, metadata.sectors)
+            else {
+                return Err(no_tags(metadata));
+            };
+            if sectors(seen.size_bytes) < tracked {
+                return Err(became_smaller(&seen.volume.to_string()));
+            }
+            steps.extend(device.as_ref().map(|device| Step::StopDevice {
+                device: device.name.clone(),
+            }));
+            if !metadata.is_active {
+                steps.push(Step::Activate(metadata.name.clone()));
+            }
+            // Where it was extended meanwhile, what is new is tracked when `track resize` has put that on record.
+            steps.extend(seen.start(metadata.name.clone(), block_sectors, tracked)?);
+        }
+        (_, None) => {}
+    }
+    steps.extend(metadata.and_then(unrest));
+    Ok(steps)
+}
+
+fn mark_hole(metadata: &Metadata) -> Step {
+    Step::Void {
+        metadata: metadata.name.clone(),
+        gone: Vec::new(),
+        come: vec![VOID_TAG.to_owned(), HOLE_TAG.to_owned()],
+    }
+}
+
+/// Whatever was written while it was void, and before: no state up to `era` is a base any more. Nothing is sent from a void record,
+/// so none of a later one is there.
+fn unvoid(seen: &Seen, metadata: &Metadata, era: u32) -> Step {
+    let mut gone = vec![VOID_TAG.to_owned()];
+    gone.extend(metadata.has_hole.then(|| HOLE_TAG.to_owned()));
+    let mut come = Vec::new();
+    if metadata.lost_until.is_none_or(|until| until < era) {
+        gone.extend(metadata.lost_until.map(lost_tag));
+        come.push(lost_tag(era));
+    }
+    if metadata.thin_id != seen.thin_id {
+        gone.extend(metadata.thin_id.map(thin_tag));
+        come.extend(seen.thin_id.map(thin_tag));
+    }
     Step::Unvoid {
         metadata: metadata.name.clone(),
-        tag: VOID_TAG,
+        gone,
+        come,
     }
 }
 

@@ -16,12 +16,13 @@ pub(super) fn no_tags(metadata: &Metadata) -> Error {
 }
 
 pub(super) fn became_smaller(what: &str) -> Error {
-    Error::TrackingLost {
-        volume: what.to_owned(),
-        reason: format!(
-            "it became smaller than what is tracked, and its record does not know what was cut off\nBegin anew: lvmsync track \
-             disable {what}, then lvmsync track enable {what}"
-        ),
+    Error::ToRecover {
+        error: Box::new(Error::TrackingLost {
+            volume: what.to_owned(),
+            reason: "it became smaller than what is tracked, and its record does not know what was cut off"
+                .to_owned(),
+        }),
+        command: format!("lvmsync track disable {what}; lvmsync track enable {what}"),
     }
 }
 
@@ -41,6 +42,20 @@ pub(super) fn refuse_open(seen: &Seen, device: &SeenDevice) -> Result<()> {
 }
 
 pub(super) fn foreign(seen: &Seen, device: &SeenDevice) -> Error {
+    if device.is_elsewhere {
+        return Error::refused(
+            seen.volume.to_string(),
+            format!(
+                "the era device {} has its UUID and stands on another volume: there are two with this UUID, as after vgimportclone",
+                device.name
+            ),
+            format!(
+                "Use one of them at a time (lvmsync track down takes the device of the other down), or give the record of this one \
+                 up: lvmsync track disable {}",
+                seen.volume
+            ),
+        );
+    }
     Error::refused(
         seen.volume.to_string(),
         format!(

@@ -52,15 +52,19 @@ pub enum Step {
     Unvoid {
         /// Where it is.
         metadata: LvName,
-        /// The tag that goes.
-        tag: &'static str,
+        /// The tags that go.
+        gone: Vec<String>,
+        /// The tags that come.
+        come: Vec<String>,
     },
     /// The record proves nothing from here on.
     Void {
         /// Where it is.
         metadata: LvName,
-        /// The tag that comes.
-        tag: &'static str,
+        /// The tags that go.
+        gone: Vec<String>,
+        /// The tags that come.
+        come: Vec<String>,
     },
     /// Put on record what the volume holds while nobody writes to it, in place of what was there.
     Rest {
@@ -163,13 +167,25 @@ impl Step {
                 ])
             }
             Self::RefuseDiscards { .. } => Vec::new(),
-            Self::Unvoid { metadata, tag } => {
-                let name = metadata.to_string();
-                strings(&["lvchange", "-qq", "--deltag", tag, "--", &name])
+            Self::Unvoid {
+                metadata,
+                gone,
+                come,
             }
-            Self::Void { metadata, tag } => {
-                let name = metadata.to_string();
-                strings(&["lvchange", "-qq", "--addtag", tag, "--", &name])
+            | Self::Void {
+                metadata,
+                gone,
+                come,
+            } => {
+                let mut words = strings(&["lvchange", "-qq"]);
+                for tag in gone {
+                    words.extend(["--deltag".to_owned(), tag.clone()]);
+                }
+                for tag in come {
+                    words.extend(["--addtag".to_owned(), tag.clone()]);
+                }
+                words.extend(strings(&["--", &metadata.to_string()]));
+                words
             }
             Self::Rest { metadata, tag, old } => {
                 let mut words = strings(&["lvchange", "-qq"]);

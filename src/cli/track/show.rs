@@ -88,8 +88,9 @@ fn row(dm: &DeviceMapper, state_dir: &StateDir, name: &str) -> Result<Row> {
     let found = era_device_on(dm, volume.device)?;
     let is_void = seen.metadata.as_ref().is_some_and(|found| found.is_void);
     let state = match (&seen.device, &seen.metadata) {
-        (Some(device), _) if device.has_table && !is_void => "up",
+        (Some(device), _) if device.has_table && !device.is_elsewhere && !is_void => "up",
         (None, None) => "untracked",
+        (Some(device), None) if device.is_elsewhere => "untracked",
         _ if is_void => "void",
         _ => "down",
     };

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use crate::dm::lvm::{has_group, volumes_of};
+use crate::dm::lvm::{LABEL_BYTES, has_group, has_label, volumes_of};
 use crate::dm::name::split_dm_name;
 use crate::dm::openers::writers_open;
 use crate::dm::shown as mapped;
@@ -153,14 +153,9 @@ pub(super) fn snapshot_name(volume: &LogicalVolume, id: &str) -> Result<Option<S
 
 /// LVM scans what is shown, and would find a group that it knows already, or bring one up from an old state.
 pub(super) fn refuse_physical_volume<V: ReadAt>(name: &str, view: &View<'_, V>) -> Result<()> {
-    const LABEL: &[u8] = b"LABELONE";
-    const SECTORS: u64 = 4;
-    let mut beginning =
-        vec![0; usize::try_from(view.size_bytes().min(SECTORS * SECTOR_BYTES)).unwrap_or(0)];
+    let mut beginning = vec![0; usize::try_from(view.size_bytes().min(LABEL_BYTES)).unwrap_or(0)];
     view.read(&mut beginning, 0)?;
-    let is_label = |sector: &[u8]| sector.starts_with(LABEL);
-    let sector = usize::try_from(SECTOR_BYTES).unwrap_or(512);
-    if !beginning.chunks(sector).any(is_label) {
+    if !has_label(&beginning) {
         return Ok(());
     }
     Err(Error::refused(
