@@ -400,3 +400,18 @@ fn lines_of_a_run_have_its_id_and_a_priority_for_the_journal() {
         .collect();
     assert!(ours.iter().all(|line| line.starts_with("<3>")), "{quiet}");
 }
+
+#[test]
+fn a_job_that_another_run_is_at_has_not_failed() {
+    let hook = "[hooks]\non_failure = \"echo the hook ran >&2\"\n";
+    let dir = Dir::new(&[(
+        "data.toml",
+        &GOOD.replace("[[target]]", &format!("{hook}[[target]]")),
+    )]);
+    dir.put_state("data", "{}");
+    let lock = fs::File::create(dir.0.path().join("state/jobs/data.lock")).unwrap();
+    lock.lock().unwrap();
+    let said = dir.ends("replicate data", 5, &["another run of lvmsync is at it"]);
+    assert!(!said.contains("the hook ran"), "{said}");
+    assert_eq!(dir.rows(0)[0]["error"], serde_json::Value::Null);
+}

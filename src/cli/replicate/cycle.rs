@@ -70,7 +70,7 @@ pub(super) enum Again {
     Compare,
 }
 
-/// Runs the job `name`. The error is that of the first target that failed.
+/// Runs the job `name`, unless another run of it is at work. The error is that of the first target that failed.
 pub(super) fn run(
     name: &str,
     job: &JobConfig,
@@ -86,8 +86,13 @@ pub(super) fn run(
     let _entered = span.enter();
     let terminal = &terminal.within(&span);
     let begun = Instant::now();
+    let held = match record::begin((name, run), state_args) {
+        // The other run does what this one would; nothing has failed.
+        Err(error) if error.is_held() => return Err(error),
+        held => held,
+    };
     tracing::info!(target: STEPS, source = %job.source, "{name}: begins");
-    let done = record::begin((name, run), state_args).and_then(|held| {
+    let done = held.and_then(|held| {
         let cycle = Cycle::open((name, run), job, (&held, state_args), terminal, cancel);
         let done = cycle.and_then(|mut cycle| {
             match again {
