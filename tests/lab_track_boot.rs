@@ -20,6 +20,7 @@ use lab_kit::eras::{DEVICE, send, state};
 use lab_kit::{Random, Tool, any_seed, assert_same, content, long};
 
 const UNIT: &str = include_str!("../contrib/lvmsync-track.service");
+const LATE: &str = include_str!("../contrib/lvmsync-track@.service");
 const DROP_IN: &str = include_str!("../contrib/lvmsync-track.service.d/blk-availability.conf");
 
 /// Runs before systemd. The state directory is on what stands for the root file system: there from the beginning of a boot to
@@ -35,7 +36,14 @@ printf '%s\n' '[Unit]' 'DefaultDependencies=no' > "$kept/root.conf"
 printf '%s\n' '[Unit]' 'After=local-fs.target' '[Service]' 'Type=oneshot' 'RemainAfterExit=yes' 'ExecStart=/bin/true' \
   'ExecStop=/bin/sleep 3' '[Install]' 'WantedBy=lab.target' > /etc/systemd/system/slow.service
 systemctl enable slow.service
-if [ ! -e "$LAB_JOB/without-unit" ]; then
+if [ -e "$LAB_JOB/late" ]; then
+  cp /run/unit/lvmsync-track@.service /etc/systemd/system/
+  printf '%s\n' '[Unit]' 'DefaultDependencies=no' 'After=systemd-udev-settle.service' 'Wants=systemd-udev-settle.service' \
+    '[Service]' 'Type=oneshot' 'ExecStart=/bin/sh -c "sleep 5; vgchange -ay vg"' '[Install]' 'WantedBy=lab.target' \
+    > /etc/systemd/system/passphrase.service
+  systemctl enable passphrase.service
+  echo '/dev/mapper/vg-data-era /srv ext4 x-systemd.requires=lvmsync-track@vg-data.service 0 2' >> /etc/fstab
+elif [ ! -e "$LAB_JOB/without-unit" ]; then
   systemctl enable /run/unit/lvmsync-track.service
   mkdir /etc/systemd/system/lvmsync-track.service.d
   cp /run/unit/blk-availability.conf /etc/systemd/system/lvmsync-track.service.d/
@@ -48,6 +56,7 @@ fi
 fn machine() -> Setup {
     let unit = format!(
         "mkdir /run/unit\ncat > /run/unit/lvmsync-track.service <<'UNIT'\n{UNIT}UNIT\n\
+         cat > /run/unit/lvmsync-track@.service <<'UNIT'\n{LATE}UNIT\n\
          cat > /run/unit/blk-availability.conf <<'UNIT'\n{DROP_IN}UNIT\n"
     );
     lab_kit::setup()
@@ -83,10 +92,12 @@ fn used(guest: &Guest) {
     let tool = tool(guest);
     let source = guest.sh("findmnt -no SOURCE /srv");
     assert_eq!(source.trim(), DEVICE);
-    assert_eq!(
-        guest.sh("systemctl is-active lvmsync-track").trim(),
-        "active"
-    );
+    let unit = match guest.shared().join("late").exists() {
+        true => "lvmsync-track@vg-data",
+        false => "lvmsync-track",
+    };
+    let is_active = guest.sh(&format!("systemctl is-active {unit}"));
+    assert_eq!(is_active.trim(), "active");
     assert_eq!(state(&tool), "up");
     send(&tool, "vg/copy").ok();
     guest.sh("head -c 200K /dev/urandom > /srv/file; sync");
@@ -220,5 +231,31 @@ fn what_is_mounted_is_tracked_after_every_boot() {
             driver.run("past");
             fs::remove_file(directory.join("without-unit")).unwrap();
             driver.run("found");
+        });
+}
+
+/// A group that somebody has to type a passphrase for: the unit of the volume comes with it, and the mount after that.
+#[test]
+fn a_volume_that_is_there_late_is_tracked_before_it_is_mounted() {
+    let name = "a_volume_that_is_there_late_is_tracked_before_it_is_mounted";
+    Script::new(name, machine())
+        .phase("make", |guest| {
+            make(guest);
+            fs::remove_file(guest.shared().join("made")).unwrap();
+            guest.sh("vgchange -qq --setautoactivation n vg");
+        })
+        .phase("used", used)
+        .phase("rests", |guest| {
+            let tags = guest.sh("lvs --noheadings -o lv_tags vg/data_era");
+            assert!(tags.contains("lvmsync_era_rest_"), "{tags}");
+        })
+        .drive(|driver| {
+            let late = driver.machine().directory().join("late");
+            driver.run("make");
+            fs::write(&late, "").unwrap();
+            driver.run("used");
+            driver.run("used");
+            fs::remove_file(&late).unwrap();
+            driver.run("rests");
         });
 }
