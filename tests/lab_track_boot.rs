@@ -38,6 +38,8 @@ printf '%s\n' '[Unit]' 'After=local-fs.target' '[Service]' 'Type=oneshot' 'Remai
 systemctl enable slow.service
 if [ -e "$LAB_JOB/late" ]; then
   cp /run/unit/lvmsync-track@.service /etc/systemd/system/
+  mkdir /etc/systemd/system/lvmsync-track@.service.d
+  cp /run/unit/blk-availability.conf /etc/systemd/system/lvmsync-track@.service.d/
   printf '%s\n' '[Unit]' 'DefaultDependencies=no' 'After=systemd-udev-settle.service' 'Wants=systemd-udev-settle.service' \
     '[Service]' 'Type=oneshot' 'ExecStart=/bin/sh -c "sleep 5; vgchange -ay vg"' '[Install]' 'WantedBy=lab.target' \
     > /etc/systemd/system/passphrase.service

@@ -241,7 +241,7 @@ impl Step {
             .stdin(lock)
             .output()
             .map_err(|error| failed(format!("cannot run `{program}` (package lvm2): {error}")))?;
-        if output.status.success() {
+        if output.status.success() || self.was_done_by_another() {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr);
@@ -250,6 +250,15 @@ impl Step {
         Err(failed(format!(
             "`{program}` failed: {said}\nThe same command again goes on from here, once the reason is gone"
         )))
+    }
+
+    /// At a shutdown others deactivate devices as well.
+    fn was_done_by_another(&self) -> bool {
+        let Self::StopDevice { device } = self else {
+            return false;
+        };
+        let found = DeviceMapper::open().and_then(|dm| dm.info(Selector::Name(device)));
+        matches!(found, Ok(None))
     }
 }
 
