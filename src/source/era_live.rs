@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::hold::client::Guard;
 use crate::track::kernel;
 use crate::track::look::{self, Known};
-use crate::track::plan::Merge;
+use crate::track::seen::Merge;
 use crate::units::{Bytes, SECTOR_BYTES};
 use crate::volume::host::VolumeIdentity;
 use crate::volume::open::Volume;

@@ -4,8 +4,8 @@
 //! it would answer none, and LVM's commands, which look at all devices, would wait for it.
 
 use super::names::{self, Metadata, device_uuid, metadata_in, metadata_name, volume_of_device};
-use super::plan::{Merge, Seen, SeenDevice};
 use super::refusals;
+use super::seen::{Merge, Seen, SeenDevice};
 use super::step::discard_bytes;
 use crate::dm::device::{DeviceMapper, sysfs_name_and_uuid};
 use crate::dm::era::{EraDevice, era_device, era_device_on, status_of, suspended};

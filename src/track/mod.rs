@@ -8,7 +8,8 @@
 //! |---|---|
 //! | [`names`] | what device, metadata and tags are called (pure) |
 //! | [`size`] | blocks, and room for the record (pure) |
-//! | [`plan`] | from what was seen to steps (pure); `refusals`: why not |
+//! | [`seen`] | what was seen (pure) |
+//! | [`plan`] | from that to steps (pure); `refusals`: why not |
 //! | [`step`] | one step: its words, and doing it |
 //! | [`look`] | what is there |
 //! | [`witness`] | whether somebody wrote past the era device |
@@ -19,6 +20,7 @@ pub mod look;
 pub mod names;
 pub mod plan;
 mod refusals;
+pub mod seen;
 pub mod size;
 pub mod step;
 pub mod witness;

@@ -1,7 +1,9 @@
 //! The plans, without a kernel: from everything that a killed run can leave, the same command ends where it should.
 
 use super::*;
+use crate::dm::name::LvName;
 use crate::error::ExitCode;
+use crate::track::seen::SeenDevice;
 
 fn seen() -> Seen {
     Seen {

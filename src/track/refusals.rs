@@ -3,7 +3,7 @@
 //! Pure. Guarantees: each names the volume, what was found, and the command that leads on.
 
 use super::names::{Metadata, device_name};
-use super::plan::{Seen, SeenDevice};
+use super::seen::{Seen, SeenDevice};
 use crate::dm::snapshot::LogicalVolume;
 use crate::error::{Error, Result};
 
