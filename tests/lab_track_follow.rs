@@ -142,7 +142,7 @@ fn what_a_volume_was_extended_by_is_not_tracked_by_a_boot() {
             tool.run("track up vg/data").ok();
             assert_eq!(status(&tool)["untracked_tail_bytes"], 8 << 20);
             tool.run(&format!("diff --from era:{era} vg/data"))
-                .ends(4, &["was extended", "lvmsync sync"]);
+                .ends(4, &["was extended", "lvmsync track resize vg/data"]);
             guest.sh("dmsetup remove vg-data-era; lvreduce -qq -f -y -L 16M vg/data");
             tool.run("track up vg/data").ends(4, &["became smaller"]);
         },
