@@ -61,6 +61,10 @@ const NEEDS: &[Need] = &[
         package: "udev",
     },
     Need {
+        program: "systemd-analyze",
+        package: "systemd",
+    },
+    Need {
         program: "sqlite3",
         package: "sqlite3",
     },
