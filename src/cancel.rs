@@ -10,9 +10,10 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -69,10 +70,10 @@ impl Cancel {
                 }
                 to_set.cancel();
                 // The run ends by itself, or else when its grace is over, or at a second signal.
-                let mut start = std::time::Instant::now();
+                let mut start = Instant::now();
                 while start.elapsed() < GRACE {
                     if to_set.inner.holds.load(Ordering::SeqCst) > 0 {
-                        start = std::time::Instant::now();
+                        start = Instant::now();
                         let _ = signals.pending().count();
                     } else if signals.pending().next().is_some() {
                         break;
@@ -95,8 +96,8 @@ impl Cancel {
             .take();
     }
 
-    /// Until the guard is dropped, and those of others are, the run is told to stop as ever, and is not ended by force: a service that is stopped must be
-    /// started again.
+    /// Until the guard is dropped, and those of others are, the run is told to stop as ever, and is not ended by force: a
+    /// service that is stopped must be started again.
     pub fn hold_on(&self) -> HoldsOn {
         self.inner.holds.fetch_add(1, Ordering::SeqCst);
         HoldsOn(self.clone())
@@ -110,6 +111,26 @@ impl Cancel {
     /// Becomes readable when the run is told to stop.
     pub(crate) fn wake(&self) -> Option<BorrowedFd<'_>> {
         self.inner.wake.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Returns when there is something to read from `input`, or its end, or the run is told to stop. False if nothing of that
+    /// came within this time.
+    pub fn wait_to_read(&self, input: impl AsFd, within: Option<Duration>) -> io::Result<bool> {
+        let begun = Instant::now();
+        loop {
+            let left = within.map(|within| within.saturating_sub(begun.elapsed()));
+            let left = left.map(Timespec::try_from).transpose();
+            let left = left.map_err(io::Error::other)?;
+            let input = PollFd::from_borrowed_fd(input.as_fd(), PollFlags::IN);
+            let wake = self.wake();
+            let wake = wake.map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN));
+            let mut waited: Vec<PollFd<'_>> = wake.into_iter().chain([input]).collect();
+            match poll(&mut waited, left.as_ref()) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// An error once the run was told to stop.
@@ -175,19 +196,7 @@ impl<R: Read + AsFd> CancelableReader<R> {
 
 impl<R: Read + AsFd> Read for CancelableReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Some(wake) = &self.cancel.inner.wake {
-            let mut waited = [
-                PollFd::new(&self.input, PollFlags::IN),
-                PollFd::new(wake, PollFlags::IN),
-            ];
-            loop {
-                match poll(&mut waited, None) {
-                    Ok(_) => break,
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
+        self.cancel.wait_to_read(&self.input, None)?;
         if self.cancel.is_cancelled() {
             // Not `ErrorKind::Interrupted`, which std retries.
             return Err(io::Error::other("interrupted"));

@@ -13,12 +13,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use lab::Guest;
+use lab_kit::eras::{DEVICE, era_of, held};
 use lab_kit::{
     Random, Run, Tool, assert_same, content, long, lvmsync_processes, seed, setup, write,
 };
 
 const MIB: u64 = 1 << 20;
-const DEVICE: &str = "/dev/mapper/vg-data-era";
 const TARGETS: [&str; 2] = ["/dev/there/near", "/dev/there/second"];
 
 struct Job<'a> {
@@ -182,10 +182,7 @@ fn a_job_compares_where_eras_prove_nothing() {
         job.is_there("and on");
 
         // One that is further than the job knows, as where a run was killed when all was done there.
-        let shown = job.tool.run("state show there/near --json").ok().stdout;
-        let rows: serde_json::Value = serde_json::from_str(&shown).unwrap();
-        let id = rows[0]["holds"]["id"].as_str().unwrap();
-        let era = id.rsplit(':').next().unwrap();
+        let era = era_of(&held(&job.tool, "there/near"));
         change(&mut random);
         let line = format!("send --from era:{era} {DEVICE} there/near");
         job.tool.run(&line).ok();

@@ -9,13 +9,12 @@ mod eras;
 mod handover;
 mod machine;
 mod pause;
+mod report;
 mod snapshots;
 
-pub(super) use handover::MIGRATED_TAG;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde::Serialize;
 
 use super::apply::StateArgs;
 use super::progress::Terminal;
@@ -29,9 +28,11 @@ use crate::error::{Error, ExitCode, Result};
 use crate::job::rounds::{Next, Why, next, predicted_seconds};
 use crate::monitor::Monitor;
 use crate::session::endpoint::parse_endpoint;
-use crate::units::{Bytes, parse_seconds, parse_size};
+use crate::units::{parse_seconds, parse_size};
 use cycle::{Aborted, Cycle};
+pub(super) use handover::{MIGRATED_TAG, use_here};
 use pause::{Pause, PauseArgs};
+use report::{Report, Told, plan, print_plan, sentence};
 
 /// While somebody is asked to stop the service, a round sends what was written in so many times the pause: few services write
 /// a sixth of what the link takes.
@@ -143,60 +144,6 @@ fn parse_store(text: &str) -> std::result::Result<Store, String> {
     }
 }
 
-/// What came of a run that moved nothing, for scripts.
-#[derive(Debug, Default, Serialize)]
-struct Told {
-    /// `planned`, `moved_earlier`, and with `--abort` `nothing`, `given_up` or `stays_moved`.
-    outcome: &'static str,
-    source: String,
-    destination: String,
-    /// Line by line.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    plan: Vec<String>,
-}
-
-/// What was done, for scripts. Times are seconds.
-#[derive(Debug, Default, Serialize)]
-struct Report {
-    /// `moved`.
-    outcome: &'static str,
-    source: String,
-    destination: String,
-    volume_size: u64,
-    first_copy_bytes: u64,
-    first_copy_seconds: f64,
-    /// Increments while the service ran.
-    rounds: Vec<RoundReport>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    predicted_pause_seconds: Option<f64>,
-    pause: PauseReport,
-    seconds: f64,
-}
-
-#[derive(Debug, Serialize)]
-struct RoundReport {
-    bytes: u64,
-    seconds: f64,
-}
-
-/// How long the service stood still, and what it waited for.
-#[derive(Debug, Default, Serialize)]
-struct PauseReport {
-    seconds: f64,
-    stop_seconds: f64,
-    snapshot_seconds: f64,
-    send_seconds: f64,
-    bytes: u64,
-    protect_seconds: f64,
-    resume_seconds: f64,
-}
-
-impl PauseReport {
-    fn until_resume(&self) -> f64 {
-        self.stop_seconds + self.snapshot_seconds + self.send_seconds + self.protect_seconds
-    }
-}
-
 pub(super) fn run(args: &MigrateArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
     let start = Instant::now();
@@ -284,12 +231,7 @@ fn rounds(args: &MigrateArgs, cycle: &mut Cycle<'_>, report: &mut Report) -> Res
         if let Next::Pause(why) = next(&done, args.max_pause, limit.max(1)) {
             return Ok(why);
         }
-        let round = cycle.round(false)?;
-        report.rounds.push(RoundReport {
-            bytes: round.bytes,
-            seconds: round.seconds,
-        });
-        done.push(round);
+        done.push(report.add(cycle.round(false)?));
     }
 }
 
@@ -308,11 +250,7 @@ fn wait_for_answer(
         .unwrap_or(LONGEST_WAIT)
         .clamp(SHORTEST_WAIT, LONGEST_WAIT);
     while !cycle.while_waiting(|| pause.is_answered(every))? {
-        let round = cycle.round(false)?;
-        report.rounds.push(RoundReport {
-            bytes: round.bytes,
-            seconds: round.seconds,
-        });
+        report.add(cycle.round(false)?);
     }
     Ok(())
 }
@@ -362,12 +300,7 @@ fn finish(
     pause.resume().map_err(|error| not_started(args, &error))?;
     clean_up(args, cycle, terminal);
     if args.json {
-        output::json(&Told {
-            outcome: "moved_earlier",
-            source: name.clone(),
-            destination: args.destination.clone(),
-            ..Told::default()
-        })?;
+        Told::of("moved_earlier", &name, &args.destination).print()?;
     }
     terminal.summary(&format!(
         "{name} was moved to {} by an earlier run; the service was started, and what was left is removed",
@@ -383,14 +316,14 @@ fn not_started(args: &MigrateArgs, error: &Error) -> Error {
              more than that, or start it by hand and forget this run: {}",
             args.source,
             args.destination,
-            abort_command(args)
+            abort_command(args, &args.destination)
         ),
         std::io::Error::other(error.chain()),
     )
 }
 
-fn abort_command(args: &MigrateArgs) -> String {
-    let words = [&args.source, &args.destination, "--abort"];
+fn abort_command(args: &MigrateArgs, destination: &str) -> String {
+    let words = [&*args.source, destination, "--abort"];
     args.state.caller().command("migrate", &words)
 }
 
@@ -401,7 +334,7 @@ fn clean_up(args: &MigrateArgs, cycle: Cycle<'_>, terminal: &Terminal) {
         terminal.warn(&format!(
             "{name}: it is moved, but not all that was needed for it could be removed here: {}; later: {}",
             error.chain(),
-            abort_command(args)
+            abort_command(args, &args.destination)
         ));
     }
 }
@@ -435,91 +368,8 @@ fn abort(args: &MigrateArgs, cycle: Cycle<'_>) -> Result<ExitCode> {
         }
     };
     if args.json {
-        output::json(&Told {
-            outcome,
-            source: name,
-            destination,
-            ..Told::default()
-        })?;
+        Told::of(outcome, &name, &destination).print()?;
     }
     terminal.summary(&text);
     Ok(ExitCode::Done)
-}
-
-fn plan(
-    args: &MigrateArgs,
-    cycle: &Cycle<'_>,
-    pause: &Pause<'_>,
-    found: Vec<String>,
-) -> Vec<String> {
-    let protect = if args.keep_writable {
-        format!(
-            "stays writable (--keep-writable), and gets the tag {}",
-            MIGRATED_TAG
-        )
-    } else {
-        format!(
-            "{}is made read-only and gets the tag {}",
-            cycle.loses(),
-            MIGRATED_TAG
-        )
-    };
-    let mut lines = vec![cycle.plan()];
-    lines.extend(found);
-    lines.push(format!(
-        "rounds until the pause is predicted to take at most {} s, at most {}",
-        args.max_pause, args.max_rounds
-    ));
-    lines.push(format!("then {}", pause.plan()));
-    lines.push(format!("{} {protect}", cycle.name()));
-    lines
-}
-
-fn print_plan(args: &MigrateArgs, cycle: &Cycle<'_>, plan: Vec<String>) -> Result<ExitCode> {
-    if args.json {
-        output::json(&Told {
-            outcome: "planned",
-            source: cycle.name().to_string(),
-            destination: args.destination.clone(),
-            plan,
-        })?;
-        return Ok(ExitCode::Done);
-    }
-    output::listing(|out| {
-        for (at, line) in plan.iter().enumerate() {
-            let indent = if at == 0 { "" } else { "  " };
-            writeln!(out, "{indent}{line}")?;
-        }
-        writeln!(out, "nothing was done")
-    })?;
-    Ok(ExitCode::Done)
-}
-
-fn sentence(report: &Report) -> String {
-    let pause = &report.pause;
-    let mut parts = vec![
-        ("stopping", pause.stop_seconds),
-        ("snapshot", pause.snapshot_seconds),
-        ("last increment", pause.send_seconds),
-        ("protecting the source", pause.protect_seconds),
-        ("starting", pause.resume_seconds),
-    ];
-    parts.retain(|(_, seconds)| *seconds >= 0.001);
-    let parts: Vec<String> = parts
-        .iter()
-        .map(|(what, seconds)| format!("{what} {seconds:.2} s"))
-        .collect();
-    format!(
-        "{} is moved to {}: the pause was {:.2} s ({}; {} in the last increment), after {} of {}",
-        report.source,
-        report.destination,
-        pause.seconds,
-        parts.join(", "),
-        Bytes(pause.bytes),
-        match report.rounds.len() {
-            1 => "1 round".to_owned(),
-            rounds => format!("{rounds} rounds"),
-        },
-        Bytes(report.rounds.iter().map(|round| round.bytes).sum())
-    )
 }

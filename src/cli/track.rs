@@ -4,26 +4,22 @@
 //! on a volume, and what a killed one has started counts as long as it is at work; nothing waits for a suspended device.
 
 mod show;
-
-use std::thread;
-use std::time::Duration;
+mod work;
 
 use clap::{Args, Subcommand};
 
 use super::apply::StateArgs;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
-use crate::dm::device::DeviceMapper;
 use crate::dm::name::LvName;
 use crate::error::{Error, ExitCode, Result};
-use crate::hold::lock::LockFile;
-use crate::hold::record::name_of;
 use crate::track::names::Metadata;
 use crate::track::plan::Up;
 use crate::track::seen::Seen;
 use crate::track::step::Step;
 use crate::track::{kernel, look, plan};
 use crate::units::parse_size;
+use work::{Talk, Work};
 
 const AFTER_HELP: &str = "\
 dm-era stands on top of a volume and records which blocks were written in which era. Everything that uses the volume
@@ -157,17 +153,15 @@ fn enable(args: &EnableArgs, cancel: &Cancel) -> Result<ExitCode> {
     let work = Work::begin(&args.volume, cancel)?;
     let seen = work.look()?;
     let steps = plan::enable(&seen, args.block_size, look::era(&work.dm, &seen)?)?;
-    let has_table = seen.device.as_ref().is_some_and(|device| device.has_table);
-    if !args.force && !has_table {
+    if !args.force && !seen.has_table() {
         look::refuse_physical_volume(&seen)?;
     }
     if !work.carry_out(&steps, Talk::of(args.dry_run), cancel)? {
         return Ok(ExitCode::Done);
     }
     let now = work.look()?;
-    let is_up = now.device.as_ref().is_some_and(|device| device.has_table);
     let is_whole = now.metadata.as_ref().is_some_and(|found| !found.is_void);
-    if !(is_up && is_whole) {
+    if !(now.has_table() && is_whole) {
         return Err(Error::Lvm {
             what: seen.volume.to_string(),
             reason:
@@ -284,7 +278,7 @@ fn up_one(name: &str, is_one_of_all: bool, talk: Talk, cancel: &Cancel) -> Resul
         .as_ref()
         .is_some_and(|found| found.rest.is_some());
     // One that was made and got no table has let nobody write yet.
-    let has_table = seen.device.as_ref().is_some_and(|device| device.has_table);
+    let has_table = seen.has_table();
     let rest = match is_resting && !has_table {
         true => Some(look::rest(&seen)?),
         false => None,
@@ -366,107 +360,4 @@ fn down_one(name: &str, is_one_of_all: bool, talk: Talk, cancel: &Cancel) -> Res
     }
     let steps = plan::down(&seen, &look::rest(&seen)?)?;
     work.carry_out(&steps, talk, cancel).map(|_| ())
-}
-
-/// What is said of the steps, and whether they are done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Talk {
-    /// They are printed, and not done.
-    DryRun,
-    /// They are printed, and done.
-    Loud,
-    /// They are done.
-    Silent,
-}
-
-impl Talk {
-    fn of(dry_run: bool) -> Self {
-        match dry_run {
-            true => Self::DryRun,
-            false => Self::Loud,
-        }
-    }
-}
-
-/// How long a run waits for another one that works on the same volume.
-const ATTEMPTS: u32 = 300;
-const PAUSE: Duration = Duration::from_millis(100);
-/// How often it looks again at what is open.
-const PATIENCE: u32 = 10;
-
-/// One run's work on one volume.
-struct Work {
-    dm: DeviceMapper,
-    name: String,
-    lock: LockFile,
-}
-
-impl Work {
-    fn begin(name: &str, cancel: &Cancel) -> Result<Self> {
-        let dm = DeviceMapper::open()?;
-        let volume = look::volume(&dm, name)?;
-        let lock = LockFile::open(&name_of("track", &volume.uuid))?;
-        let mut attempts = 0;
-        while !lock.try_alone()? {
-            cancel.check()?;
-            if attempts == ATTEMPTS {
-                return Err(Error::held(
-                    name,
-                    "another lvmsync track is at work on it",
-                    "Wait for it and run this again.",
-                ));
-            }
-            attempts += 1;
-            thread::sleep(PAUSE);
-        }
-        Ok(Self {
-            dm,
-            name: volume.name.to_string(),
-            lock,
-        })
-    }
-
-    fn look(&self) -> Result<Seen> {
-        look::look(
-            &self.dm,
-            &look::volume(&self.dm, &format!("/dev/{}", self.name))?,
-        )
-    }
-
-    /// Looks again for a moment, while it is not as wanted: udev opens what somebody has closed.
-    fn look_patiently(
-        &self,
-        is_as_wanted: impl Fn(&Seen) -> bool,
-        cancel: &Cancel,
-    ) -> Result<Seen> {
-        let mut seen = self.look()?;
-        for _ in 0..PATIENCE {
-            if is_as_wanted(&seen) {
-                break;
-            }
-            cancel.check()?;
-            cancel.sleep(PAUSE);
-            seen = self.look()?;
-        }
-        Ok(seen)
-    }
-
-    /// Prints the steps and, unless that was all, does them. False if it was all.
-    fn carry_out(&self, steps: &[Step], talk: Talk, cancel: &Cancel) -> Result<bool> {
-        let shown = if talk == Talk::Silent { &[] } else { steps };
-        output::listing(|out| {
-            for step in shown {
-                writeln!(out, "{step}")?;
-            }
-            Ok(())
-        })?;
-        if talk == Talk::DryRun {
-            return Ok(false);
-        }
-        for step in steps {
-            cancel.check()?;
-            step.run(&self.name, self.lock.share()?)?;
-        }
-        Ok(true)
-    }
 }

@@ -53,6 +53,11 @@ impl LvRow {
         unbracketed(&self.lv_name)
     }
 
+    /// `vg/lv`, as people and commands have it.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.vg_name, self.lv_name)
+    }
+
     /// The origin without brackets; `None` for what is not a snapshot.
     pub fn origin(&self) -> Option<&str> {
         Some(unbracketed(&self.origin)).filter(|name| !name.is_empty())

@@ -34,7 +34,8 @@ pub fn source_of_sync(request: &SourceRequest<'_>) -> String {
     }
 }
 
-/// What is copied from the era device is named by an era, so that increments follow it; what is copied from the volume below is not.
+/// What is copied from the era device is named by an era, so that increments follow it; what is copied from the volume below
+/// is not.
 fn era_device_of(request: &SourceRequest<'_>) -> Option<String> {
     let is_live = request.thin_metadata.is_none();
     request

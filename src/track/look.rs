@@ -298,8 +298,8 @@ pub struct Known {
 impl Known {
     /// The tracked volume is another one of its thin pool than it was.
     pub fn is_swapped(&self, volume: &LogicalVolume) -> bool {
-        let then = self.record.as_ref().and_then(|record| record.thin_id);
-        then.is_some() && then != thin_id(volume)
+        let record = self.record.as_ref();
+        record.is_some_and(|record| record.was_swapped(thin_id(volume)))
     }
 }
 

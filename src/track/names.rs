@@ -165,6 +165,11 @@ impl Metadata {
         self.lost_until.is_some_and(|until| era <= until)
     }
 
+    /// The tracked volume, which has this number in its thin pool now, is another one than it was.
+    pub fn was_swapped(&self, thin_id: Option<u32>) -> bool {
+        self.thin_id.is_some() && self.thin_id != thin_id
+    }
+
     /// How many sectors of the volume a state of this era has at most, as far as it was extended since.
     pub fn sectors_at(&self, era: u32) -> Option<u64> {
         let since = self.grown.iter().filter(|(until, _)| era <= *until);

@@ -2,9 +2,9 @@
 //!
 //! Pure. Guarantees: nothing is planned on a volume that is in use, or on a device that somebody has open; a record is
 //! marked as void from before it is made until its device is up, and from before its device is taken away: what a killed
-//! run leaves is finished or undone by the same command, and never taken for a record of anything. A record with a hole is void,
-//! and its device comes up all the same, since a machine may not start without it; it proves something again from an era on that
-//! begins after that, and states of earlier ones are no bases any more.
+//! run leaves is finished or undone by the same command, and never taken for a record of anything. A record with a hole is
+//! void, and its device comes up all the same, since a machine may not start without it; it proves something again from an era
+//! on that begins after that, and states of earlier ones are no bases any more.
 
 use super::names::{
     HOLE_TAG, Metadata, VOID_TAG, grown_tag, lost_tag, metadata_name, rest_tag, size_tag, tags,
@@ -85,8 +85,8 @@ pub fn disable(seen: &Seen) -> Result<Vec<Step>> {
         }
         refuse_open(seen, device)?;
     }
-    // Before the device goes: from then on something may be written that is on no record. One with a hole would bring its device
-    // up at the next boot.
+    // Before the device goes: from then on something may be written that is on no record. One with a hole would bring its
+    // device up at the next boot.
     let counts = |metadata: &&Metadata| !metadata.is_void || metadata.has_hole;
     if let Some(metadata) = seen.metadata.as_ref().filter(counts) {
         steps.push(Step::Void {
@@ -333,8 +333,8 @@ fn mark_hole(metadata: &Metadata) -> Step {
     }
 }
 
-/// Whatever was written while it was void, and before: no state up to `era` is a base any more. Nothing is sent from a void record,
-/// so none of a later one is there.
+/// Whatever was written while it was void, and before: no state up to `era` is a base any more. Nothing is sent from a void
+/// record, so none of a later one is there.
 fn unvoid(seen: &Seen, metadata: &Metadata, era: u32) -> Step {
     let mut gone = vec![VOID_TAG.to_owned()];
     gone.extend(metadata.has_hole.then(|| HOLE_TAG.to_owned()));

@@ -79,6 +79,11 @@ impl Seen {
         device_name(&self.volume).ok_or_else(|| self.too_long())
     }
 
+    /// Its era device is there, and no run was killed before that had a table.
+    pub fn has_table(&self) -> bool {
+        self.device.as_ref().is_some_and(|device| device.has_table)
+    }
+
     /// So much of it is below the era device.
     pub fn tracked_bytes(&self) -> u64 {
         let sectors = self.metadata.as_ref().and_then(|found| found.sectors);
@@ -94,7 +99,7 @@ impl Seen {
                 "a snapshot is being merged into it, which takes back what was written since",
             );
         }
-        (metadata.thin_id.is_some() && metadata.thin_id != self.thin_id).then_some(
+        metadata.was_swapped(self.thin_id).then_some(
             "it is another volume of its thin pool than it was: a snapshot was merged into it, which has taken back what was \
              written since",
         )

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::MigrateArgs;
 use super::eras;
 use super::handover::{MIGRATED_TAG, Phase};
-use super::{MigrateArgs, Report};
+use super::report::Report;
 use crate::cancel::Cancel;
 use crate::cli::apply::WriteArgs;
 use crate::cli::prestart::Prestarted;

@@ -8,11 +8,13 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::PauseReport;
+use super::abort_command;
 use super::cycle::{Cycle, OWNER, State};
+use super::report::PauseReport;
 use crate::dm::base;
 use crate::dm::device::sysfs_holders;
 use crate::dm::lvm::volumes_of;
+use crate::dm::name::LvName;
 use crate::dm::openers::writers_open;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
@@ -42,6 +44,16 @@ pub(super) enum Phase {
     HandedOver,
 }
 
+/// What makes `name`, which was moved away, one of this machine again. LVM refuses to allow writes to what takes them already.
+pub(in crate::cli) fn use_here(name: &LvName, read_only: bool) -> String {
+    match read_only {
+        true => format!(
+            "lvchange -prw --deltag {MIGRATED_TAG} {name} (and lvmsync track up {name}, if it was tracked)"
+        ),
+        false => format!("lvchange --deltag {MIGRATED_TAG} {name}"),
+    }
+}
+
 impl Cycle<'_> {
     /// What was moved away is not moved once more by mistake, and no other migration of it is disturbed.
     pub(super) fn refuse_others(&self) -> Result<()> {
@@ -64,30 +76,25 @@ impl Cycle<'_> {
             Some(row) => Err(Error::refused(
                 self.name.to_string(),
                 format!(
-                    "another migration of it, of which {} knows nothing, has the snapshot {}/{}",
+                    "another migration of it, of which {} knows nothing, has the snapshot {}",
                     self.args.state.directory().path().display(),
-                    row.vg_name,
-                    row.lv_name
+                    row.full_name()
                 ),
                 format!(
-                    "Go on with that one, with its --state-dir. If it is given up: lvremove {}/{}",
-                    row.vg_name, row.lv_name
+                    "Go on with that one, with its --state-dir. If it is given up: lvremove {}",
+                    row.full_name()
                 ),
             )),
             None => Ok(()),
         }
     }
 
-    /// How a volume that was moved away is used here again. LVM refuses to allow writes to what takes them already.
+    /// How a volume that was moved away is used here again.
     pub(super) fn way_back(&self, read_only: bool) -> String {
-        let name = &self.name;
-        let lvchange = match read_only {
-            true => format!(
-                "lvchange -prw --deltag {MIGRATED_TAG} {name} (and lvmsync track up {name}, if it was tracked)"
-            ),
-            false => format!("lvchange --deltag {MIGRATED_TAG} {name}"),
-        };
-        format!("If it is to be used here again, which loses what was written there: {lvchange}")
+        format!(
+            "If it is to be used here again, which loses what was written there: {}",
+            use_here(&self.name, read_only)
+        )
     }
 
     /// An earlier run has handed the volume over, and did not come to its end.
@@ -105,11 +112,7 @@ impl Cycle<'_> {
             (false, _) => "it has lost the tag that says so",
         };
         let destination = &self.state.destination;
-        let forget = self
-            .args
-            .state
-            .caller()
-            .command("migrate", &[&self.args.source, destination, "--abort"]);
+        let forget = abort_command(self.args, destination);
         Err(Error::refused(
             self.name.to_string(),
             format!(

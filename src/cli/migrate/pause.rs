@@ -7,10 +7,6 @@ use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use clap::Args;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-
 use super::MigrateArgs;
 use super::machine::Machine;
 use crate::cancel::{Cancel, CancelableReader};
@@ -20,9 +16,7 @@ use crate::error::{Error, Result};
 use crate::job::hooks;
 use crate::monitor::Monitor;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
-
-/// So often it is looked whether the run was told to stop.
-const LOOKS_EVERY: Duration = Duration::from_millis(100);
+use clap::Args;
 
 /// How the service is stopped and started.
 #[derive(Args, Debug, Clone, Default)]
@@ -266,23 +260,11 @@ impl<'a> Pause<'a> {
 
 /// Is there something to read from `input`, or its end, within this time?
 fn is_readable(input: &impl AsFd, within: Duration, cancel: &Cancel) -> Result<bool> {
-    let begun = Instant::now();
-    loop {
-        cancel.check()?;
-        let left = within.saturating_sub(begun.elapsed());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        let step = Timespec {
-            tv_sec: 0,
-            tv_nsec: i64::from(left.min(LOOKS_EVERY).subsec_nanos()),
-        };
-        match poll(&mut [PollFd::new(input, PollFlags::IN)], Some(&step)) {
-            Ok(0) | Err(Errno::INTR) => {}
-            Ok(_) => return Ok(true),
-            Err(error) => return Err(Error::io("cannot wait for the answer", error.into())),
-        }
-    }
+    let found = cancel
+        .wait_to_read(input, Some(within))
+        .map_err(|error| Error::io("cannot wait for the answer", error))?;
+    cancel.check()?;
+    Ok(found)
 }
 
 /// Runs `command`, which is told what is moved where.

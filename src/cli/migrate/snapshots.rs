@@ -30,7 +30,7 @@ impl Cycle<'_> {
                 *kept = None;
                 return false;
             };
-            known.name = format!("{}/{}", row.vg_name, row.lv_name);
+            known.name = row.full_name();
             if is_thin || fill_of(known).is_some() {
                 return true;
             }

@@ -17,7 +17,7 @@ use std::time::Instant;
 use crate::cancel::Cancel;
 use crate::cli::apply::{StateArgs, WriteArgs};
 use crate::cli::log::{STEPS, WORDS};
-use crate::cli::migrate::MIGRATED_TAG;
+use crate::cli::migrate::{MIGRATED_TAG, use_here};
 use crate::cli::points::there::remote_args;
 use crate::cli::progress::Terminal;
 use crate::cli::send::{Job, ToArgs};
@@ -92,8 +92,9 @@ pub(super) fn run(
         held => held,
     };
     tracing::info!(target: STEPS, source = %job.source, "{name}: begins");
-    let done = held.and_then(|held| {
-        let cycle = Cycle::open((name, run), job, (&held, state_args), terminal, cancel);
+    let done = held.and_then(|(held, state)| {
+        let known = (&held, state);
+        let cycle = Cycle::open((name, run), job, known, state_args, terminal, cancel);
         let done = cycle.and_then(|mut cycle| {
             match again {
                 Again::No => {}
@@ -120,7 +121,7 @@ pub(super) fn run(
 
 /// Nothing of what is written at the other machine comes back to it.
 fn refuse_moved(volume: &LvName) -> Result<()> {
-    let (_, was_moved) = looked_at(volume, MIGRATED_TAG)?;
+    let (read_only, was_moved) = looked_at(volume, MIGRATED_TAG)?;
     if !was_moved {
         return Ok(());
     }
@@ -128,8 +129,8 @@ fn refuse_moved(volume: &LvName) -> Result<()> {
         volume.to_string(),
         format!("it was moved to another machine: it has the tag {MIGRATED_TAG}"),
         format!(
-            "Have the job run there, and remove it here. If the volume is to be used here again: \
-             lvchange --deltag {MIGRATED_TAG} -prw {volume}"
+            "Have the job run there, and remove it here. If the volume is to be used here again: {}",
+            use_here(volume, read_only)
         ),
     ))
 }
@@ -163,11 +164,11 @@ impl<'a> Cycle<'a> {
     fn open(
         (name, run): (&'a str, &'a str),
         job: &'a JobConfig,
-        (held, state_args): (&'a Held, &'a StateArgs),
+        (held, state): (&'a Held, JobState),
+        state_args: &'a StateArgs,
         terminal: &'a Terminal,
         cancel: &'a Cancel,
     ) -> Result<Self> {
-        let state = held.load()?.unwrap_or_default();
         let Resolved::LogicalVolume(volume) = resolve(&job.source)? else {
             return Err(Error::Usage(format!(
                 "job {name}: source `{}` is no logical volume",

@@ -1,7 +1,7 @@
 //! The snapshots of a job: one is made by each run, and those that no target needs any more go.
 //!
-//! Guarantees: what was stopped by a hook for the snapshot goes on, whatever became of it and of the hook; only snapshots of the job are ever
-//! removed, and none that a target needs; what was lost is said.
+//! Guarantees: what was stopped by a hook for the snapshot goes on, whatever became of it and of the hook; only snapshots of
+//! the job are ever removed, and none that a target needs; what was lost is said.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -110,13 +110,12 @@ impl Cycle<'_> {
         let rows = volumes_of(self.volume.vg())?;
         for row in base::of_owner(&rows, &self.owner) {
             // It, or its group, may have been renamed.
-            let name = format!("{}/{}", row.vg_name, row.lv_name);
-            self.state.rename(&row.lv_uuid, &name);
+            self.state.rename(&row.lv_uuid, &row.full_name());
         }
         // One that has overflowed is there, and of no use.
         let in_order = |row: &&LvRow| {
             let known = Base {
-                name: format!("{}/{}", row.vg_name, row.lv_name),
+                name: row.full_name(),
                 uuid: row.lv_uuid.clone(),
             };
             let is = self.is_thin || fill_of(&known).is_some();
@@ -192,7 +191,7 @@ impl Cycle<'_> {
 
     /// One that somebody has open stays until a later run: that is no reason for this one to fail.
     fn remove_stray(&self, row: &LvRow) {
-        let (name, shown) = (self.name, format!("{}/{}", row.vg_name, row.lv_name));
+        let (name, shown) = (self.name, row.full_name());
         match base::remove(&row.vg_name, &row.lv_uuid, &self.owner) {
             Ok(true) => tracing::info!(
                 target: STEPS,

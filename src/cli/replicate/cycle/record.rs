@@ -11,13 +11,13 @@ use crate::job::store::Held;
 use crate::monitor::Monitor;
 use crate::record::keeper::now;
 
-/// Takes the job `name` for the run `run` alone.
-pub(super) fn begin((name, run): (&str, &str), state_args: &StateArgs) -> Result<Held> {
+/// Takes the job `name` for the run `run` alone. What is on record of it then, too.
+pub(super) fn begin((name, run): (&str, &str), state_args: &StateArgs) -> Result<(Held, JobState)> {
     let held = Held::take(&directory_of(state_args)?, name, &format!("job {name}"))?;
     let mut state: JobState = held.load()?.unwrap_or_default();
     state.begins(run, now());
     held.save(&state)?;
-    Ok(held)
+    Ok((held, state))
 }
 
 /// Notes how the run ended, and gives that back.
