@@ -1,4 +1,4 @@
-//! The lab itself: real snapshots, another host over ssh, and a power cut that loses what was not synced.
+//! The lab itself: real snapshots, another host over ssh, a power cut that loses what was not synced, and a guest that hangs.
 
 use std::fs::OpenOptions;
 use std::io::{Seek, SeekFrom, Write};
@@ -91,5 +91,25 @@ fn power_cut_keeps_what_was_synced() {
             let outcome = guest.cut().expect("a guest that can be cut");
             assert_eq!(outcome.status, None);
             driver.run("check");
+        });
+}
+
+#[test]
+fn a_guest_that_is_waited_for_in_vain_says_what_runs() {
+    let name = "a_guest_that_is_waited_for_in_vain_says_what_runs";
+    lab::Script::new(name, setup())
+        .phase("hang", |guest| {
+            guest.announce("ON");
+            guest.sh("sleep 1234");
+        })
+        .drive(|driver| {
+            let mut guest = driver.boot("hang");
+            driver.wait_for(&mut guest, "ON", Duration::from_secs(30));
+            let waited = guest.wait_for("OFF", Duration::from_secs(4));
+            assert!(waited.unwrap_err().to_string().contains("time ran out"));
+            let log = guest.cut().expect("a guest that can be cut").log;
+            let log = std::fs::read_to_string(log).unwrap();
+            let told = log.split("sleep 1234").nth(1).unwrap();
+            assert!(told.contains("nanosleep"), "{log}");
         });
 }

@@ -7,10 +7,11 @@ use crate::job::Job;
 use crate::machine::{Screen, guest_disk};
 use crate::setup::Setup;
 use crate::slots::{self, Slot};
+use crate::stuck;
 use console::Console;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -52,10 +53,7 @@ impl Outcome {
 
     /// The last lines of the log, for a person who asks what went wrong.
     pub fn tail(&self, lines: usize) -> String {
-        let text = std::fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let all: Vec<_> = text.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        tail(&self.log, lines)
     }
 
     /// How it ended, in words.
@@ -69,11 +67,19 @@ impl Outcome {
     }
 }
 
+fn tail(log: &Path, lines: usize) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let all: Vec<_> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
 /// Powers a guest on.
 pub(crate) fn start(job: &Job, setup: &Setup, screen: Screen) -> Result<Running> {
     let slot = slots::acquire(setup.memory_mib)?;
     let status_file = job.path("status");
     let _ = std::fs::remove_file(&status_file);
+    stuck::ask_nothing(job.directory());
 
     let mut command = command_line(job, setup, slot.cpu, screen != Screen::Terminal);
     let listener = if screen == Screen::Terminal {
@@ -185,6 +191,7 @@ impl Running {
                 let what = if over.is_some() {
                     "the guest ended"
                 } else {
+                    self.ask_what_runs();
                     "time ran out"
                 };
                 return Err(Error::new(format!(
@@ -214,9 +221,30 @@ impl Running {
                 return self.finish(false);
             }
             if Instant::now() > self.deadline {
+                self.ask_what_runs();
                 self.kill();
                 return self.finish(true);
             }
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The last lines of the log so far.
+    pub(crate) fn tail(&self, lines: usize) -> String {
+        tail(&self.log, lines)
+    }
+
+    /// What hangs is told in the log, where the guest can still tell it.
+    fn ask_what_runs(&mut self) {
+        let (Some(console), Some(directory)) = (&self.console, self.log.parent()) else {
+            return;
+        };
+        stuck::ask(directory);
+        let give_up = Instant::now() + stuck::PATIENCE;
+        while Instant::now() < give_up
+            && !console.has_shown(stuck::ANSWERED)
+            && matches!(self.child.try_wait(), Ok(None))
+        {
             sleep(Duration::from_millis(5));
         }
     }

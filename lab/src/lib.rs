@@ -24,6 +24,7 @@ mod machine;
 mod needs;
 mod setup;
 mod slots;
+mod stuck;
 mod testing;
 
 pub use boot::{Outcome, Running};

@@ -7,7 +7,7 @@ use crate::error::{Error, Result, While};
 use crate::inside::Guest;
 use crate::machine::{Machine, Screen, quote};
 use crate::setup::Setup;
-use crate::{direct, needs};
+use crate::{direct, needs, stuck};
 use std::env;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -125,6 +125,7 @@ impl<'a> Script<'a> {
             );
         }
         let guest = Guest::from_environment().unwrap_or_else(|e| panic!("{e}"));
+        stuck::answer_when_asked(&guest.shared);
         match self.phases.iter().find(|(name, _)| *name == wanted) {
             Some((_, body)) => body(&guest),
             None => panic!("no phase {wanted:?}"),
@@ -194,7 +195,7 @@ impl Driver<'_> {
     /// Waits for a word on the console; panics, with the end of the log, if it does not come.
     pub fn wait_for(&self, running: &mut Running, text: &str, limit: Duration) {
         if let Err(e) = running.wait_for(text, limit) {
-            panic!("{e}");
+            panic!("{e}\n{}", running.tail(60));
         }
     }
 
