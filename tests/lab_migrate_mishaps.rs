@@ -196,7 +196,7 @@ fn hit(name: &str, kind: Kind) {
     let setup = lab_kit::setup()
         .disk("160M")
         .disk("64M")
-        .time_limit(Duration::from_secs(if long() { 3000 } else { 180 }));
+        .time_limit(Duration::from_secs(if long() { 6000 } else { 180 }));
     lab::test(name, setup, |guest| {
         let mut bench = Bench::start(guest, kind);
         let times = if long() { 50 } else { 1 };

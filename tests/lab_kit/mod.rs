@@ -26,9 +26,13 @@ use lvmsync::volume::{ReadAt, Volume};
 /// The program under test.
 pub(crate) const LVMSYNC: &str = env!("CARGO_BIN_EXE_lvmsync");
 
-/// A guest with lvmsync in the PATH of all its hosts.
+/// A guest with lvmsync in the PATH of all its hosts. Full counts may take longer, unless a test says how long.
 pub(crate) fn setup() -> Setup {
-    Setup::new().program(LVMSYNC)
+    let setup = Setup::new().program(LVMSYNC);
+    match long() {
+        true => setup.time_limit(Duration::from_secs(1200)),
+        false => setup,
+    }
 }
 
 /// Full counts were asked for.
