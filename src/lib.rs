@@ -23,7 +23,7 @@
 //! | [`hold`] | what is held for a while and given back whatever happens: reservations, activations |
 //! | [`record`] | which state each destination holds, and whether a write is under way |
 //! | [`cancel`], [`monitor`] | stopping cleanly, telling |
-//! | [`partial_file`], [`undo_file`], [`write_behind`] | files that appear when whole, one that stays when it is needed, one that goes to the disk while it is written |
+//! | [`partial_file`], [`undo_file`], [`write_behind`], [`pipe`] | files that appear when whole, one that stays when it is needed, one that goes to the disk while it is written; pipes that hold much |
 
 // A model in a test counts in whatever is handy.
 #![cfg_attr(
@@ -57,6 +57,7 @@ pub mod hold;
 pub mod job;
 pub mod monitor;
 pub mod partial_file;
+pub mod pipe;
 pub mod record;
 pub mod session;
 pub mod source;

@@ -8,9 +8,6 @@ use std::os::fd::AsFd;
 
 use crate::error::{Error, ExitCode, Result};
 
-/// What an ordinary user may ask for.
-const PIPE_BYTES: usize = 1 << 20;
-
 /// Standard input as it is. The library's own `Stdin` has a buffer of its own, and whoever waits for the
 /// descriptor to become readable would not see what is in it.
 pub(super) fn data_in() -> Result<File> {
@@ -30,12 +27,10 @@ pub(super) fn data_out() -> Result<File> {
         .map_err(|error| Error::io("cannot use standard output", error))
 }
 
-/// As [`data_out`], for many megabytes: a pipe then holds as much as it may, so that both its ends sleep and
-/// wake less often.
+/// As [`data_out`], for many megabytes.
 pub(super) fn stream_out() -> Result<File> {
     let out = data_out()?;
-    // What is no pipe, or has reached its user's limit, works as it is.
-    let _ = rustix::pipe::fcntl_setpipe_size(&out, PIPE_BYTES);
+    crate::pipe::widen(&out);
     Ok(out)
 }
 

@@ -243,7 +243,7 @@ impl<W: Write> Outgoing<W> {
     /// The same, where the far end waits for a last word after its own.
     pub fn finish_and_tell(mut self) -> Result<(Done, LastWord<W>), SessionError> {
         // Where writing fails, the outcome says why.
-        if self.send_buffer().is_ok() {
+        if self.send_buffer_and(&[]).is_ok() {
             self.answers.lock().end_sent = true;
             if let Err(error) = self.writer.send(&Message::End) {
                 self.answers.wait_for_last_words(error);
@@ -271,12 +271,17 @@ impl<W: Write> Outgoing<W> {
         self.answers.wait().err()
     }
 
-    fn send_buffer(&mut self) -> io::Result<()> {
-        if self.buffer.len() > HEADER_BYTES && !self.answers.failed() {
-            match self.writer.send_data_in_place(&mut self.buffer) {
-                Ok(()) => self.buffer.truncate(HEADER_BYTES),
-                Err(error) => self.answers.wait_for_last_words(error),
+    /// Sends what waits, and `rest` behind it, as one message.
+    fn send_buffer_and(&mut self, rest: &[u8]) -> io::Result<()> {
+        if self.buffer.len() > HEADER_BYTES || !rest.is_empty() {
+            self.answers.check()?;
+            if let Err(error) = self.writer.send_data_in_place(&mut self.buffer, rest) {
+                let failed = error.as_io();
+                self.answers.wait_for_last_words(error);
+                self.answers.check()?;
+                return Err(failed);
             }
+            self.buffer.truncate(HEADER_BYTES);
         }
         self.answers.check()
     }
@@ -285,18 +290,22 @@ impl<W: Write> Outgoing<W> {
 impl<W: Write> Write for Outgoing<W> {
     /// Fails as soon as the far end has; [`Self::abort`] and [`Self::finish`] then have its error.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.buffer.len() >= HEADER_BYTES + DATA_BYTES {
-            self.send_buffer()?;
+        let room = (HEADER_BYTES + DATA_BYTES).saturating_sub(self.buffer.len());
+        match bytes.get(..room) {
+            // Much at once is not copied.
+            Some(full) => {
+                self.send_buffer_and(full)?;
+                Ok(full.len())
+            }
+            None => {
+                self.buffer.extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
         }
-        let taken = bytes
-            .len()
-            .min(HEADER_BYTES + DATA_BYTES - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..taken]);
-        Ok(taken)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.send_buffer()
+        self.send_buffer_and(&[])
     }
 }
 

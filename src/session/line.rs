@@ -9,10 +9,10 @@
 //! (`PIPE_BUF`). `O_NONBLOCK` would be simpler, but it belongs to the open file description: on an
 //! inherited stdout it would change the stdout of every other process that has it, the shell's too. So only
 //! a pipe that this process made, and whose end nobody else has, gets the flag ([`Line::own_writer`]); it
-//! takes large writes then.
+//! takes large writes then, and holds as much as it may.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -169,6 +169,7 @@ impl Line {
         let set = fcntl_getfl(&output)
             .and_then(|flags| fcntl_setfl(&output, flags | OFlags::NONBLOCK))
             .is_ok();
+        crate::pipe::widen(&output);
         LineWriter {
             piece: if set { usize::MAX } else { SAFE_PIECE },
             ..self.writer(output)
@@ -299,16 +300,35 @@ pub struct LineWriter<W> {
     piece: usize,
 }
 
-impl<W: Write + AsFd> Write for LineWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = bytes.get(..self.piece).unwrap_or(bytes);
+impl<W: Write + AsFd> LineWriter<W> {
+    /// Writes as soon as there is room.
+    fn when_ready(
+        &mut self,
+        mut write: impl FnMut(&mut W) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         loop {
             self.line.wait(self.output.as_fd(), Direction::Out)?;
-            match self.output.write(piece) {
+            match write(&mut self.output) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result,
             }
         }
+    }
+}
+
+impl<W: Write + AsFd> Write for LineWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let piece = bytes.get(..self.piece).unwrap_or(bytes);
+        self.when_ready(|output| output.write(piece))
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.piece == usize::MAX {
+            return self.when_ready(|output| output.write_vectored(parts));
+        }
+        // Together they may be larger than a piece.
+        let first = parts.iter().find(|part| !part.is_empty());
+        self.write(first.map_or(&[], |part| part))
     }
 
     fn flush(&mut self) -> io::Result<()> {

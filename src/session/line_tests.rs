@@ -394,5 +394,49 @@ fn nothing_follows_a_message_that_was_cut() {
     assert!(writer.send(&Message::warning("w")).is_err());
     let error = writer.send(&Message::End).unwrap_err();
     assert!(error.is_lost(), "{error:?}");
-    assert!(writer.clone().send_data_in_place(&mut [0; 20]).is_err());
+    assert!(
+        writer
+            .clone()
+            .send_data_in_place(&mut [0; 20], &[])
+            .is_err()
+    );
+}
+
+#[test]
+fn a_message_in_two_parts_is_one_however_little_the_output_takes() {
+    /// Takes so much at a time, and is interrupted in between.
+    struct Slow(Vec<u8>, usize, bool);
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.2 = !self.2;
+            if self.2 {
+                return Err(std::io::ErrorKind::Interrupted.into());
+            }
+            let taken = bytes.len().min(self.1);
+            self.0.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+        fn write_vectored(&mut self, parts: &[std::io::IoSlice<'_>]) -> std::io::Result<usize> {
+            let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
+            self.write(&parts.concat())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let expected = Message::Data((0..90).collect()).encode().unwrap();
+    for (waiting, at_a_time) in [(0, 1), (0, 200), (1, 17), (50, 3), (89, 105), (90, 5)] {
+        let mut slow = Slow(Vec::new(), at_a_time, false);
+        let mut buffer = vec![0; HEADER_BYTES];
+        buffer.extend(0..waiting);
+        let rest: Vec<u8> = (waiting..90).collect();
+        let mut writer = MessageWriter::new(&mut slow);
+        writer.send_data_in_place(&mut buffer, &rest).unwrap();
+        assert_eq!(writer.traffic().bytes(), expected.len() as u64);
+        drop(writer);
+        assert_eq!(
+            slow.0, expected,
+            "{waiting} and the rest, {at_a_time} at a time"
+        );
+    }
 }

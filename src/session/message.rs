@@ -241,17 +241,23 @@ impl Header {
         })
     }
 
+    /// Is this the payload that the header is of?
+    pub fn check(self, payload: &[u8]) -> Result<(), MessageError> {
+        let (tag, expected) = (self.tag, self.payload_crc);
+        let found = crc32c::crc32c(payload);
+        if found == expected {
+            return Ok(());
+        }
+        Err(MessageError::PayloadChecksum {
+            tag,
+            expected,
+            found,
+        })
+    }
+
     /// Turns the payload that followed into a message.
     pub fn message(self, payload: Vec<u8>) -> Result<Message, MessageError> {
-        let found = crc32c::crc32c(&payload);
-        if found != self.payload_crc {
-            let (tag, expected) = (self.tag, self.payload_crc);
-            return Err(MessageError::PayloadChecksum {
-                tag,
-                expected,
-                found,
-            });
-        }
+        self.check(&payload)?;
         Ok(match self.tag {
             Tag::Data => Message::Data(payload),
             Tag::Digests => Message::Digests(payload),
@@ -401,12 +407,22 @@ impl Message {
 
 /// The header for a payload, for a caller that has both in one buffer.
 pub fn header_for(tag: Tag, payload: &[u8]) -> Result<[u8; HEADER_BYTES], MessageError> {
-    let length = within_cap(tag, payload.len())?;
+    header_for_both(tag, payload, &[])
+}
+
+/// The same for a payload in two parts.
+pub fn header_for_both(
+    tag: Tag,
+    first: &[u8],
+    rest: &[u8],
+) -> Result<[u8; HEADER_BYTES], MessageError> {
+    let length = within_cap(tag, first.len().saturating_add(rest.len()))?;
     let length = u32::try_from(length).unwrap_or(u32::MAX); // the cap is far below
+    let crc = crc32c::crc32c_append(crc32c::crc32c(first), rest);
     let mut bytes = [0; HEADER_BYTES];
     bytes[0] = tag as u8;
     bytes[4..8].copy_from_slice(&length.to_le_bytes());
-    bytes[8..12].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
+    bytes[8..12].copy_from_slice(&crc.to_le_bytes());
     let crc = crc32c::crc32c(&bytes[..12]);
     bytes[12..].copy_from_slice(&crc.to_le_bytes());
     Ok(bytes)

@@ -18,7 +18,7 @@ use super::message::{
     OPERATION_SYNC, Open, Ready,
 };
 use super::text::shorten;
-use super::transport::{MessageReader, MessageWriter};
+use super::transport::{MessageReader, MessageWriter, Next};
 use crate::blocks::Digest;
 use crate::error::{Error, ExitCode};
 
@@ -176,8 +176,13 @@ impl<R: Read, W: Write> Server<R, W> {
         self.asked = None;
     }
 
-    fn next_data(&mut self) -> Result<(), SessionError> {
-        match self.reader.expect("Data or End")? {
+    /// What came next; of data that fits into `room` so many bytes, which are there by now.
+    fn next_data(&mut self, room: &mut [u8]) -> Result<usize, SessionError> {
+        let message = match self.reader.expect_into("Data or End", room)? {
+            Next::Data(bytes) => return Ok(bytes),
+            Next::Message(message) => message,
+        };
+        match message {
             Message::Data(data) => {
                 self.data = data;
                 self.position = 0;
@@ -192,7 +197,7 @@ impl<R: Read, W: Write> Server<R, W> {
             Message::End => self.ended = true,
             other => return Err(wrong_order("Data or End", &other)),
         }
-        Ok(())
+        Ok(0)
     }
 }
 
@@ -231,7 +236,11 @@ impl<R: Read, W: Write> Read for Server<R, W> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.position == self.data.len() && !self.ended {
             if self.failure.is_none() {
-                self.failure = self.next_data().err();
+                match self.next_data(buffer) {
+                    Ok(0) => {}
+                    Ok(read) => return Ok(read),
+                    Err(failure) => self.failure = Some(failure),
+                }
             }
             if let Some(failure) = &self.failure {
                 return Err(failure.as_io());

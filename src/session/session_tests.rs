@@ -4,6 +4,8 @@ use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use proptest::prelude::*;
+
 use super::SessionError;
 use super::client::{Client, Outgoing, SessionEvents};
 use super::handshake::GREETING;
@@ -136,6 +138,49 @@ fn a_stream_arrives_whole_and_done_comes_back() {
     let heard = heard.0.lock().unwrap();
     assert_eq!(heard.0.last(), Some(&3_000_001));
     assert_eq!(heard.1, ["no record\u{fffd}[2J"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Large pieces go past the buffers of both ends, and small ones through them.
+    #[test]
+    fn any_pieces_arrive_as_one_stream(
+        writes in prop::collection::vec((0usize..600_000, any::<bool>()), 0..9),
+        reads in prop::collection::vec(prop_oneof![1usize..5000, 200_000usize..700_000], 1..5),
+    ) {
+        let bytes = stream(writes.iter().map(|(length, _)| length).sum());
+        let expected = bytes.clone();
+        let (received, done) = session(
+            move |mut server| {
+                let (mut received, mut reads) = (Vec::new(), reads.iter().cycle());
+                loop {
+                    let mut buffer = vec![0xEE; *reads.next().unwrap()];
+                    match server.read(&mut buffer).unwrap() {
+                        0 => break,
+                        read => received.extend_from_slice(&buffer[..read]),
+                    }
+                }
+                server.replies().done(Done::default()).unwrap();
+                received
+            },
+            |mut out| {
+                let mut rest = bytes.as_slice();
+                for (length, flushes) in writes {
+                    let (piece, behind) = rest.split_at(length);
+                    out.write_all(piece).unwrap();
+                    rest = behind;
+                    if flushes {
+                        out.flush().unwrap();
+                    }
+                }
+                out.finish()
+            },
+            Arc::new(Heard::default()),
+        );
+        prop_assert!(received == expected);
+        prop_assert!(done.is_ok());
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! taken only after its header was checked; the end of input between two messages is told apart from one
 //! inside.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,7 +14,7 @@ use super::SessionError;
 use super::handshake::{GREETING, NOISE_SHOWN_BYTES};
 use super::limits::MAX_WARNINGS;
 use super::line::Silence;
-use super::message::{HEADER_BYTES, Header, Message, Tag, header_for};
+use super::message::{HEADER_BYTES, Header, Message, Tag, header_for_both};
 use super::text::sanitise_bytes;
 
 /// Bytes of messages that went by; its clones count together.
@@ -90,6 +90,12 @@ impl<R: Read> MessageReader<R> {
 
     /// The next message, pings left out; `None` at the end of input.
     pub fn next_message(&mut self) -> Result<Option<Message>, SessionError> {
+        let next = self.next_into(&mut [])?;
+        Ok(next.map(Next::without_room))
+    }
+
+    /// The same; data goes straight to where it is wanted, if there is room for all of it.
+    fn next_into(&mut self, room: &mut [u8]) -> Result<Option<Next>, SessionError> {
         loop {
             if self.input.fill_buf().map_err(receiving)?.is_empty() {
                 return Ok(None);
@@ -97,6 +103,14 @@ impl<R: Read> MessageReader<R> {
             let mut header = [0; HEADER_BYTES];
             self.input.read_exact(&mut header).map_err(receiving)?;
             let header = Header::decode(&header)?;
+            if header.tag == Tag::Data
+                && let Some(room) = room.get_mut(..header.payload_bytes)
+            {
+                self.input.read_exact(room).map_err(receiving)?;
+                self.traffic.add(HEADER_BYTES + room.len());
+                header.check(room)?;
+                return Ok(Some(Next::Data(room.len())));
+            }
             let mut payload = vec![0; header.payload_bytes];
             self.input.read_exact(&mut payload).map_err(receiving)?;
             self.traffic.add(HEADER_BYTES + payload.len());
@@ -108,9 +122,9 @@ impl<R: Read> MessageReader<R> {
                 }
                 Message::Warning(warning) => {
                     self.warnings += 1;
-                    return Ok(Some(Message::Warning(warning)));
+                    return Ok(Some(Next::Message(Message::Warning(warning))));
                 }
-                message => return Ok(Some(message)),
+                message => return Ok(Some(Next::Message(message))),
             }
         }
     }
@@ -118,16 +132,49 @@ impl<R: Read> MessageReader<R> {
     /// The next message, where the connection may not end. An error that the peer reports, or its
     /// farewell, is returned as one.
     pub fn expect(&mut self, expected: &'static str) -> Result<Message, SessionError> {
-        let next = self.next_message();
+        let next = self.expect_into(expected, &mut [])?;
+        Ok(next.without_room())
+    }
+
+    /// The same; data goes straight to where it is wanted, if there is room for all of it. After an error anything may be
+    /// there.
+    pub(super) fn expect_into(
+        &mut self,
+        expected: &'static str,
+        room: &mut [u8],
+    ) -> Result<Next, SessionError> {
+        let next = self.next_into(room);
         match next.map_err(|error| error.waiting_for(expected))? {
             None => Err(SessionError::Closed { expected }),
-            Some(Message::Error(failure)) => Err(SessionError::Reported(failure)),
-            Some(Message::Bye(bye)) => Err(SessionError::Stopped {
+            Some(Next::Message(Message::Error(failure))) => Err(SessionError::Reported(failure)),
+            Some(Next::Message(Message::Bye(bye))) => Err(SessionError::Stopped {
                 reason: super::text::sanitise(&bye.reason),
                 code: bye.code,
                 recover: bye.recover,
             }),
-            Some(message) => Ok(message),
+            Some(next) => Ok(next),
+        }
+    }
+}
+
+/// What came.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is taken apart where it is returned, and never kept"
+)]
+pub(super) enum Next {
+    /// A message.
+    Message(Message),
+    /// A Data message, whose payload is where it was wanted: so many bytes.
+    Data(usize),
+}
+
+impl Next {
+    /// Where there was no room, only a payload of no bytes fits.
+    fn without_room(self) -> Message {
+        match self {
+            Self::Message(message) => message,
+            Self::Data(_) => Message::Data(Vec::new()),
         }
     }
 }
@@ -207,12 +254,16 @@ impl<W: Write> MessageWriter<W> {
         pen.write(&bytes)
     }
 
-    /// Writes a Data message from a buffer whose first [`HEADER_BYTES`] are room for the header.
-    pub fn send_data_in_place(&mut self, buffer: &mut [u8]) -> Result<(), SessionError> {
+    /// Writes a Data message from a buffer whose first [`HEADER_BYTES`] are room for the header, and what comes behind it.
+    pub fn send_data_in_place(
+        &mut self,
+        buffer: &mut [u8],
+        rest: &[u8],
+    ) -> Result<(), SessionError> {
         if let Some((header, payload)) = buffer.split_first_chunk_mut::<HEADER_BYTES>() {
-            *header = header_for(Tag::Data, payload)?;
+            *header = header_for_both(Tag::Data, payload, rest)?;
         }
-        self.pen().write(buffer)
+        self.pen().write_both(buffer, rest)
     }
 
     fn pen(&self) -> MutexGuard<'_, Pen<W>> {
@@ -261,18 +312,36 @@ fn ping<W: Write>(shared: &Weak<Shared<W>>, gone: &Receiver<()>, every: Duration
 
 impl<W: Write> Pen<W> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
+        self.write_both(bytes, &[])
+    }
+
+    /// One message in two parts.
+    fn write_both(&mut self, first: &[u8], rest: &[u8]) -> Result<(), SessionError> {
         if self.broken {
             return Err(sending(io::Error::other("an earlier message was cut")));
         }
-        let written = self
-            .output
-            .write_all(bytes)
+        let written = write_all_of(&mut self.output, &mut [first, rest].map(IoSlice::new))
             .and_then(|()| self.output.flush());
         self.broken = written.is_err();
         self.last_sent = Instant::now();
-        self.traffic.add(bytes.len());
+        self.traffic.add(first.len() + rest.len());
         written.map_err(sending)
     }
+}
+
+/// `write_all` of several parts, in as few writes as the output takes.
+fn write_all_of(output: &mut impl Write, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+    // Parts of no bytes are nothing to wait for.
+    IoSlice::advance_slices(&mut parts, 0);
+    while !parts.is_empty() {
+        match output.write_vectored(parts) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut parts, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn receiving(source: io::Error) -> SessionError {
