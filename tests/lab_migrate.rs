@@ -178,6 +178,13 @@ fn moved_from(device: &str, guest: &Guest, tool: &Tool) {
             "vg/data",
             "far:there/data: is not there yet: it is made",
             "stop-it",
+            concat!(
+                "lvmsync ",
+                env!("CARGO_PKG_VERSION"),
+                " here, lvmsync ",
+                env!("CARGO_PKG_VERSION"),
+                " there"
+            ),
             "nothing was done",
             "mounted for writing on",
         ] {

@@ -122,6 +122,7 @@ fn attempt(
         held: false,
         error,
     })?;
+    summary.far_program = Some(client.agreed().peer.speaker());
     let open = Open {
         destination: path.to_owned(),
         options: apply_options(job, source),

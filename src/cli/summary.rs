@@ -34,6 +34,9 @@ pub(super) struct Summary {
     /// The undo that was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) undo: Option<String>,
+    /// Program and version of the other end of the session.
+    #[serde(skip)]
+    pub(super) far_program: Option<String>,
     /// On which machine that is, if not on this one.
     #[serde(skip)]
     pub(super) undo_host: Option<String>,

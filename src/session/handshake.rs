@@ -110,10 +110,21 @@ pub struct Agreed {
     pub peer: Hello,
 }
 
+impl Hello {
+    /// Program and version, fit to be shown.
+    pub fn speaker(&self) -> String {
+        format!("{} {}", shown(&self.program), shown(&self.version))
+    }
+}
+
+/// What a peer says of itself, on one line and not too long.
+fn shown(text: &str) -> String {
+    sanitise(&shorten(text, SHOWN_BYTES)).replace('\n', " ")
+}
+
 /// Compares two Hellos; both ends come to the same answer.
 pub fn agree(ours: &Hello, theirs: Hello) -> Result<Agreed, SessionError> {
-    let shown = |text: &str| sanitise(&shorten(text, SHOWN_BYTES)).replace('\n', " ");
-    let them = format!("{} {}", shown(&theirs.program), shown(&theirs.version));
+    let them = theirs.speaker();
     let protocol = ours.protocol_max.min(theirs.protocol_max);
     if protocol < ours.protocol_min.max(theirs.protocol_min) {
         return Err(SessionError::Incompatible(format!(

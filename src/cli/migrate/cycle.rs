@@ -32,6 +32,7 @@ use crate::job::rounds::Round;
 use crate::job::store::Held;
 use crate::monitor::{Monitor, Silent};
 use crate::session::endpoint::{Endpoint, parse_endpoint};
+use crate::session::message::Hello;
 use crate::source::{SnapshotWish, SourceRequest, Tracking};
 use crate::sys::device::DeviceNumber;
 use crate::track::look;
@@ -278,11 +279,11 @@ impl<'a> Cycle<'a> {
                 Bytes(room.free_extents.saturating_mul(room.extent_bytes))
             ));
         }
-        found.push(self.check_far()?);
+        found.extend(self.check_far()?);
         Ok(found)
     }
 
-    fn check_far(&self) -> Result<String> {
+    fn check_far(&self) -> Result<Vec<String>> {
         let name = match &self.tracking {
             Some(tracking) => tracking.device.clone(),
             None => self.name.to_string(),
@@ -294,8 +295,12 @@ impl<'a> Cycle<'a> {
             ..self.wish()
         });
         (job.request.monitor, job.monitor) = (&Silent, &Silent);
-        let is_there = job.run()?.compared_bytes.is_some();
-        Ok(format!(
+        let summary = job.run()?;
+        let is_there = summary.compared_bytes.is_some();
+        let versions = summary
+            .far_program
+            .map(|there| format!("{} here, {there} there", Hello::ours(&[]).speaker()));
+        let destination = format!(
             "{}: {}",
             self.args.destination,
             match (is_there, self.base()) {
@@ -304,7 +309,8 @@ impl<'a> Cycle<'a> {
                 (true, Some(_)) =>
                     "is there, and gets what was written since; if others wrote to it, it is compared",
             }
-        ))
+        );
+        Ok(versions.into_iter().chain([destination]).collect())
     }
 
     /// The destination becomes what a snapshot is, and is then the base of increments; unless it is that already.
