@@ -51,7 +51,7 @@ fn answered(far: &Far, end: &FarEnd) -> Vec<Check> {
             end.protocol
         ),
     )];
-    let version = format!("{} {}", hello.program, hello.version);
+    let version = hello.speaker();
     checks.push(if hello.program == "lvmsync" && hello.version == ours {
         Check::ok(
             "far.version",

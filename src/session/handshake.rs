@@ -124,27 +124,20 @@ fn shown(text: &str) -> String {
 
 /// Compares two Hellos; both ends come to the same answer.
 pub fn agree(ours: &Hello, theirs: Hello) -> Result<Agreed, SessionError> {
-    let them = theirs.speaker();
+    let (us, them) = (ours.speaker(), theirs.speaker());
     let protocol = ours.protocol_max.min(theirs.protocol_max);
     if protocol < ours.protocol_min.max(theirs.protocol_min) {
         return Err(SessionError::Incompatible(format!(
-            "no common version of the protocol: this is {} {}, which speaks {} to {}; \
+            "no common version of the protocol: this is {us}, which speaks {} to {}; \
              the far end is {them}, which speaks {} to {}. Install the same release on both",
-            ours.program,
-            ours.version,
-            ours.protocol_min,
-            ours.protocol_max,
-            theirs.protocol_min,
-            theirs.protocol_max
+            ours.protocol_min, ours.protocol_max, theirs.protocol_min, theirs.protocol_max
         )));
     }
     if let Some(missing) = theirs.requires.iter().find(|name| !ours.has(name)) {
         return Err(SessionError::Incompatible(format!(
-            "the far end ({them}) needs the feature `{}`, which {} {} does not have. \
+            "the far end ({them}) needs the feature `{}`, which {us} does not have. \
              Install the same release on both",
-            shown(missing),
-            ours.program,
-            ours.version
+            shown(missing)
         )));
     }
     if let Some(missing) = ours.requires.iter().find(|name| !theirs.has(name)) {
