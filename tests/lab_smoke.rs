@@ -14,6 +14,8 @@ fn snapshot_and_ssh() {
         "snapshot_and_ssh",
         setup().disk("256M").disk("64M"),
         |guest| {
+            let of_the_host = guest.sh("ls -d /etc/lvmsync /var/lib/lvmsync 2> /dev/null || true");
+            assert_eq!(of_the_host, "", "a guest knows nothing of these");
             guest.volume_group("vg0", 0);
             let data = guest.volume("vg0", "data", "64M");
             guest.sh("lvcreate -qq -s -L 32M -n s1 vg0/data 2>&1");

@@ -28,7 +28,7 @@ const DROP_IN: &str = include_str!("../contrib/lvmsync-track.service.d/blk-avail
 const BEFORE: &str = r#"
 mkdir -p "$LAB_JOB/state" /srv
 ln -s "$LAB_JOB/state" /var/lib/lvmsync
-ln -s /run/lab/bin/lvmsync /usr/local/bin/lvmsync
+ln -sf /run/lab/bin/lvmsync /usr/local/bin/lvmsync
 kept=/etc/systemd/system/$(systemd-escape --path --suffix=mount "$LAB_JOB").d
 mkdir -p "$kept"
 printf '%s\n' '[Unit]' 'DefaultDependencies=no' > "$kept/root.conf"
