@@ -1,14 +1,48 @@
 //! Pipes for many megabytes.
 //!
-//! Guarantees: what is no pipe, or may not grow, stays as it is.
+//! Guarantees: no pipe gets smaller; what is no pipe, or may not grow, stays as it is.
 
 use std::os::fd::AsFd;
 
-/// What an ordinary user may ask for.
+use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
+
+/// What an ordinary user may ask for, unless an administrator has lowered it (`/proc/sys/fs/pipe-max-size`).
 const PIPE_BYTES: usize = 1 << 20;
 
-/// Lets a pipe hold as much as it may, so that both its ends sleep and wake less often.
+/// Lets a pipe hold as much as it may, up to a MiB, so that both its ends sleep and wake less often.
 pub fn widen(end: impl AsFd) {
-    // The user may have reached a limit: it works all the same.
-    let _ = rustix::pipe::fcntl_setpipe_size(end, PIPE_BYTES);
+    let Ok(now) = fcntl_getpipe_size(&end) else {
+        return;
+    };
+    let halves = std::iter::successors(Some(PIPE_BYTES), |bytes| Some(bytes / 2));
+    for wanted in halves.take_while(|wanted| *wanted > now) {
+        if fcntl_setpipe_size(&end, wanted).is_ok() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_grows_and_never_shrinks() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let limit = std::fs::read_to_string("/proc/sys/fs/pipe-max-size").unwrap();
+        let limit: usize = limit.trim().parse().unwrap();
+        widen(&writer);
+        let wide = fcntl_getpipe_size(&reader).unwrap();
+        assert!(wide * 2 > PIPE_BYTES.min(limit), "{wide} of {limit}");
+        // Only root may have more, and a limit of the machine may be less.
+        if let Ok(more) = fcntl_setpipe_size(&reader, 4 * PIPE_BYTES) {
+            widen(&reader);
+            assert_eq!(fcntl_getpipe_size(&writer), Ok(more));
+        }
+    }
+
+    #[test]
+    fn what_is_no_pipe_stays() {
+        widen(std::fs::File::open("/dev/null").unwrap());
+    }
 }

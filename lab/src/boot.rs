@@ -239,7 +239,9 @@ impl Running {
         let (Some(console), Some(directory)) = (&self.console, self.log.parent()) else {
             return;
         };
-        stuck::ask(directory);
+        if !stuck::ask(directory) {
+            return;
+        }
         let give_up = Instant::now() + stuck::PATIENCE;
         while Instant::now() < give_up
             && !console.has_shown(stuck::ANSWERED)

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// In the directory that all boots of a machine share.
 const QUESTION: &str = "stuck";
+/// There, too, once a guest would answer: not every job of a guest is a test's.
+const LISTENS: &str = "listens";
 /// The last line of the answer.
 pub(crate) const ANSWERED: &str = "lab: that is all that runs";
 /// How long the host waits for it.
@@ -18,20 +20,24 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the guest looks for the question.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// On the host: asks the guest whose directory this is.
-pub(crate) fn ask(directory: &Path) {
+/// On the host: asks the guest whose directory this is. False if it is one that does not answer.
+pub(crate) fn ask(directory: &Path) -> bool {
     // Who cannot ask hears nothing, and fails for the reason it has.
-    let _ = fs::write(directory.join(QUESTION), "");
+    directory.join(LISTENS).exists() && fs::write(directory.join(QUESTION), "").is_ok()
 }
 
 /// On the host, before a boot: an earlier one was asked, perhaps.
 pub(crate) fn ask_nothing(directory: &Path) {
-    let _ = fs::remove_file(directory.join(QUESTION));
+    for file in [QUESTION, LISTENS] {
+        let _ = fs::remove_file(directory.join(file));
+    }
 }
 
 /// In the guest: answers once, from a thread of its own.
 pub(crate) fn answer_when_asked(directory: &Path) {
     let question = directory.join(QUESTION);
+    // Who cannot say so is not asked.
+    let _ = fs::write(directory.join(LISTENS), "");
     spawn(move || {
         while !question.exists() {
             sleep(EVERY);

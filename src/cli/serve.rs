@@ -128,7 +128,7 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     let line = Line::new(cancel.clone(), args.timeout.get());
     let (input, out) = (
         line.reader(output::data_in()?),
-        line.writer(output::data_out()?),
+        line.shared_writer(output::data_out()?),
     );
     // Who only pings holds nothing yet, and must not hold us either.
     line.begins();

@@ -1,6 +1,6 @@
 //! Findings on another machine: can it be reached, is there an lvmsync, and does it know what this one knows?
 //!
-//! Guarantees: pure; its own words are shown in full.
+//! Guarantees: pure; what it said on its stderr is shown in full.
 
 use super::facts::{Far, FarEnd, FarFailure};
 use super::{Check, word};

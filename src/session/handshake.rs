@@ -111,9 +111,13 @@ pub struct Agreed {
 }
 
 impl Hello {
-    /// Program and version, fit to be shown.
+    /// Program and version, as far as it tells them, fit to be shown and not too long.
     pub fn speaker(&self) -> String {
-        format!("{} {}", shown(&self.program), shown(&self.version))
+        let told = format!("{} {}", shown(&self.program), shown(&self.version));
+        match told.trim() {
+            "" => "a program that does not say what it is".to_owned(),
+            told => told.to_owned(),
+        }
     }
 }
 
@@ -159,6 +163,23 @@ mod tests {
     #[test]
     fn the_greeting_is_pinned() {
         assert_eq!(GREETING, b"lvmsync session 1\n");
+    }
+
+    #[test]
+    fn a_speaker_is_what_it_says_and_no_more() {
+        let of = |program: &str, version: &str| {
+            let hello = Hello {
+                program: program.to_owned(),
+                version: version.to_owned(),
+                ..Hello::ours(&[])
+            };
+            hello.speaker()
+        };
+        assert_eq!(of("lvmsync", "4.0.0"), "lvmsync 4.0.0");
+        assert_eq!(of("lvmsync", ""), "lvmsync");
+        assert_eq!(of("", " "), "a program that does not say what it is");
+        assert_eq!(of("two\nlines", "1"), "two lines 1");
+        assert!(of(&"x".repeat(5000), "1").len() < 300);
     }
 
     #[test]

@@ -8,12 +8,14 @@
 //! Writes wait with `poll` and then write no more than what a pipe with room takes without waiting
 //! (`PIPE_BUF`). `O_NONBLOCK` would be simpler, but it belongs to the open file description: on an
 //! inherited stdout it would change the stdout of every other process that has it, the shell's too. So only
-//! a pipe that this process made, and whose end nobody else has, gets the flag ([`Line::own_writer`]); it
-//! takes large writes then, and holds as much as it may.
+//! a description that nobody else has gets the flag: that of a pipe which this process made
+//! ([`Line::own_writer`]), or one more of a pipe that it inherited ([`Line::shared_writer`]). It takes large writes then.
 
 use std::fmt;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -147,8 +149,9 @@ impl Line {
         *begin_by.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
     }
 
-    /// What comes from the far end.
+    /// What comes from the far end. A pipe is made wide.
     pub fn reader<R: Read + AsFd>(&self, input: R) -> LineReader<R> {
+        crate::pipe::widen(&input);
         LineReader {
             line: self.clone(),
             input,
@@ -161,6 +164,14 @@ impl Line {
             line: self.clone(),
             output,
             piece: SAFE_PIECE,
+        }
+    }
+
+    /// The same for a pipe that is opened once more here, if it can be.
+    pub fn shared_writer(&self, output: File) -> LineWriter<File> {
+        match opened_once_more(&output) {
+            Ok(own) => self.own_writer(own),
+            Err(_) => self.writer(output),
         }
     }
 
@@ -269,6 +280,20 @@ impl Line {
         };
         io::Error::new(io::ErrorKind::TimedOut, silence)
     }
+}
+
+/// A description of the same pipe that is nobody else's.
+fn opened_once_more(pipe: &File) -> io::Result<File> {
+    if !pipe.metadata()?.file_type().is_fifo() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let itself = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    // Without the flag it would wait for a reader where there is none any more.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new()
+        .write(true)
+        .custom_flags(flags)
+        .open(itself)
 }
 
 /// Not `ErrorKind::Interrupted`, which std retries.

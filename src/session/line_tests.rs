@@ -1,6 +1,8 @@
 //! Tests of deadlines and pings, over pipes and sockets in one process.
 
+use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
@@ -308,27 +310,48 @@ fn the_last_words_of_a_cancelled_run_go_out_if_there_is_room() {
 #[test]
 fn an_inherited_output_keeps_its_flags_and_everything_arrives() {
     use rustix::fs::{OFlags, fcntl_getfl};
-    let (mut reader, writer) = std::io::pipe().unwrap();
-    let inherited = writer.try_clone().unwrap();
-    let mut out = line(FAR_TOO_LONG).writer(writer);
-    let sender = thread::spawn(move || {
-        out.write_all(
-            &(0..400_000u32)
-                .map(|i| (i % 251) as u8)
-                .collect::<Vec<u8>>(),
-        )
-        .unwrap();
-    });
-    assert!(!fcntl_getfl(&inherited).unwrap().contains(OFlags::NONBLOCK));
-    let mut received = vec![0; 400_000];
-    reader.read_exact(&mut received).unwrap();
-    sender.join().unwrap();
-    assert!(
-        received
-            .iter()
-            .enumerate()
-            .all(|(i, byte)| usize::from(*byte) == i % 251)
-    );
+    for once_more in [false, true] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let inherited = writer.try_clone().unwrap();
+        let writer = File::from(OwnedFd::from(writer));
+        let mut out = match once_more {
+            true => line(FAR_TOO_LONG).shared_writer(writer),
+            false => line(FAR_TOO_LONG).writer(writer),
+        };
+        let sender = thread::spawn(move || {
+            out.write_all(
+                &(0..400_000u32)
+                    .map(|i| (i % 251) as u8)
+                    .collect::<Vec<u8>>(),
+            )
+            .unwrap();
+        });
+        assert!(!fcntl_getfl(&inherited).unwrap().contains(OFlags::NONBLOCK));
+        let mut received = vec![0; 400_000];
+        reader.read_exact(&mut received).unwrap();
+        sender.join().unwrap();
+        assert!(
+            received
+                .iter()
+                .enumerate()
+                .all(|(i, byte)| usize::from(*byte) == i % 251)
+        );
+        drop(inherited);
+        assert_eq!(
+            reader.read(&mut received).unwrap(),
+            0,
+            "nobody else has it open"
+        );
+    }
+}
+
+#[test]
+fn an_inherited_output_that_nobody_reads_any_more_is_closed() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut out = line(FAR_TOO_LONG).shared_writer(File::from(OwnedFd::from(writer)));
+    let error = out.write_all(b"bye").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
 }
 
 #[test]

@@ -242,7 +242,7 @@ fn asked(request: Option<Vec<u8>>, end: bool) -> SessionError {
     for message in messages.chain(end.then_some(Message::End)) {
         // A far end that has ended reads no more, and what this one says then does not matter.
         match cw.write_all(&message.encode().unwrap()) {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             result => result.unwrap(),
         }
     }
