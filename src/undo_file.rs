@@ -99,10 +99,11 @@ impl UndoPlace for UndoFiles {
             Ok(part) => part,
             // It cannot be read now: that does not make it nothing.
             Err(FormatError::Io(error)) => return Err(failed(error)),
-            Err(_) => return Ok(FoundUndo::Empty),
+            Err(_) => return Ok(FoundUndo::Empty(None)),
         };
         if part.frames() == 0 {
-            return Ok(FoundUndo::Empty);
+            let created = undoes.is(&part.header).then_some(part.header.created);
+            return Ok(FoundUndo::Empty(created));
         }
         file.keep_unfinished();
         if !undoes.is(&part.header) {

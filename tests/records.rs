@@ -877,7 +877,14 @@ fn the_undo_of_what_only_made_a_file_longer_stays_when_the_run_fails_again() {
     let cut = |name: &str| dir.fails(&format!("apply {name} copy.img --undo back"), 6, &[]);
     cut("cut.delta");
     assert_eq!(dir.state("copy.img")["status"], "incomplete");
+    // One that is made in another second would be another one.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     cut("cut.sooner");
+    dir.ok("apply back copy.img");
+    assert!(dir.read("copy.img") == base);
+    // So is one that tells of another destination.
+    cut("cut.delta");
+    dir.fails("apply cut.sooner copy.img --force", 6, &[]);
     dir.ok("apply back copy.img");
     assert!(dir.read("copy.img") == base);
 }

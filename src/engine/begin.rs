@@ -296,6 +296,7 @@ fn open_undo<'u>(
         }
     };
     let undoes = keeper.undoes(stream);
+    let mut created = None;
     if let Some(cut) = cut {
         match place.find(&name, &undoes)? {
             FoundUndo::Part(part)
@@ -318,8 +319,8 @@ fn open_undo<'u>(
                 return Ok(OpenUndo::named(Some(name)));
             }
             // Nothing was overwritten yet: a new one leads back as well.
-            FoundUndo::Gone | FoundUndo::Empty if cut.saved_offset == Some(0) => {}
-            FoundUndo::Empty if cut.undo_good_from() > 0 => {
+            FoundUndo::Gone if cut.saved_offset == Some(0) => {}
+            FoundUndo::Empty(_) if cut.saved_offset != Some(0) && cut.undo_good_from() > 0 => {
                 return Err(damaged_undo(target, &name));
             }
             FoundUndo::Gone | FoundUndo::Whole(_) if place.asked().is_some() => {
@@ -336,7 +337,7 @@ fn open_undo<'u>(
                 ));
                 return Ok(OpenUndo::named(Some(name)));
             }
-            FoundUndo::Empty => {}
+            FoundUndo::Empty(when) => created = when,
         }
     }
     // Where the record says that nothing is under way, what an older run left is of no use to anybody.
@@ -353,7 +354,8 @@ fn open_undo<'u>(
     } else {
         samples.clone()
     };
-    let header = undo_header(header, &undoes, old, new_size_bytes);
+    let mut header = undo_header(header, &undoes, old, new_size_bytes);
+    header.created = created.unwrap_or(header.created);
     let samples = samples.below(header.volume_size);
     // Durable: from the moment in which the destination is on record as incomplete, the undo can be applied.
     let undo = UndoRecorder::new(out, &name, &header, &samples, options.undo_compression)?;

@@ -80,8 +80,9 @@ pub struct Old {
 pub enum FoundUndo<'a> {
     /// Nothing, although it was there when the run began.
     Gone,
-    /// Its beginning, which saves nothing: nothing was overwritten.
-    Empty,
+    /// Its beginning, which saves nothing: nothing was overwritten. When it was made, if its header can be read: one that
+    /// takes its place is the same then, and the one that is on record.
+    Empty(Option<i64>),
     /// Its sound part.
     Part(Box<PartOfUndo<'a>>),
     /// All of it, under its name: everything was saved and everything was written. Which delta it is.

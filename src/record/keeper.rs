@@ -421,7 +421,8 @@ impl Keeper {
         })
     }
 
-    /// Nothing was written: the record is again what it was before this run, but for how far all was found equal.
+    /// Nothing was written: the record is again what it was before this run, but for how far all was found equal, and for
+    /// the undo that has taken the place of one that saved nothing.
     pub fn put_back(&mut self) -> Result<()> {
         if self.now == self.before {
             return Ok(());
@@ -430,7 +431,14 @@ impl Keeper {
             return Ok(());
         }
         let compared = self.compared_now();
-        self.now = self.before.clone();
+        let cut = |record: Option<Record>| record.and_then(|record| record.incomplete);
+        let made = cut(std::mem::replace(&mut self.now, self.before.clone()));
+        if let (Some(record), Some(made)) = (&mut self.now, made)
+            && let Some(cut) = &mut record.incomplete
+            && cut.stream == made.stream
+        {
+            cut.undo_stream = made.undo_stream;
+        }
         if compared.is_some() {
             let record = self.now.get_or_insert_with(|| Record {
                 identity: self

@@ -312,7 +312,7 @@ impl UndoPlace for MemoryUndo {
             return Ok(FoundUndo::Gone);
         }
         let Ok((part, samples)) = SoundPart::with_samples_of(&inner.bytes[..]) else {
-            return Ok(FoundUndo::Empty);
+            return Ok(FoundUndo::Empty(None));
         };
         let undone = part.header.undo_of.as_deref();
         assert_eq!(undone, Some(undoes.stream.as_str()));
@@ -320,7 +320,7 @@ impl UndoPlace for MemoryUndo {
             return Ok(FoundUndo::Whole(StreamId::of(&part.header, &samples)));
         }
         if part.frames() == 0 {
-            return Ok(FoundUndo::Empty);
+            return Ok(FoundUndo::Empty(Some(part.header.created)));
         }
         inner.bytes.truncate(part.delta_bytes as usize);
         let mut hasher = blake3::Hasher::new();

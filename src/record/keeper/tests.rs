@@ -105,6 +105,38 @@ fn a_run_that_begins_anew_is_on_record_as_that_before_it_writes() {
 }
 
 #[test]
+fn a_run_that_wrote_nothing_leaves_the_record_with_the_undo_that_is_there_now() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = StateDir::choose(Some(directory.path())).file_of("lvm:x");
+    let header = header(1 << 20);
+    let stream = StreamId::of(&header, &Samples::default());
+    let run = |undo: &str, forced| {
+        let policy = Policy::default();
+        let mut keeper =
+            Keeper::open(file.clone(), "vg/x", "host", policy, None, &volume()).unwrap();
+        let kept = Kept {
+            undo: Some("back".to_owned()),
+            undo_stream: Some(StreamId::from(undo.to_owned())),
+            forced,
+            ..Kept::default()
+        };
+        keeper.begin(&header, &stream, kept).unwrap();
+        keeper
+    };
+    drop(run("first", false));
+    let before = file.load().unwrap().unwrap();
+    run("second", true).put_back().unwrap();
+    let mut after = file.load().unwrap().unwrap();
+    let cut = after.incomplete.as_mut().unwrap();
+    assert_eq!(
+        cut.undo_stream.take(),
+        Some(StreamId::from("second".to_owned()))
+    );
+    cut.undo_stream = Some(StreamId::from("first".to_owned()));
+    assert_eq!(after, before);
+}
+
+#[test]
 fn what_was_forced_stays_no_state_until_it_is_taken_back_or_replaced() {
     use crate::delta::header::Source;
 
