@@ -10,6 +10,9 @@
 //! inherited stdout it would change the stdout of every other process that has it, the shell's too. So only
 //! a description that nobody else has gets the flag: that of a pipe which this process made
 //! ([`Line::own_writer`]), or one more of a pipe that it inherited ([`Line::shared_writer`]). It takes large writes then.
+//!
+//! A pipe is made wide when the first large piece goes through it, and not before: what wide pipes hold counts against a
+//! limit of their user, and most sessions say little.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -27,6 +30,8 @@ use crate::cancel::Cancel;
 
 /// `PIPE_BUF`: a pipe that polls as writable has a free page, which takes this much at once.
 const SAFE_PIECE: usize = 4096;
+/// What a pipe holds from the beginning. Readers have buffers of this size for anything.
+const LARGE_BYTES: usize = 64 << 10;
 
 /// The longest wait before everything is looked at again: the other direction may have heard something.
 const STEP: Duration = Duration::from_millis(200);
@@ -149,12 +154,12 @@ impl Line {
         *begin_by.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
     }
 
-    /// What comes from the far end. A pipe is made wide.
+    /// What comes from the far end.
     pub fn reader<R: Read + AsFd>(&self, input: R) -> LineReader<R> {
-        crate::pipe::widen(&input);
         LineReader {
             line: self.clone(),
             input,
+            is_wide: false,
         }
     }
 
@@ -164,6 +169,7 @@ impl Line {
             line: self.clone(),
             output,
             piece: SAFE_PIECE,
+            is_wide: false,
         }
     }
 
@@ -180,7 +186,6 @@ impl Line {
         let set = fcntl_getfl(&output)
             .and_then(|flags| fcntl_setfl(&output, flags | OFlags::NONBLOCK))
             .is_ok();
-        crate::pipe::widen(&output);
         LineWriter {
             piece: if set { usize::MAX } else { SAFE_PIECE },
             ..self.writer(output)
@@ -284,7 +289,10 @@ impl Line {
 
 /// A description of the same pipe that is nobody else's.
 fn opened_once_more(pipe: &File) -> io::Result<File> {
-    if !pipe.metadata()?.file_type().is_fifo() {
+    let is_fifo = pipe.metadata()?.file_type().is_fifo();
+    // The end to read from would become one to write to.
+    let is_to_write = fcntl_getfl(pipe)? & OFlags::ACCMODE != OFlags::RDONLY;
+    if !(is_fifo && is_to_write) {
         return Err(io::ErrorKind::Unsupported.into());
     }
     let itself = format!("/proc/self/fd/{}", pipe.as_raw_fd());
@@ -306,10 +314,12 @@ fn interrupted() -> io::Error {
 pub struct LineReader<R> {
     line: Line,
     input: R,
+    is_wide: bool,
 }
 
 impl<R: Read + AsFd> Read for LineReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        widen_for(buffer.len(), &mut self.is_wide, &self.input);
         self.line.wait(self.input.as_fd(), Direction::In)?;
         let read = self.input.read(buffer)?;
         self.line.shared.heard.fetch_add(1, Ordering::SeqCst);
@@ -323,9 +333,23 @@ pub struct LineWriter<W> {
     line: Line,
     output: W,
     piece: usize,
+    is_wide: bool,
+}
+
+fn widen_for(bytes: usize, is_wide: &mut bool, pipe: impl AsFd) {
+    if bytes > LARGE_BYTES && !*is_wide {
+        *is_wide = true;
+        crate::pipe::widen(pipe);
+    }
 }
 
 impl<W: Write + AsFd> LineWriter<W> {
+    /// Nobody else has this description, so it takes large writes.
+    #[cfg(test)]
+    pub(super) fn is_own(&self) -> bool {
+        self.piece == usize::MAX
+    }
+
     /// Writes as soon as there is room.
     fn when_ready(
         &mut self,
@@ -343,11 +367,14 @@ impl<W: Write + AsFd> LineWriter<W> {
 
 impl<W: Write + AsFd> Write for LineWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        widen_for(bytes.len(), &mut self.is_wide, &self.output);
         let piece = bytes.get(..self.piece).unwrap_or(bytes);
         self.when_ready(|output| output.write(piece))
     }
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let all = parts.iter().map(|part| part.len()).sum();
+        widen_for(all, &mut self.is_wide, &self.output);
         if self.piece == usize::MAX {
             return self.when_ready(|output| output.write_vectored(parts));
         }

@@ -310,6 +310,7 @@ fn the_last_words_of_a_cancelled_run_go_out_if_there_is_room() {
 #[test]
 fn an_inherited_output_keeps_its_flags_and_everything_arrives() {
     use rustix::fs::{OFlags, fcntl_getfl};
+    use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
     for once_more in [false, true] {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let inherited = writer.try_clone().unwrap();
@@ -318,18 +319,21 @@ fn an_inherited_output_keeps_its_flags_and_everything_arrives() {
             true => line(FAR_TOO_LONG).shared_writer(writer),
             false => line(FAR_TOO_LONG).writer(writer),
         };
-        let sender = thread::spawn(move || {
-            out.write_all(
-                &(0..400_000u32)
-                    .map(|i| (i % 251) as u8)
-                    .collect::<Vec<u8>>(),
-            )
-            .unwrap();
-        });
+        assert_eq!(out.is_own(), once_more);
+        let before = fcntl_getpipe_size(&reader).unwrap();
+        out.write_all(&[]).unwrap();
+        assert_eq!(fcntl_getpipe_size(&reader), Ok(before), "not for little");
+        // More than the widest pipe holds.
+        let sent: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+        let sender = thread::spawn(move || out.write_all(&sent).unwrap());
         assert!(!fcntl_getfl(&inherited).unwrap().contains(OFlags::NONBLOCK));
-        let mut received = vec![0; 400_000];
+        let mut received = vec![0; 3_000_000];
         reader.read_exact(&mut received).unwrap();
         sender.join().unwrap();
+        let other = std::io::pipe().unwrap().0;
+        if fcntl_setpipe_size(&other, 1 << 20).is_ok() {
+            assert_eq!(fcntl_getpipe_size(&reader), Ok(1 << 20));
+        }
         assert!(
             received
                 .iter()
@@ -352,6 +356,31 @@ fn an_inherited_output_that_nobody_reads_any_more_is_closed() {
     let mut out = line(FAR_TOO_LONG).shared_writer(File::from(OwnedFd::from(writer)));
     let error = out.write_all(b"bye").unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+}
+
+#[test]
+fn an_end_to_read_from_never_becomes_one_to_write_to() {
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let mut out = line(FAR_TOO_LONG).shared_writer(File::from(OwnedFd::from(reader)));
+    assert!(!out.is_own());
+    assert!(out.write_all(b"bye").is_err());
+}
+
+#[test]
+fn a_pipe_to_read_from_is_wide_when_much_comes_through_it() {
+    use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let before = fcntl_getpipe_size(&writer).unwrap();
+    let mut input = line(FAR_TOO_LONG).reader(reader);
+    writer.write_all(&[1; 2000]).unwrap();
+    assert!(input.read(&mut [0; 64 << 10]).unwrap() > 0);
+    assert_eq!(fcntl_getpipe_size(&writer), Ok(before));
+    writer.write_all(&[1; 2000]).unwrap();
+    assert!(input.read(&mut [0; 65 << 10]).unwrap() > 0);
+    let other = std::io::pipe().unwrap().0;
+    if fcntl_setpipe_size(&other, 1 << 20).is_ok() {
+        assert_eq!(fcntl_getpipe_size(&writer), Ok(1 << 20));
+    }
 }
 
 #[test]
