@@ -320,7 +320,7 @@ fn open_undo<'u>(
             }
             // Nothing was overwritten yet: a new one leads back as well.
             FoundUndo::Gone if cut.saved_offset == Some(0) => {}
-            FoundUndo::Empty(_) if cut.saved_offset != Some(0) && cut.undo_good_from() > 0 => {
+            FoundUndo::Empty(_) if cut.undo_good_from() > 0 => {
                 return Err(damaged_undo(target, &name));
             }
             FoundUndo::Gone | FoundUndo::Whole(_) if place.asked().is_some() => {
