@@ -1,13 +1,12 @@
 //! A file that goes to the disk while it is written, so that the sync at its end has little left to wait for.
 //!
-//! Guarantees: what is written is written as without it, and nothing is promised to be durable: that is for a sync of the file,
-//! which hears of every failure. Nobody waits for the disk here, so a run that fails or is stopped ends at once.
+//! Guarantees: what is written is written as without it, and nothing is promised to be durable: that is for a sync of the file.
+//! Every failure is heard of, here or there. Nobody waits for the disk here, so a run that fails or is stopped ends at once.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::num::NonZeroU64;
 
-use rustix::fs::{Advice, fadvise};
+use crate::sys::write_out::write_out;
 
 /// So much is sent to the disk at once.
 const PART_BYTES: u64 = 16 << 20;
@@ -43,10 +42,7 @@ impl Write for WriteBehind<'_> {
         let written = self.file.write(buffer)?;
         self.written = self.written.saturating_add(written as u64);
         if self.written >= self.part_bytes {
-            // Linux begins to write what is not on the disk yet, and waits for none of it. Advice: where it is not taken there
-            // is nothing else to do.
-            let part = NonZeroU64::new(self.written);
-            let _ = fadvise(self.file, self.begins, part, Advice::DontNeed);
+            write_out(self.file, self.begins, self.written)?;
             self.begins = self.begins.saturating_add(self.written);
             self.written = 0;
         }

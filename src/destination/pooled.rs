@@ -96,8 +96,8 @@ impl ReadAt for Pooled {
         self.volume.read_exact_at(buffer, offset)
     }
 
-    fn enough_at_once(&self) -> u64 {
-        self.volume.enough_at_once()
+    fn enough_at_once(&self, extent: Extent) -> u64 {
+        self.volume.enough_at_once(extent)
     }
 
     fn gap_worth_reading(&self) -> u64 {

@@ -18,7 +18,6 @@ use crate::delta::codec::Codec;
 use crate::error::Result;
 use crate::extent::{Extent, Kind};
 use crate::sys::aligned::AlignedBuffer;
-use crate::volume::ReadAt;
 
 /// Larger steps get a buffer for the largest, so that it need not grow step by step.
 const SMALL_STEP_BYTES: usize = 64 << 10;
@@ -177,7 +176,10 @@ impl<'a> Reader<'a> {
         };
         let mut differing = Vec::new();
         let sides = [self.source.volume, unlike.side.volume];
-        let at_once = sides.map(ReadAt::enough_at_once).into_iter().max();
+        let at_once = sides
+            .map(|side| side.enough_at_once(read))
+            .into_iter()
+            .max();
         for piece in cut(read, at_once.unwrap_or(PIECE_BYTES)) {
             let wanted = frames.iter().filter_map(|frame| {
                 let start = frame.offset().max(piece.offset());

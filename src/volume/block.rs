@@ -18,7 +18,7 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use super::file::write_zeroes;
 use super::host::VolumeIdentity;
 use super::open::Provisioning;
-use super::{ReadAt, WriteAt};
+use super::{FROM_DEVICE_BYTES, FROM_MEMORY_BYTES, ReadAt, WriteAt};
 use crate::blocks::{cut, is_zero};
 use crate::extent::Extent;
 use crate::sys::aligned::{ALIGNMENT, AlignedBuffer};
@@ -390,9 +390,12 @@ impl ReadAt for BlockVolume {
         self.size_bytes
     }
 
-    fn enough_at_once(&self) -> u64 {
-        // Each read waits for the device.
-        if self.is_direct() { 1 << 20 } else { 256 << 10 }
+    fn enough_at_once(&self, _: Extent) -> u64 {
+        if self.is_direct() {
+            FROM_DEVICE_BYTES
+        } else {
+            FROM_MEMORY_BYTES
+        }
     }
 
     /// Past the page cache each read waits for the device, about as long as a fast one takes for this much.

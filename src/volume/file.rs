@@ -6,13 +6,15 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
 use rustix::io::Errno;
 
 use super::host::VolumeIdentity;
-use super::{ReadAt, WriteAt};
+use super::past_cache::{self, PastCache};
+use super::{FROM_DEVICE_BYTES, FROM_MEMORY_BYTES, ReadAt, WriteAt};
 use crate::extent::Extent;
 
 /// An open regular file.
@@ -21,6 +23,8 @@ pub struct FileVolume {
     file: File,
     size_bytes: AtomicU64,
     identity: VolumeIdentity,
+    /// For what the page cache does not have, once it is wanted.
+    past_cache: OnceLock<Option<PastCache>>,
 }
 
 /// Zeroes are written in pieces of this size where holes cannot be punched.
@@ -36,6 +40,7 @@ impl FileVolume {
         Ok(Self {
             size_bytes: AtomicU64::new(metadata.len()),
             identity: VolumeIdentity::of(&metadata),
+            past_cache: OnceLock::new(),
             file,
         })
     }
@@ -74,6 +79,11 @@ impl FileVolume {
         &self.file
     }
 
+    fn past_cache(&self) -> Option<&PastCache> {
+        let way = || PastCache::to(&self.file, self.size_bytes());
+        self.past_cache.get_or_init(way).as_ref()
+    }
+
     fn check(&self, offset: u64, length: u64, past: io::ErrorKind) -> io::Result<()> {
         let end = offset.checked_add(length).ok_or(past)?;
         if end > self.size_bytes() {
@@ -91,7 +101,19 @@ impl ReadAt for FileVolume {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.check(offset, buffer.len() as u64, io::ErrorKind::UnexpectedEof)?;
-        self.file.read_exact_at(buffer, offset)
+        let done = match buffer.len() {
+            0..past_cache::MIN_BYTES => 0,
+            _ => self.past_cache().map_or(0, |way| way.read(buffer, offset)),
+        };
+        self.file
+            .read_exact_at(&mut buffer[done..], offset + done as u64)
+    }
+
+    fn enough_at_once(&self, extent: Extent) -> u64 {
+        match self.past_cache() {
+            Some(way) if way.is_the_way(extent) => FROM_DEVICE_BYTES,
+            _ => FROM_MEMORY_BYTES,
+        }
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {

@@ -11,6 +11,7 @@ pub mod host;
 pub mod in_use;
 pub mod memory;
 pub mod open;
+mod past_cache;
 
 use std::io;
 
@@ -18,6 +19,11 @@ pub use host::VolumeIdentity;
 pub use open::{Volume, WriteOptions};
 
 use crate::extent::Extent;
+
+/// What is enough to copy at once from the page cache.
+const FROM_MEMORY_BYTES: u64 = 256 << 10;
+/// What is enough to read at once from a device.
+const FROM_DEVICE_BYTES: u64 = 1 << 20;
 
 /// Something with a size that can be read at any place.
 pub trait ReadAt: Send + Sync {
@@ -32,10 +38,11 @@ pub trait ReadAt: Send + Sync {
         16 << 10
     }
 
-    /// Reads of more bytes than this gain nothing. What is copied from the page cache is best used while the processor's
-    /// own cache still has it.
-    fn enough_at_once(&self) -> u64 {
-        256 << 10
+    /// Reads of more bytes than this gain nothing in `extent`. What is copied from the page cache is best used while the
+    /// processor's own cache still has it; what comes from a device is waited for each time.
+    fn enough_at_once(&self, extent: Extent) -> u64 {
+        let _ = extent;
+        FROM_MEMORY_BYTES
     }
 
     /// The next extent at or after `offset` that may hold anything but zeroes; `None` when only
@@ -85,8 +92,8 @@ macro_rules! forward {
             fn gap_worth_reading(&self) -> u64 {
                 (**self).gap_worth_reading()
             }
-            fn enough_at_once(&self) -> u64 {
-                (**self).enough_at_once()
+            fn enough_at_once(&self, extent: Extent) -> u64 {
+                (**self).enough_at_once(extent)
             }
             fn next_data(&self, offset: u64) -> io::Result<Option<Extent>> {
                 (**self).next_data(offset)

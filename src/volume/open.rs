@@ -390,10 +390,10 @@ impl ReadAt for Volume {
         }
     }
 
-    fn enough_at_once(&self) -> u64 {
+    fn enough_at_once(&self, extent: Extent) -> u64 {
         match &self.inner {
-            Inner::Block(volume) => volume.enough_at_once(),
-            Inner::File(volume) => volume.enough_at_once(),
+            Inner::Block(volume) => volume.enough_at_once(extent),
+            Inner::File(volume) => volume.enough_at_once(extent),
         }
     }
 

@@ -1,0 +1,233 @@
+//! Reading of a file what the page cache does not have, past it.
+//!
+//! Guarantees: what is read is what an ordinary read would have found: only on filesystems whose direct reads write back
+//! first what is in memory alone. A piece that the page cache has is read from there; any other comes straight from the disk
+//! and is not kept, so that others need not make room for it. Where that cannot be had (another filesystem, a file of
+//! somebody else's, a piece that is small or not aligned) nothing is read here, and the caller reads as usual.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{OFlags, fstatfs};
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
+use super::VolumeIdentity;
+use crate::extent::Extent;
+use crate::sys::aligned::ALIGNMENT;
+use crate::sys::resident::Resident;
+
+/// Less is read as usual: the kernel reads ahead then, which nobody does here.
+pub(super) const MIN_BYTES: usize = 128 << 10;
+/// One page of so many bytes is asked for.
+const SAMPLE_BYTES: usize = 256 << 10;
+/// `f_type` of ext2 to ext4, XFS, Btrfs and F2FS (`include/uapi/linux/magic.h`). Others may answer a direct read without a
+/// look at what is in memory, or have a cache that mincore knows nothing of.
+const COHERENT: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+
+/// Another way to an open file.
+#[derive(Debug)]
+pub(super) struct PastCache {
+    file: File,
+    resident: Resident,
+    works: AtomicBool,
+}
+
+impl PastCache {
+    /// For the first `bytes` of `file`; `None` where there is no such way.
+    pub(super) fn to(file: &File, bytes: u64) -> Option<Self> {
+        // A mapping as large as the file takes no memory, but it takes addresses.
+        let scarce = getrlimit(Resource::As).current.is_some();
+        if scarce || !is_coherent(file) {
+            return None;
+        }
+        // By its number: the path may lead to another file by now.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let mut options = File::options();
+        options.read(true);
+        options.custom_flags((OFlags::DIRECT | OFlags::NONBLOCK).bits().cast_signed());
+        let same = options.open(path).ok()?;
+        let [one, other] = [file, &same].map(File::metadata);
+        if VolumeIdentity::of(&one.ok()?) != VolumeIdentity::of(&other.ok()?) {
+            return None;
+        }
+        Some(Self {
+            file: same,
+            resident: Resident::of(file, bytes).ok()?,
+            works: AtomicBool::new(true),
+        })
+    }
+
+    /// Whether `extent` would be read past the page cache. It is asked for by samples.
+    pub(super) fn is_the_way(&self, extent: Extent) -> bool {
+        self.works.load(Ordering::Relaxed)
+            && extent.length() >= MIN_BYTES as u64
+            && extent.offset().is_multiple_of(ALIGNMENT as u64)
+            && samples(extent).any(|at| self.resident.has(at) == Some(false))
+    }
+
+    /// Reads the beginning of `buffer` from `offset`, and says how much. The rest is for the usual way, and so is every error.
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> usize {
+        let whole = buffer.len() - buffer.len() % ALIGNMENT;
+        let is_aligned = buffer.as_ptr().addr().is_multiple_of(ALIGNMENT);
+        let extent = Extent::new(offset, whole as u64);
+        if !is_aligned || !extent.is_some_and(|extent| self.is_the_way(extent)) {
+            return 0;
+        }
+        loop {
+            match self.file.read_at(&mut buffer[..whole], offset) {
+                // The next part would not be aligned where the file ends.
+                Ok(length) => return length - length % ALIGNMENT,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    if let Some(Errno::INVAL | Errno::OPNOTSUPP) = Errno::from_io_error(&error) {
+                        self.works.store(false, Ordering::Relaxed);
+                    }
+                    return 0;
+                }
+            }
+        }
+    }
+}
+
+fn is_coherent(file: &File) -> bool {
+    let kind = fstatfs(file).map(|system| u32::try_from(system.f_type));
+    matches!(kind, Ok(Ok(kind)) if COHERENT.contains(&kind))
+}
+
+/// Places in `extent` that tell of all of it: one in each [`SAMPLE_BYTES`], and its end.
+fn samples(extent: Extent) -> impl Iterator<Item = u64> {
+    let last = extent.end() - 1;
+    (extent.offset()..last).step_by(SAMPLE_BYTES).chain([last])
+}
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "small numbers of our own")]
+mod tests {
+    use super::*;
+    use crate::sys::aligned::AlignedBuffer;
+    use rustix::fs::{Advice, fadvise, fdatasync};
+    use std::io::Write;
+
+    const BYTES: usize = (3 << 20) + 5000;
+    const MIB: u64 = 1 << 20;
+
+    /// A file of which nothing is in memory, beside the code, for /tmp may be in memory; `None` if that lies on a filesystem
+    /// that is read as usual, or may not be written.
+    fn on_disk() -> Option<(File, Vec<u8>)> {
+        let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).ok()?;
+        if !is_coherent(&file) {
+            return None;
+        }
+        let bytes: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
+        file.write_all(&bytes).unwrap();
+        // No more is read than is asked for.
+        fadvise(&file, 0, None, Advice::Random).unwrap();
+        forget(&file);
+        Some((file, bytes))
+    }
+
+    fn forget(file: &File) {
+        fdatasync(file).unwrap();
+        fadvise(file, 0, None, Advice::DontNeed).unwrap();
+    }
+
+    fn way(file: &File) -> PastCache {
+        PastCache::to(file, BYTES as u64).unwrap()
+    }
+
+    /// Reads up to a MiB at `offset`.
+    fn read(way: &PastCache, offset: u64) -> (usize, AlignedBuffer) {
+        let mut buffer = AlignedBuffer::new((BYTES - offset as usize).min(1 << 20));
+        (way.read(&mut buffer, offset), buffer)
+    }
+
+    #[test]
+    fn what_is_not_in_memory_is_read_and_does_not_come_into_it() {
+        let Some((file, bytes)) = on_disk() else {
+            return;
+        };
+        let way = way(&file);
+        for _ in 0..2 {
+            for (offset, expected) in [
+                (0, 1 << 20),
+                (MIB, 1 << 20),
+                (2 * MIB, 1 << 20),
+                (3 * MIB, 0),
+            ] {
+                let (length, buffer) = read(&way, offset);
+                assert_eq!(length, expected, "at {offset}");
+                assert!(buffer[..length] == bytes[offset as usize..][..length]);
+            }
+        }
+        let none = samples(Extent::new(0, BYTES as u64).unwrap())
+            .all(|at| way.resident.has(at) == Some(false));
+        assert!(none, "it was left as it was");
+    }
+
+    #[test]
+    fn the_part_of_a_block_at_the_end_is_for_the_usual_way() {
+        let Some((file, bytes)) = on_disk() else {
+            return;
+        };
+        let way = way(&file);
+        let mut buffer = AlignedBuffer::new(BYTES - (2 << 20));
+        let length = way.read(&mut buffer, 2 * MIB);
+        assert_eq!(length, (1 << 20) + 4096);
+        assert!(buffer[..length] == bytes[2 << 20..][..length]);
+    }
+
+    #[test]
+    fn what_is_in_memory_small_or_not_aligned_is_for_the_usual_way() {
+        let Some((file, _)) = on_disk() else {
+            return;
+        };
+        let way = way(&file);
+        file.read_exact_at(&mut vec![0; 1 << 20], MIB).unwrap();
+        assert_eq!(read(&way, MIB).0, 0, "in memory");
+        assert_eq!(read(&way, 2 * MIB).0, 1 << 20, "and no more than that is");
+        let mut buffer = AlignedBuffer::new(1 << 20);
+        assert_eq!(way.read(&mut buffer[..64 << 10], 0), 0);
+        assert_eq!(way.read(&mut buffer[1..], 0), 0);
+        assert_eq!(way.read(&mut buffer, 512), 0);
+        assert_eq!(way.read(&mut buffer, 1 << 30), 0, "past what was asked for");
+    }
+
+    #[test]
+    fn what_was_changed_in_memory_alone_is_what_is_read() {
+        let Some((file, mut bytes)) = on_disk() else {
+            return;
+        };
+        let way = way(&file);
+        for round in 0..100 {
+            // Between the samples.
+            let at = (600 << 10) + round * 512;
+            file.write_all_at(&[round as u8; 5000], at as u64).unwrap();
+            bytes[at..at + 5000].fill(round as u8);
+            let (length, buffer) = read(&way, 0);
+            assert_eq!(length, 1 << 20);
+            assert!(buffer[..] == bytes[..1 << 20], "round {round}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_became_shorter_gives_what_it_has() {
+        let Some((file, bytes)) = on_disk() else {
+            return;
+        };
+        let way = way(&file);
+        file.set_len(300_000).unwrap();
+        let (length, buffer) = read(&way, 0);
+        assert!(length <= 300_000, "{length}");
+        assert!(buffer[..length] == bytes[..length]);
+    }
+
+    #[test]
+    fn where_direct_reads_may_not_see_what_is_in_memory_there_is_no_such_way() {
+        let proc = File::open("/proc/self/status").unwrap();
+        assert!(PastCache::to(&proc, 4096).is_none());
+    }
+}
