@@ -1,7 +1,8 @@
 //! A file that goes to the disk while it is written, so that the sync at its end has little left to wait for.
 //!
 //! Guarantees: what is written is written as without it, and nothing is promised to be durable: that is for a sync of the file.
-//! Every failure is heard of, here or there. Nobody waits for the disk here, so a run that fails or is stopped ends at once.
+//! Every failure is heard of, here or there. Nobody waits here until it is on the disk, so a run that fails or is stopped ends
+//! soon.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};

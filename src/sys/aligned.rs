@@ -185,6 +185,9 @@ mod tests {
 
     #[test]
     fn a_large_buffer_is_half_a_huge_page() {
+        let [one, other] = Half::two();
+        assert_eq!(one.0.addr().get() % HUGE_BYTES, 0);
+        assert_eq!(other.0.addr().get(), one.0.addr().get() + HALF_BYTES);
         let buffer = AlignedBuffer::new(HALF_BYTES);
         assert_eq!(buffer.as_ptr() as usize % HALF_BYTES, 0);
     }

@@ -1,7 +1,8 @@
 //! Sends what was written to a file on its way to the disk, by `sync_file_range(2)`.
 //!
-//! Guarantees: nobody waits for the disk, and nothing is durable by it. What fails at once is said here, for a sync later on
-//! would not hear of it: the kernel forgets pages that it could not send.
+//! Guarantees: nobody waits until it is there, only for room in the queue of a disk that is behind; nothing is durable by it.
+//! What fails at once, such as finding room for it, is said here: the kernel may forget such pages, of which a sync later on
+//! would not hear.
 
 use std::fs::File;
 use std::io;
@@ -29,7 +30,8 @@ pub fn write_out(file: &File, offset: u64, length: u64) -> io::Result<()> {
     }
     let error = io::Error::last_os_error();
     match Errno::from_io_error(&error) {
-        Some(Errno::NOSYS | Errno::INVAL | Errno::SPIPE | Errno::OPNOTSUPP) => Ok(()),
+        // One that was interrupted has sent less, which is no failure; and to its caller it would seem as if nothing was written.
+        Some(Errno::INTR | Errno::NOSYS | Errno::INVAL | Errno::SPIPE | Errno::OPNOTSUPP) => Ok(()),
         _ => Err(error),
     }
 }
