@@ -1,8 +1,8 @@
 //! Opening a volume that is to be compared.
 //!
 //! Guarantees: it is opened for reading only, and whoever else uses it may go on; what is in use for writing is
-//! said, since blocks that are written meanwhile may count as different; reads come from the volume and not
-//! from a copy in memory, as far as the system lets them.
+//! said, since blocks that are written meanwhile may count as different, and a file that was written meanwhile is known;
+//! reads come from the volume and not from a copy in memory, as far as the system lets them.
 
 use crate::commands::Caller;
 use crate::dm::resolve::Resolved;
@@ -16,6 +16,7 @@ use crate::record::admission::Called;
 use crate::record::half_written;
 use crate::record::store::StateDir;
 use crate::source::{explain, refuse_suspended, refuse_suspended_device, snapshot_in, trusted};
+use crate::volume::file_version::FileVersion;
 use crate::volume::in_use::{Holder, holders_of};
 use crate::volume::open::Volume;
 use crate::volume::{ReadAt, VolumeIdentity};
@@ -25,6 +26,8 @@ pub struct Comparand {
     volume: Volume,
     name: String,
     snapshot: Option<LogicalVolume>,
+    /// Of a regular file, when it was opened.
+    version: Option<FileVersion>,
 }
 
 impl Comparand {
@@ -52,6 +55,7 @@ impl Comparand {
             ));
         }
         Ok(Self {
+            version: FileVersion::of(&volume)?,
             volume,
             name: name.to_owned(),
             snapshot: snapshot_in(resolved),
@@ -76,6 +80,19 @@ impl Comparand {
                 Err(error) => monitor.warn(&error.chain()),
             }
         }
+    }
+
+    /// Fails if it is a file that was written to since it was opened. Of a device nobody can tell.
+    pub fn check_unchanged(&self) -> Result<()> {
+        if FileVersion::of(&self.volume)? == self.version {
+            return Ok(());
+        }
+        let action = format!(
+            "{}: what was found holds for no moment of it; stop what writes to it, or compare a snapshot",
+            self.name
+        );
+        let source = std::io::Error::other("it was written while it was compared");
+        Err(Error::io(action, source))
     }
 
     /// As the engine wants it.

@@ -8,162 +8,24 @@
     reason = "tests: what does not hold fails the test, and volumes here are small"
 )]
 
+mod sync_kit;
+
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
 
 use proptest::prelude::*;
 use serde_json::Value;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_lvmsync");
+use sync_kit::{Ends, PROGRAM, Pair, WAYS, Way, noise, pair};
+
 const BLOCK: usize = 4096;
-
-/// Where the two ends are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Here,
-    Push,
-    Pull,
-}
-
-const WAYS: [Way; 3] = [Way::Here, Way::Push, Way::Pull];
-
-/// Two ends in one directory.
-struct Ends {
-    directory: tempfile::TempDir,
-    way: Way,
-}
-
-impl Ends {
-    fn new(way: Way) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let shell = directory.path().join("shell");
-        fs::write(&shell, "#!/bin/sh\nshift\nexec sh -c \"$*\"\n").unwrap();
-        fs::set_permissions(&shell, fs::Permissions::from_mode(0o755)).unwrap();
-        Self { directory, way }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn run(&self, verb: &str, more: &[&str]) -> Output {
-        let [source, destination] =
-            ["source", "destination"].map(|name| self.path(name).display().to_string());
-        let far = |path: &str, is_far: bool| {
-            if is_far {
-                format!("host:{path}")
-            } else {
-                path.to_owned()
-            }
-        };
-        let mut command = Command::new(PROGRAM);
-        command.arg(verb);
-        command.arg(far(&source, self.way == Way::Pull));
-        command.arg(far(&destination, self.way == Way::Push));
-        if self.way != Way::Here {
-            command.args(["-e", self.path("shell").to_str().unwrap()]);
-            command.args(["--remote-path", PROGRAM]);
-        }
-        command
-            .args(more)
-            .env("LVMSYNC_STATE_DIR", self.path("state"))
-            .output()
-            .unwrap()
-    }
-
-    /// Syncs, and sees that all is as it should be; what it said in JSON.
-    #[track_caller]
-    fn sync(&self, more: &[&str]) -> Value {
-        let output = self.run("sync", &[&["--json"], more].concat());
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{said}");
-        self.is_equal();
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    #[track_caller]
-    fn is_equal(&self) {
-        let [source, destination] = ["source", "destination"].map(|n| fs::read(self.path(n)));
-        assert!(source.unwrap() == destination.unwrap(), "not equal");
-        let output = Command::new(PROGRAM)
-            .args(["state", "show", "--json"])
-            .arg(self.path("destination"))
-            .env("LVMSYNC_STATE_DIR", self.path("state"))
-            .output()
-            .unwrap();
-        let all: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(all[0]["status"], "complete", "{all}");
-    }
-}
 
 fn number(json: &Value, name: &str) -> u64 {
     json[name]
         .as_u64()
         .unwrap_or_else(|| panic!("{name} in {json}"))
-}
-
-fn noise(length: usize, word: &str) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(word.as_bytes())
-        .finalize_xof()
-        .fill(&mut bytes);
-    bytes
-}
-
-/// How the destination came about.
-#[derive(Clone, Debug)]
-struct Pair {
-    source: Vec<u8>,
-    destination: Vec<u8>,
-}
-
-fn pair() -> impl Strategy<Value = Pair> {
-    let size = prop_oneof![Just(0usize), 1..5000usize, 1..3_500_000usize];
-    let change = (any::<prop::sample::Index>(), 1usize..300_000, 0u8..6);
-    (
-        size,
-        prop::collection::vec(change, 0..8),
-        0u8..8,
-        0usize..200_000,
-    )
-        .prop_map(|(size, changes, kind, by)| {
-            let mut source = noise(size, "source");
-            let mut destination = source.clone();
-            for (at, length, how) in changes {
-                if size == 0 {
-                    continue;
-                }
-                let start = at.index(size);
-                let range = start..(start + length).min(size);
-                match how {
-                    0 => destination[start] ^= 1,
-                    1 => source[range].fill(0),
-                    2 => destination[range].fill(0),
-                    3 => destination[range.clone()].copy_from_slice(&noise(range.len(), "other")),
-                    4 => {
-                        source[range.clone()].fill(0);
-                        destination[range].fill(0);
-                    }
-                    _ => destination[size - 1] ^= 0x80,
-                }
-            }
-            match kind {
-                // Shifted, shorter, longer, and nothing alike.
-                0 => destination.rotate_left(by.min(size)),
-                1 => destination.truncate(size.saturating_sub(by)),
-                2 => destination.extend(noise(by, "tail")),
-                3 => destination = noise(size, "nothing alike"),
-                _ => {}
-            }
-            Pair {
-                source,
-                destination,
-            }
-        })
 }
 
 /// Blocks of the source that are not as in the destination.
@@ -214,31 +76,62 @@ proptest! {
 
 #[test]
 fn equal_volumes_cost_the_wire_next_to_nothing() {
-    let ends = Ends::new(Way::Push);
-    let bytes = noise(24 << 20, "equal");
-    fs::write(ends.path("source"), &bytes).unwrap();
-    fs::write(ends.path("destination"), &bytes).unwrap();
-    let json = ends.sync(&[]);
-    assert_eq!(number(&json, "compared_bytes"), 24 << 20);
-    assert!(number(&json, "wire_bytes") <= (24 << 20) / 2000, "{json}");
+    for way in [Way::Push, Way::Pull] {
+        let ends = Ends::new(way);
+        let bytes = noise(24 << 20, "equal");
+        fs::write(ends.path("source"), &bytes).unwrap();
+        fs::write(ends.path("destination"), &bytes).unwrap();
+        let json = ends.sync(&[]);
+        assert_eq!(number(&json, "compared_bytes"), 24 << 20);
+        assert!(number(&json, "wire_bytes") <= (24 << 20) / 2000, "{json}");
+    }
 }
 
 #[test]
 fn scattered_blocks_cost_the_wire_little_more_than_themselves() {
-    let ends = Ends::new(Way::Push);
-    let bytes = noise(24 << 20, "before");
-    fs::write(ends.path("destination"), &bytes).unwrap();
-    let mut now = bytes;
+    let before = noise(24 << 20, "before");
     let changed = 40;
+    // Half of each block is noise, so compressed it is half as long.
+    let mut now = before.clone();
     for number in 0..changed {
-        let start = number * 149 * BLOCK;
-        now[start..start + BLOCK].copy_from_slice(&noise(BLOCK, &number.to_string()));
+        let block = &mut now[number * 149 * BLOCK..][..BLOCK];
+        block[..BLOCK / 2].copy_from_slice(&noise(BLOCK / 2, &number.to_string()));
+        block[BLOCK / 2..].fill(7);
     }
-    fs::write(ends.path("source"), &now).unwrap();
-    let json = ends.sync(&[]);
-    assert_eq!(number(&json, "data_bytes"), (changed * BLOCK) as u64);
-    let most = changed * (BLOCK + 8192) + (24 << 20) / 2000;
-    assert!(number(&json, "wire_bytes") <= most as u64, "{json}");
+    for way in [Way::Push, Way::Pull] {
+        for (z, each) in [("none", BLOCK), ("zstd", BLOCK / 2 + 64)] {
+            let ends = Ends::new(way);
+            fs::write(ends.path("destination"), &before).unwrap();
+            fs::write(ends.path("source"), &now).unwrap();
+            let json = ends.sync(&["-z", z]);
+            assert_eq!(number(&json, "data_bytes"), (changed * BLOCK) as u64);
+            let most = changed * (each + 8192);
+            assert!(
+                number(&json, "wire_bytes") <= most as u64,
+                "{way:?} {z} {json}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_last_byte_of_anything_that_is_compared_at_once_counts() {
+    let before = noise(3 << 20, "regions");
+    for way in WAYS {
+        for region in [4096, 16 << 10, 256 << 10, 1 << 20, 2 << 20, 3 << 20] {
+            let ends = Ends::new(way);
+            let mut now = before.clone();
+            now[region - 1] ^= 1;
+            fs::write(ends.path("destination"), &before).unwrap();
+            fs::write(ends.path("source"), &now).unwrap();
+            let json = ends.sync(&[]);
+            assert_eq!(
+                number(&json, "data_bytes"),
+                BLOCK as u64,
+                "{way:?} {region}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `lvmsync compare`: is a volume equal to another, here or elsewhere?
 //!
 //! Guarantees: nothing is written at either end; "equal" is said only after every byte that was asked about was
-//! read at both ends, from the volumes themselves.
+//! read at both ends, from the volumes themselves, and not of a file here that was written to meanwhile.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -142,8 +142,10 @@ pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> 
                 is_file: other.is_file(),
             };
             sizes.compare(only, terminal, |extents| {
-                compare_here(extents, source.side(), other.side(), cancel, terminal)
-                    .map_err(|error| source.explain(other.explain(error)))
+                let differing =
+                    compare_here(extents, source.side(), other.side(), cancel, terminal)
+                        .map_err(|error| source.explain(other.explain(error)))?;
+                vouch([&source, &other], differing, terminal)
             })
         }
         Endpoint::Remote { host, path } => {
@@ -154,8 +156,10 @@ pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> 
                 is_file: far.ready.kind == "file",
             };
             sizes.compare(only, terminal, |extents| {
-                far.compare(extents, source.side(), cancel, terminal)
-                    .map_err(|error| source.explain(error))
+                let differing = far
+                    .compare(extents, source.side(), cancel, terminal)
+                    .map_err(|error| source.explain(error))?;
+                vouch([&source], differing, terminal)
             })
         }
     }
@@ -179,9 +183,26 @@ pub(super) fn find_from(
         is_file: destination.is_file(),
     };
     sizes.compare(None, terminal, |extents| {
-        far.compare(extents, destination.side(), cancel, terminal)
-            .map_err(|error| destination.explain(error))
+        let differing = far
+            .compare(extents, destination.side(), cancel, terminal)
+            .map_err(|error| destination.explain(error))?;
+        vouch([&destination], differing, terminal)
     })
+}
+
+/// "Equal" is said of what nobody wrote to meanwhile, as far as that can be known. What differs differs.
+fn vouch<const N: usize>(
+    ends: [&Comparand; N],
+    differing: ChangeList,
+    monitor: &dyn Monitor,
+) -> Result<ChangeList> {
+    for end in ends {
+        match end.check_unchanged() {
+            Err(error) if !differing.is_empty() => monitor.warn(&error.chain()),
+            result => result?,
+        }
+    }
+    Ok(differing)
 }
 
 /// The extents of a delta, which is read to its end and found sound.

@@ -1,0 +1,164 @@
+//! A sync or a comparison that is cut, and one whose volumes change under it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "tests: what does not hold fails the test, and volumes here are small"
+)]
+
+mod sync_kit;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::{Output, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use sync_kit::{Ends, WAYS, Way, noise, pair};
+
+/// Where a run is cut: after so many bytes on the way there or back, or after so many microseconds.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    There(u32),
+    Back(u32),
+    After(u32),
+}
+
+fn cut() -> impl Strategy<Value = Cut> {
+    prop_oneof![
+        (1u32..4_000).prop_map(Cut::There),
+        (1u32..400_000).prop_map(Cut::There),
+        (1u32..5_000).prop_map(Cut::Back),
+        (0u32..60_000).prop_map(Cut::After),
+    ]
+}
+
+/// A program that passes so many bytes on, each as soon as it is there, and ends.
+fn only(bytes: u32) -> String {
+    format!(
+        "perl -e '$left = {bytes}; while ($left > 0 and $got = sysread(STDIN, $data, $left)) \
+         {{ syswrite(STDOUT, $data); $left -= $got }}'"
+    )
+}
+
+/// Runs until it is cut, or to its end if that comes first.
+fn run_until(ends: &Ends, cut: Cut) {
+    let whole = r#"exec sh -c "$*""#;
+    match cut {
+        Cut::There(bytes) => ends.shell(&format!(r#"{} | sh -c "$*""#, only(bytes))),
+        // Nothing of it holds the line open once it is cut.
+        Cut::Back(bytes) => ends.shell(&format!(r#"sh -c "$*" | ({}; kill -9 $$)"#, only(bytes))),
+        Cut::After(_) => ends.shell(whole),
+    }
+    let mut child = ends
+        .command("sync", &["--retries", "0", "--timeout", "10"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    if let Cut::After(microseconds) = cut {
+        sleep(Duration::from_micros(microseconds.into()));
+        // SIGKILL.
+        let _ = child.kill();
+    }
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        matches!(output.status.code(), None | Some(0 | 5 | 7)),
+        "{said}"
+    );
+    ends.shell(whole);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(1024) / 16 + 4))]
+
+    #[test]
+    fn any_pair_that_is_cut_anywhere_is_equal_in_the_end(
+        pair in pair(),
+        way in prop::sample::select(WAYS.to_vec()),
+        cuts in prop::collection::vec(cut(), 1..4),
+    ) {
+        let ends = Ends::new(way);
+        fs::write(ends.path("source"), &pair.source).unwrap();
+        fs::write(ends.path("destination"), &pair.destination).unwrap();
+        for cut in cuts {
+            run_until(&ends, cut);
+        }
+        // The far end of a run that was killed may still have to hear of it.
+        let is_locked = || ends.run("sync", &[]).status.code() == Some(5);
+        let locked = (0..100).take_while(|_| is_locked());
+        locked.for_each(|_| sleep(Duration::from_millis(100)));
+        ends.sync(&[]);
+    }
+}
+
+/// Runs, and after a while a byte of a file is written.
+fn with_a_write(ends: &Ends, verb: &str, more: &[&str], (changed, byte): (&str, u8)) -> Output {
+    let mut command = ends.command(verb, more);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    sleep(Duration::from_millis(700));
+    let file = fs::File::options().write(true).open(ends.path(changed));
+    file.unwrap().write_all_at(&[byte], 100).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_file_that_is_written_while_it_is_synced_is_no_state() {
+    for way in WAYS {
+        let ends = Ends::new(way);
+        fs::write(ends.path("source"), noise(6 << 20, "source")).unwrap();
+        fs::write(ends.path("destination"), noise(6 << 20, "before")).unwrap();
+        let output = with_a_write(
+            &ends,
+            "sync",
+            &["--bwlimit", "3M", "--retries", "0"],
+            ("source", 1),
+        );
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{way:?} {said}");
+        assert!(
+            said.contains("it was written while it was read"),
+            "{way:?} {said}"
+        );
+        ends.sync(&[]);
+    }
+}
+
+#[test]
+fn files_that_are_written_while_they_are_compared_are_not_called_equal() {
+    // The one here is open when the far end begins, late.
+    let ends = Ends::new(Way::Push);
+    ends.shell(r#"sleep 2; exec sh -c "$*""#);
+    let same = noise(1 << 20, "same");
+    for name in ["source", "destination"] {
+        fs::write(ends.path(name), &same).unwrap();
+    }
+    assert_eq!(ends.run("compare", &[]).status.code(), Some(0));
+    // The same byte once more is a write as well.
+    let output = with_a_write(&ends, "compare", &[], ("source", same[100]));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let words = "source: what was found holds for no moment of it";
+    assert!(said.contains(words), "{said}");
+}
+
+#[test]
+fn files_that_differ_differ_whoever_writes_meanwhile() {
+    let ends = Ends::new(Way::Push);
+    ends.shell(r#"sleep 2; exec sh -c "$*""#);
+    fs::write(ends.path("source"), noise(1 << 20, "one")).unwrap();
+    fs::write(ends.path("destination"), noise(1 << 20, "other")).unwrap();
+    let output = with_a_write(&ends, "compare", &["--json"], ("source", 1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("written while it was compared"), "{said}");
+}
