@@ -8,6 +8,7 @@
     reason = "tests: what does not hold fails the test, and volumes here are small"
 )]
 
+mod record_kit;
 mod sync_kit;
 
 use std::fs;
@@ -18,7 +19,8 @@ use std::process::Command;
 use proptest::prelude::*;
 use serde_json::Value;
 
-use sync_kit::{Ends, PROGRAM, Pair, WAYS, Way, noise, pair};
+use record_kit::noise;
+use sync_kit::{Ends, PROGRAM, Pair, WAYS, Way, pair};
 
 const BLOCK: usize = 4096;
 

@@ -7,6 +7,7 @@
     reason = "tests: what does not hold fails the test, and volumes here are small"
 )]
 
+mod record_kit;
 mod sync_kit;
 
 use std::fs;
@@ -17,31 +18,24 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use sync_kit::{Ends, WAYS, Way, noise, pair};
+use record_kit::{noise, only};
+use sync_kit::{Ends, WAYS, Way, pair};
 
 /// Where a run is cut: after so many bytes on the way there or back, or after so many microseconds.
 #[derive(Clone, Copy, Debug)]
 enum Cut {
-    There(u32),
-    Back(u32),
+    There(usize),
+    Back(usize),
     After(u32),
 }
 
 fn cut() -> impl Strategy<Value = Cut> {
     prop_oneof![
-        (1u32..4_000).prop_map(Cut::There),
-        (1u32..400_000).prop_map(Cut::There),
-        (1u32..5_000).prop_map(Cut::Back),
+        (1usize..4_000).prop_map(Cut::There),
+        (1usize..400_000).prop_map(Cut::There),
+        (1usize..5_000).prop_map(Cut::Back),
         (0u32..60_000).prop_map(Cut::After),
     ]
-}
-
-/// A program that passes so many bytes on, each as soon as it is there, and ends.
-fn only(bytes: u32) -> String {
-    format!(
-        "perl -e '$left = {bytes}; while ($left > 0 and $got = sysread(STDIN, $data, $left)) \
-         {{ syswrite(STDOUT, $data); $left -= $got }}'"
-    )
 }
 
 /// Runs until it is cut, or to its end if that comes first.

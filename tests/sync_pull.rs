@@ -8,6 +8,8 @@
     reason = "tests: what does not hold fails the test"
 )]
 
+mod record_kit;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -20,6 +22,8 @@ use lvmsync::delta::stream::StreamId;
 use lvmsync::session::handshake::{FEATURE_PULL_DRY_RUN, FEATURE_PULL_SNAPSHOT, GREETING};
 use lvmsync::session::message::{Bye, Failure, Hello, Message, OPERATION_SYNC, Open, Ready};
 use serde_json::Value;
+
+use record_kit::noise;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_lvmsync");
 const MIB: usize = 1 << 20;
@@ -133,15 +137,6 @@ fn ended(output: &Output, code: i32, words: &[&str]) -> String {
         assert!(said.contains(word), "{word} is not in: {said}");
     }
     said
-}
-
-fn noise(length: usize, word: &str) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new()
-        .update(word.as_bytes())
-        .finalize_xof()
-        .fill(&mut bytes);
-    bytes
 }
 
 #[test]

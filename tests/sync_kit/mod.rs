@@ -8,6 +8,8 @@ use std::process::{Command, Output};
 use proptest::prelude::*;
 use serde_json::Value;
 
+use crate::record_kit::noise;
+
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_lvmsync");
 
 /// Where the two ends are.
@@ -99,29 +101,19 @@ impl Ends {
     }
 }
 
+/// How the destination came about.
+#[derive(Clone)]
+pub(crate) struct Pair {
+    pub(crate) source: Vec<u8>,
+    pub(crate) destination: Vec<u8>,
+}
+
 /// Not every byte.
 impl std::fmt::Debug for Pair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let [source, destination] = [self.source.len(), self.destination.len()];
         write!(f, "a pair of {source} and {destination} bytes")
     }
-}
-
-pub(crate) fn noise(length: usize, word: &str) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(word.as_bytes())
-        .finalize_xof()
-        .fill(&mut bytes);
-    bytes
-}
-
-/// How the destination came about.
-#[derive(Clone)]
-pub(crate) struct Pair {
-    pub(crate) source: Vec<u8>,
-    pub(crate) destination: Vec<u8>,
 }
 
 pub(crate) fn pair() -> impl Strategy<Value = Pair> {
