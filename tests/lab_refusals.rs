@@ -316,3 +316,38 @@ fn a_snapshot_that_was_written_to_is_not_there_already() {
         },
     );
 }
+
+#[test]
+fn what_code_4_says_to_run_leads_back_to_increments() {
+    let name = "what_code_4_says_to_run_leads_back_to_increments";
+    lab::test(name, setup().disk("256M"), |guest| {
+        let tool = Tool::new(guest);
+        guest.volume_group("vg", 0);
+        let (old, _) = two_states(guest, 4);
+        guest.volume("vg", "copy", "8M");
+        write("/dev/vg/copy", &old, 0);
+        // The base is given up, and a later snapshot is what somebody wants to send.
+        guest.sh("lvcreate -qq -s -c 4k -L 4M -n full vg/data 2>&1");
+        guest.try_sh("dd if=/dev/urandom of=/dev/vg/data bs=1M count=6 oflag=direct");
+        guest.sh("lvcreate -qq -s -c 4k -L 12M -n s3 vg/data 2>&1");
+        let run = tool.run("send --from vg/full vg/s3 vg/copy").ends(4, &[]);
+        let line = run
+            .stderr
+            .lines()
+            .find_map(|line| line.split_once("To recover: lvmsync "));
+        let (_, line) = line.unwrap();
+        assert!(line.starts_with("sync vg/s3 vg/copy"), "{line}");
+        tool.run(line).ok();
+        assert_same("/dev/vg/copy", &content("/dev/vg/s3"), "as it says");
+        let state = tool.run("state show vg/copy").ok();
+        assert!(state.stdout.contains("vg/s3"), "{}", state.stdout);
+
+        let mut random = Random::new(4);
+        write("/dev/vg/data", &random.bytes(100_000), 3_000_777);
+        guest.sh("lvcreate -qq -s -c 4k -L 12M -n s4 vg/data 2>&1");
+        let sent = tool.run("send --from vg/s3 vg/s4 vg/copy --json").ok();
+        assert_same("/dev/vg/copy", &content("/dev/vg/s4"), "an increment");
+        let sent: serde_json::Value = serde_json::from_str(&sent.stdout).unwrap();
+        assert!(sent["data_bytes"].as_u64().unwrap() < MIB as u64, "{sent}");
+    });
+}

@@ -30,6 +30,7 @@ use lvmsync::engine::deliver::DeltaSink;
 use lvmsync::engine::effort::Effort;
 use lvmsync::engine::pump::{PumpOptions, pump};
 use lvmsync::engine::receive::Receiving;
+use lvmsync::engine::remembering::Remembering;
 use lvmsync::engine::target::{ReceiveOptions, Target};
 use lvmsync::engine::undo::{NoUndo, UndoPlace};
 use lvmsync::error::{Error, ExitCode, Result};
@@ -122,8 +123,10 @@ fn send(
         )?;
         sink.position(0)?;
         let compared = ChangeList::whole(size.min(ready.size_bytes));
-        let mut tell = |settled: Settled| pump(side, &settled.differing, &mut sink, &options);
-        compare_in_order(&compared, side, &mut asker, &cancel, &Silent, &mut tell).map_err(
+        let near = Remembering::of(side);
+        let mut tell =
+            |settled: Settled| pump(near.side(), &settled.differing, &mut sink, &options);
+        compare_in_order(&compared, &near, &mut asker, &cancel, &Silent, &mut tell).map_err(
             |failed| match failed {
                 Failed::Here(error) => error,
                 Failed::There(error) => error.into_error("host"),
@@ -158,11 +161,11 @@ fn receive(
     let received = thread::scope(|scope| {
         let (replies, cancel) = (&replies, &cancel);
         let answering = scope.spawn(move || {
-            let side = Side {
+            let volume = Remembering::of(Side {
                 volume: destination,
                 name: "destination",
-            };
-            let mut answering = Answering::new(side, replies, cancel);
+            });
+            let mut answering = Answering::new(&volume, replies, cancel);
             let answered = asked
                 .iter()
                 .try_for_each(|request| answering.answer(&request));

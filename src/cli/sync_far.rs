@@ -20,6 +20,7 @@ use crate::engine::compare::{Answering, Failed, Settled, Side, compare_in_order}
 use crate::engine::deliver::{DeltaSink, Paced};
 use crate::engine::pump::{PumpOptions, pump};
 use crate::engine::receive::{OnDurable, Received};
+use crate::engine::remembering::Remembering;
 use crate::engine::throttle::Throttle;
 use crate::error::{Error, Result};
 use crate::monitor::{Monitor, Words};
@@ -66,15 +67,17 @@ pub(super) fn send<W: Write + Send>(
     sink.position(places.from_offset)?;
     let (to_sender, settled) = sync_channel(AHEAD);
     let (cancel, monitor) = (job.cancel, job.monitor);
+    let volume = Remembering::of(source.side());
+    let volume = &volume;
     let (found, sent) = thread::scope(|scope| {
         let found = scope.spawn(move || {
-            let side = source.side();
             // Whoever sends has failed, and says why.
             let mut tell =
                 |settled: Settled| to_sender.send(settled).map_err(|_| Error::Interrupted);
-            compare_in_order(&compared, side, &mut asker, cancel, monitor, &mut tell)
+            compare_in_order(&compared, volume, &mut asker, cancel, monitor, &mut tell)
         });
-        let sent = send_settled(job, source, &settled, &mut sink);
+        let sent = send_settled(job, volume.side(), &settled, &mut sink);
+        let sent = sent.map_err(|error| source.explain(error));
         drop(settled);
         (found.join(), sent)
     });
@@ -90,7 +93,8 @@ pub(super) fn send<W: Write + Send>(
     }
     let beyond = places.destination_bytes.max(places.from_offset);
     let beyond = source.changes.from_offset(beyond);
-    pump_to(job, source, &beyond, &mut sink, monitor)?;
+    pump_to(job, source.side(), &beyond, &mut sink, monitor)
+        .map_err(|error| source.explain(error))?;
     source.check_unchanged()?;
     let (counts, bytes) = sink.finish()?;
     summary.data_bytes = counts.data_bytes;
@@ -103,7 +107,7 @@ pub(super) fn send<W: Write + Send>(
 /// Sends what differs as it is found, until nothing more comes.
 fn send_settled(
     job: &Job<'_>,
-    source: &SendSource,
+    source: Side<'_>,
     settled: &Receiver<Settled>,
     sink: &mut dyn FrameSink,
 ) -> Result<()> {
@@ -137,7 +141,7 @@ fn add(builder: &mut ChangeListBuilder, list: &ChangeList) -> u64 {
 
 fn pump_to(
     job: &Job<'_>,
-    source: &SendSource,
+    source: Side<'_>,
     changes: &ChangeList,
     sink: &mut dyn FrameSink,
     monitor: &dyn Monitor,
@@ -151,7 +155,7 @@ fn pump_to(
         monitor,
         unlike: None,
     };
-    pump(source.side(), changes, sink, &options).map_err(|error| source.explain(error))
+    pump(source, changes, sink, &options)
 }
 
 /// The far end of it: writes the stream, and answers what is asked in between.
@@ -168,11 +172,11 @@ pub(super) fn receive<R: Read, W: Write + Send>(
     let asked = server.hand_asked_on();
     thread::scope(|scope| {
         let answering = scope.spawn(move || {
-            let side = Side {
+            let volume = Remembering::of(Side {
                 volume: &*volume,
                 name: &name,
-            };
-            let mut answering = Answering::new(side, replies, cancel);
+            });
+            let mut answering = Answering::new(&volume, replies, cancel);
             let answered = asked
                 .iter()
                 .try_for_each(|request| answering.answer(&request));

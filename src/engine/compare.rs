@@ -6,16 +6,23 @@
 //! a few buffers and 16 bytes for each extent that differs.
 //!
 //! Over a session each end reads and hashes for itself. Pieces of 1 MiB are compared first, parts of 16 KiB in those
-//! that differ, which costs no second read, and blocks only in parts that differ; up to [`MAX_UNANSWERED`] requests are
-//! under way, so that no end waits for the wire.
+//! that differ, and blocks only in parts that differ; where pieces differ more often than not, parts are first. Several
+//! requests are under way, so that no end waits for the wire, and so few that a closer look finds in memory what was read
+//! for the first.
+
+mod ahead;
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
+use std::time::Instant;
+
+use ahead::Ahead;
 
 use super::FrameSink;
 use super::digester::Digester;
 use super::effort::Effort;
 use super::pump::{PumpOptions, pump};
+use super::remembering::Remembering;
 use crate::blocks::{BLOCK_BYTES, Digest, PART_BYTES, PIECE_BYTES, parts};
 use crate::cancel::Cancel;
 use crate::change_list::{ChangeList, ChangeListBuilder};
@@ -28,6 +35,7 @@ use crate::session::asker::{Asker, MAX_UNANSWERED};
 use crate::session::client::Outgoing;
 use crate::session::compare_wire::{Request, requests};
 use crate::session::server::{Replies, Server};
+use crate::volume::ReadAt;
 
 pub use super::digester::Side;
 
@@ -102,8 +110,9 @@ pub fn compare_there<W: Write>(
         }
         Ok(())
     };
+    let near = Remembering::of(near);
     let compared = far.asker().map_err(Failed::There).and_then(|mut asker| {
-        compare_in_order(extents, near, &mut asker, cancel, monitor, &mut gather)
+        compare_in_order(extents, &near, &mut asker, cancel, monitor, &mut gather)
     });
     match compared {
         Ok(()) => far
@@ -134,7 +143,7 @@ pub struct Settled {
 /// The same; what is settled is told in order, a few mebibytes at a time.
 pub fn compare_in_order<W: Write>(
     extents: &ChangeList,
-    near: Side<'_>,
+    near: &Remembering<'_>,
     far: &mut Asker<W>,
     cancel: &Cancel,
     monitor: &dyn Monitor,
@@ -144,39 +153,74 @@ pub fn compare_in_order<W: Write>(
     let mut in_pieces = requests(extents.iter().map(|change| change.extent));
     let mut windows = Windows::default();
     // Each answer adds at most one of these, so there are never more than requests under way.
-    let mut closer: VecDeque<(u64, Request)> = VecDeque::new();
-    let mut unanswered: VecDeque<(u64, Request)> = VecDeque::new();
+    let mut closer: VecDeque<Question> = VecDeque::new();
+    let mut unanswered: VecDeque<(Question, Instant)> = VecDeque::new();
+    let (mut ahead, began) = (Ahead::default(), Instant::now());
+    // Of what was asked for first, and what it is asked for by.
+    let (mut under_way_bytes, mut block) = (0, PIECE_BYTES);
     loop {
         while unanswered.len() < MAX_UNANSWERED {
-            let next = closer.pop_front();
-            let next = next.or_else(|| in_pieces.next().map(|request| windows.open(request)));
-            let Some((window, request)) = next else { break };
-            far.ask_for(&request)?;
-            unanswered.push_back((window, request));
+            let question = match closer.pop_front() {
+                Some(question) => question,
+                None => {
+                    let most_bytes = ahead.bytes(began.elapsed());
+                    let at_once = Ahead::at_once(most_bytes);
+                    if under_way_bytes + at_once > most_bytes {
+                        break;
+                    }
+                    let Some(request) = in_pieces.next(at_once, block) else {
+                        break;
+                    };
+                    under_way_bytes += request.bytes();
+                    windows.open(request)
+                }
+            };
+            far.ask_for(&question.request)?;
+            unanswered.push_back((question, Instant::now()));
         }
-        let Some((number, request)) = unanswered.pop_front() else {
+        let Some((question, asked)) = unanswered.pop_front() else {
             return Ok(());
         };
-        let ours = digester.digests(&request, cancel)?;
+        let ours = digester.digests(&question.request, cancel)?;
         let theirs = far.answer(ours.len())?;
-        let Some(window) = windows.get(number) else {
+        if question.is_first {
+            let bytes = question.request.bytes();
+            under_way_bytes -= bytes;
+            ahead.answered(bytes, asked.elapsed());
+            monitor.advance(bytes);
+        }
+        let Some(window) = windows.get(question.window) else {
             continue;
         };
-        let next = look_closer(&request, &ours, &theirs, &mut window.differing);
-        if next.is_none() {
+        let found = look_closer(&question, &ours, &theirs, &mut window.differing);
+        if found.closer.is_none() {
             window.is_open = false;
         }
-        closer.extend(next.map(|request| (number, request)));
-        if request.block == PIECE_BYTES {
-            monitor.advance(request.bytes());
+        if question.is_first {
+            let most_differ = found.differing * 2 > question.request.extents.len();
+            block = if most_differ { PART_BYTES } else { PIECE_BYTES };
         }
+        closer.extend(found.closer.map(|request| Question {
+            window: question.window,
+            is_first: false,
+            request,
+        }));
         while let Some(settled) = windows.settled() {
             on_settled(settled)?;
         }
     }
 }
 
-/// Requests that were asked in pieces, in order, and what was found in them.
+/// What is asked for of a window.
+struct Question {
+    /// Its number.
+    window: u64,
+    /// All of the window is asked for, and nothing of it was before.
+    is_first: bool,
+    request: Request,
+}
+
+/// What was asked for first, in order, and what was found in it.
 #[derive(Default)]
 struct Windows {
     windows: VecDeque<Window>,
@@ -192,14 +236,18 @@ struct Window {
 }
 
 impl Windows {
-    fn open(&mut self, request: Request) -> (u64, Request) {
-        let number = self.first + self.windows.len() as u64;
+    fn open(&mut self, request: Request) -> Question {
+        let window = self.first + self.windows.len() as u64;
         self.windows.push_back(Window {
             differing: ChangeListBuilder::default(),
             end: request.extents.last().map_or(0, |extent| extent.end()),
             is_open: true,
         });
-        (number, request)
+        Question {
+            window,
+            is_first: true,
+            request,
+        }
     }
 
     fn get(&mut self, number: u64) -> Option<&mut Window> {
@@ -220,21 +268,32 @@ impl Windows {
     }
 }
 
+/// What an answer leads to.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    /// How many of the extents differ.
+    differing: usize,
+    /// What may differ in some of its blocks only.
+    closer: Option<Request>,
+}
+
 /// Adds what differs, as far as that is known to the block, and asks again for what may differ in some of its blocks
 /// only. What differed, and of which no part does any more, was written to meanwhile: it counts as different, since
 /// once it was.
 fn look_closer(
-    request: &Request,
+    question: &Question,
     ours: &[Digest],
     theirs: &[Digest],
     differing: &mut ChangeListBuilder,
-) -> Option<Request> {
+) -> Found {
+    let request = &question.request;
     let finer = match request.block {
         PIECE_BYTES => PART_BYTES,
         _ => BLOCK_BYTES,
     };
     let mut found = request.differing(ours, theirs).peekable();
     let mut extents = Vec::new();
+    let mut count = 0;
     for extent in &request.extents {
         let mut none = true;
         while let Some(part) = found.next_if(|part| part.end() <= extent.end()) {
@@ -245,14 +304,19 @@ fn look_closer(
                 extents.push(part);
             }
         }
-        if none && request.block < PIECE_BYTES {
+        if none && !question.is_first {
             differing.push(*extent, Kind::Data);
         }
+        count += usize::from(!none);
     }
-    (!extents.is_empty()).then_some(Request {
+    let closer = (!extents.is_empty()).then_some(Request {
         block: finer,
         extents,
-    })
+    });
+    Found {
+        differing: count,
+        closer,
+    }
 }
 
 /// The far end: answers the requests of a session until it ends. The caller says Done.
@@ -261,8 +325,8 @@ pub fn answer<R: Read, W: Write>(
     side: Side<'_>,
     cancel: &Cancel,
 ) -> std::result::Result<(), Failed> {
-    let replies = server.replies();
-    let mut answering = Answering::new(side, &replies, cancel);
+    let (replies, volume) = (server.replies(), Remembering::of(side));
+    let mut answering = Answering::new(&volume, &replies, cancel);
     while let Some(request) = server.next_asked()? {
         answering.answer(&request)?;
     }
@@ -278,11 +342,11 @@ pub struct Answering<'a, W> {
 }
 
 impl<'a, W: Write> Answering<'a, W> {
-    /// Reads `side` and answers to `replies`.
-    pub fn new(side: Side<'a>, replies: &'a Replies<W>, cancel: &'a Cancel) -> Self {
+    /// Reads `volume` and answers to `replies`.
+    pub fn new(volume: &'a Remembering<'a>, replies: &'a Replies<W>, cancel: &'a Cancel) -> Self {
         Self {
-            digester: Digester::new(side),
-            size_bytes: side.volume.size_bytes(),
+            digester: Digester::new(volume),
+            size_bytes: volume.size_bytes(),
             replies,
             cancel,
         }

@@ -1,13 +1,14 @@
 //! Reads extents of a volume and makes digests of their parts, with a few threads.
 //!
-//! Guarantees: digests are in the order of the parts; memory is one buffer of 1 MiB a thread, and 4 MiB for the digests of
-//! what was read last; a read that fails names the volume and the place.
+//! Guarantees: digests are in the order of the parts; memory is one buffer of 1 MiB a thread, 4 MiB for the digests of
+//! what was read last, and what the volume remembers; a read that fails names the volume and the place.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use super::remembering::Remembering;
 use crate::blocks::{
     Digest, PART_BYTES, PIECE_BYTES, Reading, digest, digest_of_parts, readings, usize_of,
 };
@@ -66,18 +67,18 @@ pub(super) fn buffer() -> AlignedBuffer {
 
 /// Makes digests of one volume.
 pub struct Digester<'a> {
-    side: Side<'a>,
+    volume: &'a Remembering<'a>,
     buffers: Vec<AlignedBuffer>,
     known: KnownParts,
 }
 
 impl<'a> Digester<'a> {
-    /// For `side`.
-    pub fn new(side: Side<'a>) -> Self {
+    /// For `volume`, which keeps what is read here.
+    pub fn new(volume: &'a Remembering<'a>) -> Self {
         let workers = thread::available_parallelism().map_or(1, usize::from);
         let buffers = (0..workers.clamp(1, MAX_WORKERS)).map(|_| buffer());
         Self {
-            side,
+            volume,
             buffers: buffers.collect(),
             known: KnownParts::default(),
         }
@@ -111,7 +112,10 @@ impl<'a> Digester<'a> {
     }
 
     fn read(&mut self, request: &Request, cancel: &Cancel) -> Result<Vec<Digest>> {
-        let side = self.side;
+        let volume = self.volume;
+        let side = volume.side();
+        let first = request.extents.first();
+        let keeps = first.is_some_and(|first| volume.is_worth_keeping(*first));
         let mut digests = vec![Digest::default(); request.parts().count()];
         let mut places = digests.as_mut_slice();
         let work = readings(request.parts(), side.volume.gap_worth_reading()).map(move |reading| {
@@ -125,6 +129,9 @@ impl<'a> Digester<'a> {
             while let Some((reading, places)) = next() {
                 cancel.check()?;
                 fill(side, &reading, buffer, places)?;
+                if keeps {
+                    volume.keep(reading.span, buffer);
+                }
             }
             Ok(())
         };

@@ -20,6 +20,7 @@ pub mod plan;
 pub mod pump;
 pub mod read_back;
 pub mod receive;
+pub mod remembering;
 pub mod spool;
 pub mod target;
 pub mod throttle;

@@ -4,7 +4,7 @@
 //! volume, at most [`MAX_BYTES`] together and with at most [`MAX_DIGESTS`] parts: what it costs is known
 //! before anything is read or allocated for it. `docs/protocol.md` is the specification.
 
-use std::iter::{Peekable, from_fn};
+use std::iter::Peekable;
 
 use crate::blocks::{BLOCK_BYTES, DIGEST_BYTES, Digest, PIECE_BYTES, cut, parts, usize_of};
 use crate::extent::Extent;
@@ -159,26 +159,34 @@ impl Request {
     }
 }
 
-/// Requests for all of the ascending `extents`, in pieces. Each is so small that all of it can be asked for
-/// again in blocks.
-pub fn requests(extents: impl Iterator<Item = Extent>) -> impl Iterator<Item = Request> {
-    let mut pieces: Peekable<_> = extents
-        .flat_map(|extent| cut(extent, PIECE_BYTES))
-        .peekable();
-    from_fn(move || {
-        let mut request = Request {
-            block: PIECE_BYTES,
-            extents: Vec::new(),
-        };
+/// Requests for all of some ascending extents, which are cut into pieces.
+pub struct Requests<I: Iterator<Item = Extent>> {
+    pieces: Peekable<I>,
+}
+
+/// Requests for all of the ascending `extents`.
+pub fn requests(extents: impl Iterator<Item = Extent>) -> Requests<impl Iterator<Item = Extent>> {
+    let pieces = extents.flat_map(|extent| cut(extent, PIECE_BYTES));
+    Requests {
+        pieces: pieces.peekable(),
+    }
+}
+
+impl<I: Iterator<Item = Extent>> Requests<I> {
+    /// The next pieces, of about `bytes` together, with digests of parts of `block`. They are so few that all of them can be
+    /// asked for again in blocks. `None` when there are no more.
+    pub fn next(&mut self, bytes: u64, block: u64) -> Option<Request> {
+        // Each piece has at most as many as the least of these.
+        let most = (bytes / BLOCK_BYTES).clamp(PIECE_BYTES / BLOCK_BYTES, MAX_DIGESTS);
+        let mut extents = Vec::new();
         let mut blocks = 0;
-        while let Some(piece) =
-            pieces.next_if(|piece| blocks + parts(*piece, BLOCK_BYTES) <= MAX_DIGESTS)
-        {
+        let fits = |blocks, piece: &Extent| blocks + parts(*piece, BLOCK_BYTES) <= most;
+        while let Some(piece) = self.pieces.next_if(|piece| fits(blocks, piece)) {
             blocks += parts(piece, BLOCK_BYTES);
-            request.extents.push(piece);
+            extents.push(piece);
         }
-        (!request.extents.is_empty()).then_some(request)
-    })
+        (!extents.is_empty()).then_some(Request { block, extents })
+    }
 }
 
 /// The digests of an answer that should have `expected` of them.
@@ -190,6 +198,7 @@ pub fn digests_of(payload: &[u8], expected: usize) -> Option<&[Digest]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocks::PART_BYTES;
     use crate::change_list::ChangeList;
     use crate::extent::{Change, Kind};
     use proptest::prelude::*;
@@ -246,6 +255,7 @@ mod tests {
         #[test]
         fn requests_are_the_list_and_can_be_asked_twice(
             pushes in prop::collection::vec((0u64..40 << 20, 1u64..6 << 20, any::<bool>()), 0..400),
+            at_once in 0u64..20 << 20,
         ) {
             let change = |(offset, length, small): (u64, u64, bool)| Change {
                 extent: Extent::new(offset, if small { length % 3000 + 1 } else { length }).unwrap(),
@@ -254,7 +264,9 @@ mod tests {
             let list: ChangeList = pushes.into_iter().map(change).collect();
             let size = 64 << 20;
             let mut all = Vec::new();
-            for request in requests(list.iter().map(|change| change.extent)) {
+            let mut requests = requests(list.iter().map(|change| change.extent));
+            while let Some(request) = requests.next(at_once, PART_BYTES) {
+                prop_assert!(request.bytes() <= at_once.max(PIECE_BYTES));
                 prop_assert_eq!(Request::decode(&request.encode(), size), Ok(request.clone()));
                 let again = Request { block: BLOCK_BYTES, ..request };
                 prop_assert_eq!(Request::decode(&again.encode(), size), Ok(again.clone()));
@@ -262,7 +274,7 @@ mod tests {
             }
             let joined: ChangeList =
                 all.into_iter().map(|extent| Change { extent, kind: Kind::Data }).collect();
-            prop_assert_eq!(joined, list);
+            prop_assert_eq!(&joined, &list);
         }
 
         #[test]

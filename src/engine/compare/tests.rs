@@ -2,6 +2,7 @@
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use proptest::prelude::*;
@@ -164,6 +165,63 @@ proptest! {
         let found = through_a_session(&case.extents, &one, &other, &monitor).unwrap();
         prop_assert_eq!(&found, &expected);
         prop_assert_eq!(monitor.progress().1, case.extents.total_bytes());
+        let monitor = Recording::default();
+        let [one, other] = [one, other].map(|volume| Device::of(volume.bytes()));
+        let found = through_a_session(&case.extents, &one, &other, &monitor).unwrap();
+        prop_assert_eq!(&found, &expected);
+        prop_assert_eq!(monitor.progress().1, case.extents.total_bytes());
+    }
+}
+
+/// Read past any page cache, as it says, and counts what was read.
+struct Device {
+    volume: MemoryVolume,
+    read_bytes: AtomicU64,
+}
+
+impl Device {
+    fn of(bytes: Vec<u8>) -> Self {
+        Self {
+            volume: MemoryVolume::new(bytes),
+            read_bytes: AtomicU64::new(0),
+        }
+    }
+
+    fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl ReadAt for Device {
+    fn size_bytes(&self) -> u64 {
+        self.volume.size_bytes()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_bytes
+            .fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.volume.read_exact_at(buffer, offset)
+    }
+
+    fn enough_at_once(&self, _: Extent) -> u64 {
+        PIECE_BYTES
+    }
+}
+
+#[test]
+fn a_closer_look_at_a_device_reads_nothing_again() {
+    let size = (24 << 20) + 200_000;
+    let one: Vec<u8> = (0..size).map(|n| (n / 97) as u8).collect();
+    for every in [8 << 20, 3_000_000, 400_000, 70_000, 5000, 1] {
+        let mut other = one.clone();
+        other.iter_mut().step_by(every).for_each(|byte| *byte ^= 1);
+        let whole = ChangeList::whole(size as u64);
+        let expected = model(&one, &other, &whole);
+        let (near, far) = (Device::of(one.clone()), Device::of(other));
+        let found = through_a_session(&whole, &near, &far, &Silent).unwrap();
+        assert_eq!(found, expected, "every {every}");
+        assert_eq!(near.read_bytes(), size as u64, "every {every}");
+        assert_eq!(far.read_bytes(), size as u64, "every {every}");
     }
 }
 
@@ -220,14 +278,23 @@ fn a_cancelled_compare_is_interrupted() {
 #[test]
 fn what_became_equal_meanwhile_still_counts() {
     let pieces = [(0, 8192), (16_384, 8192)].map(|(o, l)| Extent::new(o, l).unwrap());
-    let request = Request {
-        block: BLOCK_BYTES,
-        extents: pieces.to_vec(),
+    let question = Question {
+        window: 0,
+        is_first: false,
+        request: Request {
+            block: BLOCK_BYTES,
+            extents: pieces.to_vec(),
+        },
     };
     let (ours, mut theirs) = (vec![[0; 32]; 4], vec![[0; 32]; 4]);
     theirs[3] = [1; 32];
     let mut differing = ChangeListBuilder::default();
-    assert_eq!(look_closer(&request, &ours, &theirs, &mut differing), None);
+    let found = look_closer(&question, &ours, &theirs, &mut differing);
+    let nothing_more = Found {
+        differing: 1,
+        closer: None,
+    };
+    assert_eq!(found, nothing_more);
     assert_eq!(differing.finish(), list(&[(0, 8192), (20_480, 4096)]));
 }
 
@@ -309,9 +376,9 @@ fn the_near_end_believes_no_answer() {
     let near = MemoryVolume::new(vec![0; 20 << 20]);
     for (answers, word) in [
         (vec![], "closed while waiting for Done"),
-        (vec![digests(0)], "0 bytes of digests where 256"),
-        (vec![digests(255)], "255 bytes of digests"),
-        (vec![digests(288)], "288 bytes of digests"),
+        (vec![digests(0)], "0 bytes of digests where 128"),
+        (vec![digests(127)], "127 bytes of digests"),
+        (vec![digests(160)], "160 bytes of digests"),
         (vec![Message::Done(Done::default())], "sent Done before End"),
         (vec![Message::End], "sent End where Ack or Done"),
     ] {
