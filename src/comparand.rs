@@ -4,6 +4,7 @@
 //! said, since blocks that are written meanwhile may count as different, and a file that was written meanwhile is known;
 //! reads come from the volume and not from a copy in memory, as far as the system lets them.
 
+use crate::change_list::ChangeList;
 use crate::commands::Caller;
 use crate::dm::resolve::Resolved;
 use crate::dm::resolve::resolve;
@@ -82,17 +83,14 @@ impl Comparand {
         }
     }
 
-    /// Fails if it is a file that was written to since it was opened. Of a device nobody can tell.
-    pub fn check_unchanged(&self) -> Result<()> {
-        if FileVersion::of(&self.volume)? == self.version {
-            return Ok(());
-        }
-        let action = format!(
-            "{}: what was found holds for no moment of it; stop what writes to it, or compare a snapshot",
-            self.name
-        );
-        let source = std::io::Error::other("it was written while it was compared");
-        Err(Error::io(action, source))
+    /// Whether it is a file that was written to since it was opened. Of a device nobody can tell.
+    pub fn has_changed(&self) -> Result<bool> {
+        Ok(FileVersion::of(&self.volume)? != self.version)
+    }
+
+    /// Its name for messages.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// As the engine wants it.
@@ -130,6 +128,28 @@ impl Comparand {
             None => error,
         }
     }
+}
+
+/// What was found, unless it is "equal" and `changed` was written to while it was compared. What differs differs.
+pub fn vouch(
+    changed: Option<&str>,
+    differing: ChangeList,
+    monitor: &dyn Monitor,
+) -> Result<ChangeList> {
+    let Some(name) = changed else {
+        return Ok(differing);
+    };
+    let error = Error::io(
+        format!(
+            "{name}: what was found holds for no moment of it; stop what writes to it, or compare a snapshot"
+        ),
+        std::io::Error::other("it was written while it was compared"),
+    );
+    if differing.is_empty() {
+        return Err(error);
+    }
+    monitor.warn(&error.chain());
+    Ok(differing)
 }
 
 /// Through this holder the volume may be written.

@@ -1166,6 +1166,18 @@ fn compare_only_looks_at_the_extents_of_a_delta() {
         fs::write(dir.path("nearly.img"), &zeroes).unwrap();
         let json = dir.run(&line("zeroes.img @nearly.img --only zeroes.delta --json"));
         assert!(text(&json.stdout).ends_with("[{\"offset\":1044480,\"length\":4096}]}\n"));
+        // The same with SRC where DEST was.
+        let json = dir.run(&line("@new.img copy.img --only x.delta --json"));
+        assert_eq!(json.status.code(), Some(3));
+        assert!(text(&json.stdout).ends_with(&format!("\"compared_bytes\":16384,{DIFFERENT}")));
+        dir.ok(&line("@new.img other.img --only x.delta"));
+        fs::write(dir.path("small.img"), "x").unwrap();
+        dir.fails(
+            &line("@small.img copy.img --only x.delta"),
+            2,
+            &["1048576 bytes", "small.img has 1"],
+        );
+        dir.fails(&line("@new.img copy.img --only no-such"), 1, &["no-such"]);
     }
     fs::write(dir.path("small.img"), "x").unwrap();
     dir.fails(
@@ -1204,6 +1216,8 @@ fn a_shorter_destination_is_different_and_so_is_a_longer_file() {
                 "longer by 5 bytes",
             ),
         ] {
+            let longer = dir.run(&format!("compare {far}{name} base.img --json {ssh}"));
+            assert_eq!(longer.status.code(), Some(3));
             let output = dir.run(&format!("compare base.img {far}{name} --json {ssh}"));
             assert_eq!(output.status.code(), Some(3));
             assert!(
@@ -1232,6 +1246,12 @@ fn what_compare_cannot_do_has_its_code() {
     );
     dir.fails("compare new.img ./new.img", 2, &["same volume"]);
     dir.fails("compare new.img copy.img --compat", 2, &["cannot compare"]);
+    dir.fails(
+        "compare a:new.img copy.img --compat",
+        2,
+        &["cannot compare"],
+    );
+    dir.fails("compare a:new.img b:copy.img", 2, &["has to be here"]);
     dir.fails("compare no-such.img copy.img", 1, &["no-such.img"]);
     dir.fails("compare new.img no-such.img", 1, &["no-such.img"]);
     dir.fails(

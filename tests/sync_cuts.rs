@@ -13,7 +13,8 @@ mod sync_kit;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::{Output, Stdio};
-use std::thread::sleep;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, sleep};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -143,6 +144,40 @@ fn files_that_are_written_while_they_are_compared_are_not_called_equal() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     let words = "source: what was found holds for no moment of it";
     assert!(said.contains(words), "{said}");
+}
+
+#[test]
+fn a_far_file_that_is_written_while_it_is_compared_is_not_called_equal() {
+    for (way, name) in [(Way::Push, "destination"), (Way::Pull, "source")] {
+        let ends = Ends::new(way);
+        let same = noise(1 << 20, "same");
+        for name in ["source", "destination"] {
+            fs::write(ends.path(name), &same).unwrap();
+        }
+        // Whatever goes there goes slowly, so that it is open for a while.
+        let late = ends.path("late").display().to_string();
+        ends.shell(&format!(
+            "while dd bs=256 count=1 of={late} status=none; [ -s {late} ]; do cat {late}; sleep 0.2; done | sh -c \"$*\""
+        ));
+        assert_eq!(ends.run("compare", &[]).status.code(), Some(0));
+        let (ended, file) = (AtomicBool::new(false), ends.path(name));
+        let output = thread::scope(|scope| {
+            scope.spawn(|| {
+                let file = fs::File::options().write(true).open(file).unwrap();
+                while !ended.load(Ordering::Relaxed) {
+                    file.write_all_at(&same[100..101], 100).unwrap();
+                    sleep(Duration::from_millis(20));
+                }
+            });
+            let output = ends.run("compare", &[]);
+            ended.store(true, Ordering::Relaxed);
+            output
+        });
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("written while it was compared"), "{said}");
+        assert!(said.contains(&format!("/{name}: what was found")), "{said}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `lvmsync compare`: is a volume equal to another, here or elsewhere?
 //!
 //! Guarantees: nothing is written at either end; "equal" is said only after every byte that was asked about was
-//! read at both ends, from the volumes themselves, and not of a file here that was written to meanwhile.
+//! read at both ends, from the volumes themselves, and not of a file that was written to meanwhile.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use super::summary::{per_second, shown_seconds};
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::change_list::{ChangeList, ChangeListBuilder};
-use crate::comparand::Comparand;
+use crate::comparand::{Comparand, vouch};
 use crate::delta::reader::DeltaReader;
 use crate::engine::compare::compare_here;
 use crate::error::{Error, ExitCode, Result};
@@ -32,6 +32,7 @@ Examples:
   lvmsync compare vg/s2 vg/copy --json              for scripts: offsets and lengths in bytes
   lvmsync compare vg/s2 vg/copy --only monday.delta only what this delta changed
   lvmsync compare -q vg/s2 vg/copy && echo equal
+  lvmsync compare prod:vg/s2 vg/copy                the same from the side of the copy
 
 Both volumes are read whole, past the page cache, each where it is; over ssh only digests travel.
 Nothing is written, and either may be in use: what is written meanwhile may count as different, so
@@ -46,8 +47,8 @@ Exit code 0: equal; 3: different.";
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP, mut_arg("compat", |arg| arg.hide(true)))]
 pub(super) struct CompareArgs {
-    /// A snapshot, an origin, a block device or a file
-    #[arg(value_name = "SRC")]
+    /// A snapshot, an origin, a block device or a file; [USER@]HOST:SRC if it is elsewhere, and DEST here
+    #[arg(value_name = "[HOST:]SRC")]
     pub(super) source: String,
 
     /// What should be equal: DEST or [USER@]HOST:DEST
@@ -89,7 +90,10 @@ pub(super) struct Found {
 pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
     let start = Instant::now();
-    let found = find(args, &terminal, cancel);
+    let found = match parse_endpoint(&args.source)? {
+        Endpoint::Remote { host, path } => find_from(args, &host, &path, &terminal, cancel),
+        Endpoint::Local(_) => find(args, &terminal, cancel),
+    };
     terminal.finish();
     let found = found?;
     let listing =
@@ -112,20 +116,12 @@ pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
 
 /// Compares, and tells nobody.
 pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Found> {
-    if args.remote.compat {
-        return Err(Error::Usage(
-            "the original lvmsync cannot compare: install this one at the far end".to_owned(),
-        ));
-    }
+    refuse_the_original(args)?;
     let destination = parse_endpoint(&args.destination)?;
     let source = Comparand::open(&args.source, terminal)?;
     let (state, caller) = (args.state.directory(), args.state.caller());
     source.warn_of_half_written(&state, &caller, terminal);
-    let only = args
-        .only
-        .as_deref()
-        .map(|delta| extents_of(delta, &source, &args.source, cancel))
-        .transpose()?;
+    let only = only(args, source.size_bytes(), cancel)?;
     match destination {
         Endpoint::Local(path) => {
             let other = Comparand::open(&path.to_string_lossy(), terminal)?;
@@ -145,7 +141,7 @@ pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> 
                 let differing =
                     compare_here(extents, source.side(), other.side(), cancel, terminal)
                         .map_err(|error| source.explain(other.explain(error)))?;
-                vouch([&source, &other], differing, terminal)
+                vouch_for(&[&source, &other], differing, terminal)
             })
         }
         Endpoint::Remote { host, path } => {
@@ -159,7 +155,7 @@ pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> 
                 let differing = far
                     .compare(extents, source.side(), cancel, terminal)
                     .map_err(|error| source.explain(error))?;
-                vouch([&source], differing, terminal)
+                vouch_for(&[&source], differing, terminal)
             })
         }
     }
@@ -173,6 +169,12 @@ pub(super) fn find_from(
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Found> {
+    refuse_the_original(args)?;
+    if matches!(parse_endpoint(&args.destination)?, Endpoint::Remote { .. }) {
+        return Err(Error::Usage(
+            "one of the two volumes has to be here: run this at one of the hosts".to_owned(),
+        ));
+    }
     let destination = Comparand::open(&args.destination, terminal)?;
     let (state, caller) = (args.state.directory(), args.state.caller());
     destination.warn_of_half_written(&state, &caller, terminal);
@@ -182,36 +184,48 @@ pub(super) fn find_from(
         destination: destination.size_bytes(),
         is_file: destination.is_file(),
     };
-    sizes.compare(None, terminal, |extents| {
+    let only = match only(args, sizes.source, cancel) {
+        Ok(only) => only,
+        Err(error) => {
+            // It has done nothing wrong, and what it says of its end does not matter.
+            let _ = far.leave();
+            return Err(error);
+        }
+    };
+    sizes.compare(only, terminal, |extents| {
         let differing = far
             .compare(extents, destination.side(), cancel, terminal)
             .map_err(|error| destination.explain(error))?;
-        vouch([&destination], differing, terminal)
+        vouch_for(&[&destination], differing, terminal)
     })
 }
 
-/// "Equal" is said of what nobody wrote to meanwhile, as far as that can be known. What differs differs.
-fn vouch<const N: usize>(
-    ends: [&Comparand; N],
-    differing: ChangeList,
+fn vouch_for(
+    ends: &[&Comparand],
+    mut differing: ChangeList,
     monitor: &dyn Monitor,
 ) -> Result<ChangeList> {
     for end in ends {
-        match end.check_unchanged() {
-            Err(error) if !differing.is_empty() => monitor.warn(&error.chain()),
-            result => result?,
-        }
+        let changed = end.has_changed()?.then_some(end.name());
+        differing = vouch(changed, differing, monitor)?;
     }
     Ok(differing)
 }
 
-/// The extents of a delta, which is read to its end and found sound.
-fn extents_of(
-    delta: &str,
-    source: &Comparand,
-    source_name: &str,
-    cancel: &Cancel,
-) -> Result<ChangeList> {
+fn refuse_the_original(args: &CompareArgs) -> Result<()> {
+    if args.remote.compat {
+        return Err(Error::Usage(
+            "the original lvmsync cannot compare: install this one at the far end".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// The extents that `--only` names, of a source of `size` bytes: those of a delta, which is read to its end and found sound.
+fn only(args: &CompareArgs, size: u64, cancel: &Cancel) -> Result<Option<ChangeList>> {
+    let Some(delta) = args.only.as_deref() else {
+        return Ok(None);
+    };
     let name = shown_name(delta);
     let damaged = |source| Error::Damaged {
         what: name.clone(),
@@ -223,16 +237,17 @@ fn extents_of(
         cancel.check()?;
         extents.push(frame.extent, Kind::Data);
     }
-    let (volume_size, size) = (reader.header().volume_size, source.size_bytes());
+    let volume_size = reader.header().volume_size;
     if volume_size > size {
         return Err(Error::Usage(format!(
-            "{name} is of a volume of {volume_size} bytes ({}), and {source_name} has {size} ({}): \
+            "{name} is of a volume of {volume_size} bytes ({}), and {} has {size} ({}): \
              name the volume that the delta was made from",
             Bytes(volume_size),
+            args.source,
             Bytes(size)
         )));
     }
-    Ok(extents.finish())
+    Ok(Some(extents.finish()))
 }
 
 /// How long both are.

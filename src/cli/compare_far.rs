@@ -1,6 +1,6 @@
 //! The two ends of a comparison over a session: the one that asks, and the one that `serve` answers with.
 //!
-//! Guarantees: the far volume is opened for reading only; when something fails, the far end's own words come
+//! Guarantees: the far volume is opened for reading only; a file there that was written to meanwhile is not called equal; when something fails, the far end's own words come
 //! before ours; the child is gone on every way out.
 
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use super::serve::lost;
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::commands::Caller;
-use crate::comparand::Comparand;
+use crate::comparand::{Comparand, vouch};
 use crate::engine::compare::{Failed, Side, answer, compare_there};
 use crate::error::Result;
 use crate::gate::{Admitted, Gate};
@@ -34,6 +34,8 @@ pub(super) struct Far {
     out: Outgoing<LineWriter<ChildStdin>>,
     /// What was found there.
     pub(super) ready: Ready,
+    /// For messages.
+    name: String,
 }
 
 impl Far {
@@ -71,7 +73,12 @@ impl Far {
             ..Open::default()
         };
         let (ready, out) = client.open(open).map_err(|error| end.explain(error))?;
-        Ok(Self { end, out, ready })
+        Ok(Self {
+            end,
+            out,
+            ready,
+            name: format!("{host}:{path}"),
+        })
     }
 
     /// Ends the session without a question.
@@ -94,9 +101,10 @@ impl Far {
         monitor: &dyn Monitor,
     ) -> Result<ChangeList> {
         match compare_there(extents, near, self.out, cancel, monitor) {
-            Ok(differing) => {
+            Ok((differing, done)) => {
                 self.end.close();
-                Ok(differing)
+                let changed = done.changed.then_some(&*self.name);
+                vouch(changed, differing, monitor)
             }
             Err(Failed::Here(error)) => Err(error),
             Err(Failed::There(error)) => {
@@ -135,7 +143,10 @@ pub(super) fn serve<R: Read, W: Write>(
     };
     server.ready(ready).map_err(lost)?;
     match answer(server, volume.side(), cancel) {
-        Ok(()) => Ok(Done::default()),
+        Ok(()) => Ok(Done {
+            changed: volume.has_changed()?,
+            ..Done::default()
+        }),
         Err(Failed::Here(error)) => Err(volume.explain(error)),
         Err(Failed::There(error)) => Err(lost(error)),
     }

@@ -32,8 +32,8 @@ use crate::source::SendSource;
 
 /// What the comparison may be ahead of the sending, in pieces of a few mebibytes.
 const AHEAD: usize = 32;
-/// What is sent in one go, so that the far end hears of it soon.
-const TOGETHER_BYTES: u64 = 16 << 20;
+/// What is sent in one go, about: so that the far end hears of it soon, and memory is no more.
+const TOGETHER_BYTES: u64 = 8 << 20;
 /// How often the far end is told how far all is settled.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -67,16 +67,16 @@ pub(super) fn send<W: Write + Send>(
     sink.position(places.from_offset)?;
     let (to_sender, settled) = sync_channel(AHEAD);
     let (cancel, monitor) = (job.cancel, job.monitor);
-    let volume = Remembering::of(source.side());
-    let volume = &volume;
+    let remembering = Remembering::of(source.side());
+    let near = &remembering;
     let (found, sent) = thread::scope(|scope| {
         let found = scope.spawn(move || {
             // Whoever sends has failed, and says why.
             let mut tell =
                 |settled: Settled| to_sender.send(settled).map_err(|_| Error::Interrupted);
-            compare_in_order(&compared, volume, &mut asker, cancel, monitor, &mut tell)
+            compare_in_order(&compared, near, &mut asker, cancel, monitor, &mut tell)
         });
-        let sent = send_settled(job, volume.side(), &settled, &mut sink);
+        let sent = send_settled(job, near.side(), &settled, &mut sink);
         let sent = sent.map_err(|error| source.explain(error));
         drop(settled);
         (found.join(), sent)
@@ -91,6 +91,8 @@ pub(super) fn send<W: Write + Send>(
             return Err(Error::io("a reading thread was lost", lost));
         }
     }
+    // Its memory is for what follows.
+    drop(remembering);
     let beyond = places.destination_bytes.max(places.from_offset);
     let beyond = source.changes.from_offset(beyond);
     pump_to(job, source.side(), &beyond, &mut sink, monitor)

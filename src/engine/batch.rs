@@ -22,14 +22,16 @@ use crate::sys::aligned::AlignedBuffer;
 /// Larger steps get a buffer for the largest, so that it need not grow step by step.
 const SMALL_STEP_BYTES: usize = 64 << 10;
 
-/// What was made of one step.
+/// What was made of one step, or of some in which there was nothing to deliver.
 pub(super) struct Batch {
     buffer: AlignedBuffer,
     packed: Vec<u8>,
     pub(super) frames: Vec<Frame>,
-    /// Bytes of the volume that the step was about.
+    /// How many steps it stands for.
+    pub(super) steps: u32,
+    /// Bytes of the volume that these were about.
     pub(super) covered_bytes: u64,
-    /// Volume offset of its end.
+    /// Volume offset of the end of the first of them: what other workers have is before that of the next.
     pub(super) end: u64,
 }
 
@@ -39,6 +41,7 @@ impl Default for Batch {
             buffer: AlignedBuffer::new(0),
             packed: Vec::new(),
             frames: Vec::new(),
+            steps: 1,
             covered_bytes: 0,
             end: 0,
         }
@@ -63,6 +66,12 @@ impl Batch {
             end: self.end,
             ..Self::default()
         }
+    }
+
+    /// Stands for `next` as well, of which there is nothing to deliver either.
+    pub(super) fn add_nothing(&mut self, next: &Self) {
+        self.steps += 1;
+        self.covered_bytes += next.covered_bytes;
     }
 
     fn push_zero(&mut self, extent: Extent) {

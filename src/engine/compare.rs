@@ -3,10 +3,10 @@
 //! Guarantees: nothing is written; what is found to differ is exactly the blocks of 4 KiB (at the ends of an
 //! extent that begins or ends inside one, their parts in it) whose bytes differ, as long as nobody writes
 //! meanwhile; where somebody does, the list may be too long and is never too short for what was read. Memory is
-//! a few buffers and 16 bytes for each extent that differs.
+//! a few buffers, over a session what was read last, and 16 bytes for each extent that differs.
 //!
 //! Over a session each end reads and hashes for itself. Pieces of 1 MiB are compared first, parts of 16 KiB in those
-//! that differ, and blocks only in parts that differ; where pieces differ more often than not, parts are first. Several
+//! that differ, and blocks only in parts that differ; where most pieces of the last request differed, parts are first. Several
 //! requests are under way, so that no end waits for the wire, and so few that a closer look finds in memory what was read
 //! for the first.
 
@@ -14,7 +14,7 @@ mod ahead;
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ahead::Ahead;
 
@@ -22,7 +22,7 @@ use super::FrameSink;
 use super::digester::Digester;
 use super::effort::Effort;
 use super::pump::{PumpOptions, pump};
-use super::remembering::Remembering;
+use super::remembering::{KEPT_PIECES, Remembering};
 use crate::blocks::{BLOCK_BYTES, Digest, PART_BYTES, PIECE_BYTES, parts};
 use crate::cancel::Cancel;
 use crate::change_list::{ChangeList, ChangeListBuilder};
@@ -34,6 +34,7 @@ use crate::session::SessionError;
 use crate::session::asker::{Asker, MAX_UNANSWERED};
 use crate::session::client::Outgoing;
 use crate::session::compare_wire::{Request, requests};
+use crate::session::message::Done;
 use crate::session::server::{Replies, Server};
 use crate::volume::ReadAt;
 
@@ -95,14 +96,15 @@ impl From<SessionError> for Failed {
     }
 }
 
-/// Which bytes of `extents` differ between a volume here and the far end's, whose session ends with this.
+/// Which bytes of `extents` differ between a volume here and the far end's, whose session ends with this, and what it says of
+/// that in the end.
 pub fn compare_there<W: Write>(
     extents: &ChangeList,
     near: Side<'_>,
     mut far: Outgoing<W>,
     cancel: &Cancel,
     monitor: &dyn Monitor,
-) -> std::result::Result<ChangeList, Failed> {
+) -> std::result::Result<(ChangeList, Done), Failed> {
     let mut differing = ChangeListBuilder::default();
     let mut gather = |settled: Settled| {
         for change in settled.differing.iter() {
@@ -117,7 +119,7 @@ pub fn compare_there<W: Write>(
     match compared {
         Ok(()) => far
             .finish()
-            .map(|_| differing.finish())
+            .map(|done| (differing.finish(), done))
             .map_err(Failed::There),
         Err(Failed::Here(error)) => {
             far.abort(&error.to_string());
@@ -155,7 +157,8 @@ pub fn compare_in_order<W: Write>(
     // Each answer adds at most one of these, so there are never more than requests under way.
     let mut closer: VecDeque<Question> = VecDeque::new();
     let mut unanswered: VecDeque<(Question, Instant)> = VecDeque::new();
-    let (mut ahead, began) = (Ahead::default(), Instant::now());
+    // Since the last answer, without what the caller took.
+    let (mut ahead, mut since, mut elsewhere) = (Ahead::default(), Instant::now(), Duration::ZERO);
     // Of what was asked for first, and what it is asked for by.
     let (mut under_way_bytes, mut block) = (0, PIECE_BYTES);
     loop {
@@ -163,7 +166,7 @@ pub fn compare_in_order<W: Write>(
             let question = match closer.pop_front() {
                 Some(question) => question,
                 None => {
-                    let most_bytes = ahead.bytes(began.elapsed());
+                    let most_bytes = ahead.bytes();
                     let at_once = Ahead::at_once(most_bytes);
                     if under_way_bytes + at_once > most_bytes {
                         break;
@@ -186,7 +189,9 @@ pub fn compare_in_order<W: Write>(
         if question.is_first {
             let bytes = question.request.bytes();
             under_way_bytes -= bytes;
-            ahead.answered(bytes, asked.elapsed());
+            let time = since.elapsed().saturating_sub(elsewhere);
+            ahead.answered(bytes, asked.elapsed(), time);
+            (since, elsewhere) = (Instant::now(), Duration::ZERO);
             monitor.advance(bytes);
         }
         let Some(window) = windows.get(question.window) else {
@@ -205,11 +210,18 @@ pub fn compare_in_order<W: Write>(
             is_first: false,
             request,
         }));
+        let began = Instant::now();
         while let Some(settled) = windows.settled() {
             on_settled(settled)?;
         }
+        elsewhere += began.elapsed();
     }
 }
+
+/// Two closer looks, each behind as much as may be under way, and what is being read.
+const _: () = assert!(
+    KEPT_PIECES as u64 * PIECE_BYTES >= 2 * ahead::LEAST_BYTES + ahead::LEAST_AT_ONCE_BYTES
+);
 
 /// What is asked for of a window.
 struct Question {

@@ -172,7 +172,8 @@ impl<W: Write> Paced<W> {
 
 impl<W: Write> Write for Paced<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
+        let piece = &bytes[..bytes.len().min(self.throttle.at_once())];
+        let written = self.out.write(piece)?;
         self.throttle.spent(written as u64);
         Ok(written)
     }
@@ -184,4 +185,25 @@ impl<W: Write> Write for Paced<W> {
 
 fn failed(name: &str, error: io::Error) -> Error {
     Error::io(format!("cannot write to {name}"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cancel::Cancel;
+
+    #[test]
+    fn what_has_a_limit_goes_out_in_small_pieces() {
+        let piece = vec![7; 1 << 20];
+        for (limit, at_once) in [
+            (None, 1 << 20),
+            (Some(2 << 20), (2 << 20) / 20),
+            (Some(100_000), 5000),
+        ] {
+            let throttle = Throttle::new(limit, &Cancel::new());
+            let mut paced = Paced::new(Vec::new(), throttle);
+            assert_eq!(paced.write(&piece).unwrap(), at_once, "{limit:?}");
+        }
+        assert_eq!(Throttle::new(Some(1), &Cancel::new()).at_once(), 1024);
+    }
 }

@@ -1,6 +1,6 @@
 //! Reads extents of a volume and makes digests of their parts, with a few threads.
 //!
-//! Guarantees: digests are in the order of the parts; memory is one buffer of 1 MiB a thread, 4 MiB for the digests of
+//! Guarantees: digests are in the order of the parts; memory is one buffer of 1 MiB a thread, half a MiB for the digests of
 //! what was read last, and what the volume remembers; a read that fails names the volume and the place.
 
 use std::collections::VecDeque;
@@ -22,8 +22,8 @@ use crate::volume::ReadAt;
 /// More readers do not help a disk.
 const MAX_WORKERS: usize = 4;
 
-/// Pieces whose parts are remembered: more than two ends can have under way, in 4 MiB.
-const KNOWN_PIECES: usize = 2048;
+/// Digests of parts that are remembered: twice as many as of what may be under way.
+const KNOWN_PARTS: usize = 16_384;
 
 /// A volume that is read to be compared.
 #[derive(Clone, Copy)]
@@ -113,9 +113,8 @@ impl<'a> Digester<'a> {
 
     fn read(&mut self, request: &Request, cancel: &Cancel) -> Result<Vec<Digest>> {
         let volume = self.volume;
-        let side = volume.side();
-        let first = request.extents.first();
-        let keeps = first.is_some_and(|first| volume.is_worth_keeping(*first));
+        let to_keep = volume.to_keep(&request.extents);
+        let (side, keeps) = to_keep.map_or((volume.side(), false), |side| (side, true));
         let mut digests = vec![Digest::default(); request.parts().count()];
         let mut places = digests.as_mut_slice();
         let work = readings(request.parts(), side.volume.gap_worth_reading()).map(move |reading| {
@@ -172,14 +171,19 @@ fn fill(side: Side<'_>, reading: &Reading, buffer: &mut [u8], places: &mut [Dige
 struct KnownParts {
     /// Oldest first.
     pieces: VecDeque<(Extent, Vec<Digest>)>,
+    /// Digests of all of them.
+    count: usize,
 }
 
 impl KnownParts {
     fn put(&mut self, piece: Extent, parts: &[Digest]) {
-        if self.pieces.len() >= KNOWN_PIECES {
-            self.pieces.pop_front();
-        }
+        self.count += parts.len();
         self.pieces.push_back((piece, parts.to_vec()));
+        while self.count > KNOWN_PARTS
+            && let Some((_, oldest)) = self.pieces.pop_front()
+        {
+            self.count -= oldest.len();
+        }
     }
 
     /// `None` unless all are known.

@@ -1,6 +1,6 @@
 //! The data path under every verb: plan, read, compress, deliver; receive, check, save, write.
 //!
-//! Guarantees: order is kept; memory is bounded by a few buffers of 1 MiB a thread; success is reported
+//! Guarantees: order is kept; memory is bounded by a few buffers of 1 MiB a thread, and 20 more in a comparison; success is reported
 //! only after sync. The engine knows volumes by their traits alone: no paths, no LVM.
 
 pub mod apply;

@@ -5,7 +5,8 @@
 //! another volume to be held against, only what differs from that one reaches the sink.
 //!
 //! Every worker walks the same plan and takes each n-th step of it, and the sink's thread asks the workers
-//! in turn: the order is kept without a queue to sort, and reads, compression and delivery overlap.
+//! in turn: the order is kept without a queue to sort, and reads, compression and delivery overlap. Of steps in which
+//! there is nothing to deliver it is told some at a time, for to wake it costs as much as to compare 16 KiB.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -27,6 +28,8 @@ use crate::monitor::Monitor;
 
 /// Steps that a worker may be ahead of the sink. Each costs a buffer of up to 1 MiB.
 const AHEAD: usize = 2;
+/// Steps with nothing to deliver that the sink's thread is told of in one go.
+const NOTHING_STEPS: u32 = 16;
 /// More readers do not help a disk, and each costs buffers.
 const MAX_WORKERS: usize = 4;
 /// How often the sink is told how far both volumes are the same.
@@ -143,12 +146,21 @@ type Lane = (Receiver<Result<Batch>>, SyncSender<Batch>);
 fn deliver(lanes: &[Lane], sink: &mut dyn FrameSink, options: &PumpOptions<'_>) -> Result<()> {
     let mut delivery = Delivery::new(sink, options);
     let mut waits = Waits::default();
-    for (from_worker, give_back) in lanes.iter().cycle() {
+    // How many steps of each lane were told of already.
+    let mut told = vec![0_u32; lanes.len()];
+    for (number, (from_worker, give_back)) in lanes.iter().enumerate().cycle() {
         options.cancel.check()?;
+        if let Some(told) = told.get_mut(number).filter(|told| **told > 0) {
+            *told -= 1;
+            continue;
+        }
         let start = Instant::now();
         let Ok(batch) = from_worker.recv() else { break };
         let batch = batch?;
         waits.for_workers += start.elapsed();
+        if let Some(told) = told.get_mut(number) {
+            *told = batch.steps - 1;
+        }
         let start = Instant::now();
         delivery.deliver(&batch)?;
         waits.for_sink += start.elapsed();
@@ -246,7 +258,7 @@ impl Worker<'_> {
                 return;
             }
         };
-        let mut spare = None;
+        let (mut spare, mut nothing) = (None, None::<Batch>);
         for step in plan(self.changes, self.source, options)
             .skip(self.number)
             .step_by(self.workers)
@@ -259,20 +271,33 @@ impl Worker<'_> {
                 .take()
                 .or_else(|| self.buffers.try_recv().ok())
                 .unwrap_or_default();
-            let made = reader.read(step, &mut batch).map(|()| {
-                if batch.frames.is_empty() {
-                    // The buffer stays, warm as it is.
-                    let nothing = batch.nothing();
-                    spare = Some(batch);
-                    nothing
-                } else {
-                    batch
+            let made = reader.read(step, &mut batch);
+            let is_nothing = made.is_ok() && batch.frames.is_empty();
+            if is_nothing {
+                match &mut nothing {
+                    Some(before) => before.add_nothing(&batch),
+                    None => nothing = Some(batch.nothing()),
                 }
-            });
-            let failed = made.is_err();
-            if self.to_sink.send(made).is_err() || failed {
+            }
+            let is_enough = |told: &mut Batch| !is_nothing || told.steps >= NOTHING_STEPS;
+            if let Some(told) = nothing.take_if(is_enough)
+                && self.to_sink.send(Ok(told)).is_err()
+            {
                 return;
             }
+            if is_nothing {
+                // The buffer stays, warm as it is.
+                spare = Some(batch);
+                continue;
+            }
+            let failed = made.is_err();
+            if self.to_sink.send(made.map(|()| batch)).is_err() || failed {
+                return;
+            }
+        }
+        if let Some(told) = nothing {
+            // Where nobody wants to hear it, that one knows why.
+            let _ = self.to_sink.send(Ok(told));
         }
     }
 }

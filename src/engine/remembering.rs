@@ -1,11 +1,11 @@
 //! A volume whose pieces that were read last from the device are still in memory: for a closer look, and for whoever sends
 //! what was found.
 //!
-//! Guarantees: what is read is what the device gave a moment ago or gives now, each time in the order of asking; memory is
-//! [`KEPT_PIECES`] buffers of 1 MiB. It is for what nobody writes to while it is read, or where what was compared is as good
-//! as what is there by now.
+//! Guarantees: a place that is read is what the device gives now, or what it gave when the piece around it was read; memory is
+//! [`KEPT_PIECES`] buffers of 1 MiB. It is for what nobody writes to meanwhile, such as what of a destination lies behind
+//! everything that was sent; and for a source, of which what was compared is what is sent.
 //!
-//! A disk that has to go back for a block takes as long as for half a MiB that follows; a disk with an arm for several.
+//! A disk that has to go back for a block takes as long as for half a MiB that follows, one with an arm as long as for a few.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,8 +17,8 @@ use crate::extent::Extent;
 use crate::sys::aligned::AlignedBuffer;
 use crate::volume::ReadAt;
 
-/// What is under way twice (in pieces, and for parts of them), and a request that is being read.
-const KEPT_PIECES: usize = 28;
+/// Pieces that are kept.
+pub(super) const KEPT_PIECES: usize = 20;
 /// What is smaller is not worth a buffer of a MiB.
 const LEAST_BYTES: u64 = PIECE_BYTES / 8;
 
@@ -51,9 +51,14 @@ impl<'a> Remembering<'a> {
         }
     }
 
-    /// Whether reads of `extent` are worth keeping: the page cache does that for what it has.
-    pub(super) fn is_worth_keeping(&self, extent: Extent) -> bool {
-        extent.length() >= LEAST_BYTES && self.side.volume.enough_at_once(extent) >= PIECE_BYTES
+    /// The volume without what is kept of it, if reads of some of `extents` are worth keeping: the page cache does that for
+    /// what it has.
+    pub(super) fn to_keep(&self, extents: &[Extent]) -> Option<Side<'_>> {
+        let long = extents
+            .iter()
+            .find(|extent| extent.length() >= LEAST_BYTES)?;
+        let from_device = self.side.volume.enough_at_once(*long) >= PIECE_BYTES;
+        from_device.then_some(self.side)
     }
 
     /// Keeps `piece`, which `bytes` begins with, and leaves another buffer of the same size there. What is small is not kept.
@@ -62,6 +67,7 @@ impl<'a> Remembering<'a> {
             return;
         }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|old| old.piece.intersect(piece).is_none());
         let oldest = (kept.len() >= KEPT_PIECES).then(|| kept.pop_front());
         let spare = oldest.flatten().map_or_else(buffer, |oldest| oldest.bytes);
         let bytes = std::mem::replace(bytes, spare);
@@ -72,9 +78,8 @@ impl<'a> Remembering<'a> {
     fn recall(&self, mut wanted: &mut [u8], mut offset: u64) -> bool {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         while !wanted.is_empty() {
-            // The newest first: the same may have been read twice.
             let has_it = |kept: &&Kept| (kept.piece.offset()..kept.piece.end()).contains(&offset);
-            let Some(Kept { piece, bytes }) = kept.iter().rev().find(has_it) else {
+            let Some(Kept { piece, bytes }) = kept.iter().find(has_it) else {
                 return false;
             };
             let start = usize_of(offset - piece.offset());
@@ -179,10 +184,11 @@ mod tests {
         keep(&volume, extent(0, MIB), 1);
         keep(&volume, extent(MIB / 2, MIB / 2), 2);
         keep(&volume, extent(MIB, LEAST_BYTES - 1), 3);
-        assert_eq!(read(&volume, MIB / 2 - 8, 8), [1; 8]);
         assert_eq!(read(&volume, MIB / 2, 8), [2; 8]);
+        assert_eq!(read(&volume, MIB / 2 - 4, 8), [0; 8], "what it lay in");
         assert_eq!(read(&volume, MIB, 8), [0; 8]);
-        assert!(!volume.is_worth_keeping(extent(0, MIB)), "it is in memory");
+        let whole = [extent(0, MIB)];
+        assert!(volume.to_keep(&whole).is_none(), "it is in memory");
     }
 
     proptest! {

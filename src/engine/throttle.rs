@@ -8,6 +8,8 @@ use crate::cancel::Cancel;
 
 /// Idle time that may be caught up with, so that a pause is not followed by a flood.
 const BURST: Duration = Duration::from_millis(100);
+/// Bytes that are not worth being cut, however slow it goes.
+const LEAST: usize = 1024;
 
 /// Slows a sender down to a number of bytes a second.
 #[derive(Debug)]
@@ -29,6 +31,13 @@ impl Throttle {
         }
     }
 
+    /// So many bytes may go out at once, for a twentieth of a second at most.
+    pub fn at_once(&self) -> usize {
+        self.bytes_per_second.map_or(usize::MAX, |rate| {
+            usize::try_from(rate / 20).unwrap_or(usize::MAX).max(LEAST)
+        })
+    }
+
     /// Called after `bytes` went out; returns when the next may go.
     pub fn spent(&mut self, bytes: u64) {
         let Some(rate) = self.bytes_per_second else {
@@ -47,6 +56,7 @@ impl Throttle {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "small numbers of our own")]
 mod tests {
     use super::*;
 
@@ -62,6 +72,31 @@ mod tests {
             "{:?}",
             start.elapsed()
         );
+    }
+
+    #[test]
+    fn no_stretch_of_time_has_more_than_its_share_and_a_tenth_of_a_second() {
+        const RATE: u64 = 1 << 20;
+        const PIECE: u64 = 20_000;
+        let mut throttle = Throttle::new(Some(RATE), &Cancel::new());
+        let mut spent = Vec::new();
+        for round in 0..20 {
+            if round == 5 {
+                // What was not used is not saved up.
+                std::thread::sleep(3 * BURST);
+            }
+            let before = Instant::now();
+            throttle.spent(PIECE);
+            spent.push((before, Instant::now()));
+        }
+        for (first, (before, _)) in spent.iter().enumerate() {
+            for (last, (_, after)) in spent.iter().enumerate().skip(first) {
+                let pieces = (last - first + 1) as u32;
+                let cost = Duration::from_secs(PIECE) / RATE as u32 * pieces;
+                let share = after.duration_since(*before) + BURST + Duration::from_millis(1);
+                assert!(cost <= share, "{first} to {last}: {cost:?} in {share:?}");
+            }
+        }
     }
 
     #[test]

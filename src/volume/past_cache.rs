@@ -20,10 +20,11 @@ use crate::extent::Extent;
 use crate::sys::aligned::ALIGNMENT;
 use crate::sys::resident::Resident;
 
-/// Less is read as usual: the kernel reads ahead then, which nobody does here.
-pub(super) const MIN_BYTES: usize = 128 << 10;
-/// One page of so many bytes is asked for.
-const SAMPLE_BYTES: usize = 256 << 10;
+/// Less is read as usual: the kernel reads ahead then, which nobody does here; and whoever was told that it is in memory reads
+/// less at once ([`super::FROM_MEMORY_BYTES`]), of which nothing is asked once more.
+pub(super) const MIN_BYTES: usize = 512 << 10;
+/// One page of so many bytes is asked for, and the last. To ask takes as long as to copy 16 KiB.
+const SAMPLE_BYTES: usize = 1 << 20;
 /// `f_type` of ext2 to ext4, XFS, Btrfs and F2FS (`include/uapi/linux/magic.h`). Others may answer a direct read without a
 /// look at what is in memory, or have a cache that mincore knows nothing of.
 const COHERENT: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];

@@ -100,7 +100,7 @@ fn through_a_session(
     thread::scope(|scope| {
         let far_end = scope.spawn(move || serve(sr, sw, far));
         let out = connect(cr, cw)?;
-        let found = compare_there(extents, side(near), out, &Cancel::new(), monitor)?;
+        let (found, _) = compare_there(extents, side(near), out, &Cancel::new(), monitor)?;
         far_end.join().unwrap()?;
         Ok(found)
     })
@@ -173,6 +173,30 @@ proptest! {
     }
 }
 
+/// Long stretches without a difference, of which little is told, around blocks that differ.
+#[test]
+fn what_differs_after_a_long_stretch_is_found_in_its_place() {
+    let size = (90 << 20) + 777;
+    let one = vec![5; size];
+    for places in [
+        &[0, size - 1][..],
+        &[size - 1],
+        &[17 << 20, 33 << 20, 34 << 20, (66 << 20) + 9999],
+        &[31 << 20, 32 << 20],
+        &[],
+    ] {
+        let mut other = one.clone();
+        places.iter().for_each(|place| other[*place] = 6);
+        let whole = ChangeList::whole(size as u64);
+        let expected = model(&one, &other, &whole);
+        let [a, b] = [&one, &other].map(|bytes| MemoryVolume::new(bytes.clone()));
+        let monitor = Recording::default();
+        let found = compare_here(&whole, side(&a), side(&b), &Cancel::new(), &monitor).unwrap();
+        assert_eq!(found, expected, "{places:?}");
+        assert_eq!(monitor.progress().1, size as u64, "{places:?}");
+    }
+}
+
 /// Read past any page cache, as it says, and counts what was read.
 struct Device {
     volume: MemoryVolume,
@@ -210,7 +234,7 @@ impl ReadAt for Device {
 
 #[test]
 fn a_closer_look_at_a_device_reads_nothing_again() {
-    let size = (24 << 20) + 200_000;
+    let size = (60 << 20) + 200_000;
     let one: Vec<u8> = (0..size).map(|n| (n / 97) as u8).collect();
     for every in [8 << 20, 3_000_000, 400_000, 70_000, 5000, 1] {
         let mut other = one.clone();
@@ -220,8 +244,11 @@ fn a_closer_look_at_a_device_reads_nothing_again() {
         let (near, far) = (Device::of(one.clone()), Device::of(other));
         let found = through_a_session(&whole, &near, &far, &Silent).unwrap();
         assert_eq!(found, expected, "every {every}");
-        assert_eq!(near.read_bytes(), size as u64, "every {every}");
-        assert_eq!(far.read_bytes(), size as u64, "every {every}");
+        // A machine that stands still for a moment looks like a long way, and what was asked for then may be read again.
+        for read_bytes in [near.read_bytes(), far.read_bytes()] {
+            let again = read_bytes - size as u64;
+            assert!(again < size as u64 / 50, "every {every}: {again} again");
+        }
     }
 }
 
