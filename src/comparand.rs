@@ -83,14 +83,10 @@ impl Comparand {
         }
     }
 
-    /// Whether it is a file that was written to since it was opened. Of a device nobody can tell.
-    pub fn has_changed(&self) -> Result<bool> {
-        Ok(FileVersion::of(&self.volume)? != self.version)
-    }
-
-    /// Its name for messages.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Its name, if it is a file that was written to since it was opened. Of a device nobody can tell.
+    pub fn if_changed(&self) -> Result<Option<String>> {
+        let has_changed = FileVersion::of(&self.volume)? != self.version;
+        Ok(has_changed.then(|| self.name.clone()))
     }
 
     /// As the engine wants it.
@@ -130,26 +126,33 @@ impl Comparand {
     }
 }
 
-/// What was found, unless it is "equal" and `changed` was written to while it was compared. What differs differs.
-pub fn vouch(
-    changed: Option<&str>,
-    differing: ChangeList,
-    monitor: &dyn Monitor,
-) -> Result<ChangeList> {
-    let Some(name) = changed else {
-        return Ok(differing);
-    };
-    let error = Error::io(
-        format!(
-            "{name}: what was found holds for no moment of it; stop what writes to it, or compare a snapshot"
-        ),
-        std::io::Error::other("it was written while it was compared"),
-    );
-    if differing.is_empty() {
-        return Err(error);
+/// What came of a comparison.
+pub struct Compared {
+    /// Where both differ.
+    pub differing: ChangeList,
+    /// Names of what was written to meanwhile.
+    pub changed: Vec<String>,
+}
+
+impl Compared {
+    /// What differs. "Equal" is not said of what was written to meanwhile; what differs differs.
+    pub fn vouched(self, monitor: &dyn Monitor) -> Result<ChangeList> {
+        for name in self.changed {
+            let error = Error::io(
+                format!(
+                    "{name}: what was found holds for no moment of it; stop what writes to it, or compare a snapshot"
+                ),
+                std::io::Error::other(
+                    "it was written while it was compared, or renamed, or got other permissions",
+                ),
+            );
+            if self.differing.is_empty() {
+                return Err(error);
+            }
+            monitor.warn(&error.chain());
+        }
+        Ok(self.differing)
     }
-    monitor.warn(&error.chain());
-    Ok(differing)
 }
 
 /// Through this holder the volume may be written.

@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
@@ -164,7 +164,8 @@ fn a_far_file_that_is_written_while_it_is_compared_is_not_called_equal() {
         let output = thread::scope(|scope| {
             scope.spawn(|| {
                 let file = fs::File::options().write(true).open(file).unwrap();
-                while !ended.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                while !ended.load(Ordering::Relaxed) && began.elapsed() < Duration::from_secs(100) {
                     file.write_all_at(&same[100..101], 100).unwrap();
                     sleep(Duration::from_millis(20));
                 }

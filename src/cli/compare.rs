@@ -17,7 +17,7 @@ use super::summary::{per_second, shown_seconds};
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::change_list::{ChangeList, ChangeListBuilder};
-use crate::comparand::{Comparand, vouch};
+use crate::comparand::{Comparand, Compared};
 use crate::delta::reader::DeltaReader;
 use crate::engine::compare::compare_here;
 use crate::error::{Error, ExitCode, Result};
@@ -29,10 +29,10 @@ use crate::units::{Bytes, count};
 const AFTER_HELP: &str = "\
 Examples:
   lvmsync compare vg/s2 backup:/dev/vg/data         is the copy what the snapshot is?
+  lvmsync compare prod:vg/s2 vg/data                the same from the side of the copy
   lvmsync compare vg/s2 vg/copy --json              for scripts: offsets and lengths in bytes
   lvmsync compare vg/s2 vg/copy --only monday.delta only what this delta changed
   lvmsync compare -q vg/s2 vg/copy && echo equal
-  lvmsync compare prod:vg/s2 vg/copy                the same from the side of the copy
 
 Both volumes are read whole, past the page cache, each where it is; over ssh only digests travel.
 Nothing is written, and either may be in use: what is written meanwhile may count as different, so
@@ -121,7 +121,9 @@ pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> 
     let source = Comparand::open(&args.source, terminal)?;
     let (state, caller) = (args.state.directory(), args.state.caller());
     source.warn_of_half_written(&state, &caller, terminal);
-    let only = only(args, source.size_bytes(), cancel)?;
+    let only = Only::read(args, cancel)?;
+    let only = only.map(|only| only.of(source.size_bytes(), &args.source));
+    let only = only.transpose()?;
     match destination {
         Endpoint::Local(path) => {
             let other = Comparand::open(&path.to_string_lossy(), terminal)?;
@@ -141,7 +143,11 @@ pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> 
                 let differing =
                     compare_here(extents, source.side(), other.side(), cancel, terminal)
                         .map_err(|error| source.explain(other.explain(error)))?;
-                vouch_for(&[&source, &other], differing, terminal)
+                let changed = [source.if_changed()?, other.if_changed()?];
+                Ok(Compared {
+                    differing,
+                    changed: changed.into_iter().flatten().collect(),
+                })
             })
         }
         Endpoint::Remote { host, path } => {
@@ -152,10 +158,11 @@ pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> 
                 is_file: far.ready.kind == "file",
             };
             sizes.compare(only, terminal, |extents| {
-                let differing = far
+                let mut compared = far
                     .compare(extents, source.side(), cancel, terminal)
                     .map_err(|error| source.explain(error))?;
-                vouch_for(&[&source], differing, terminal)
+                compared.changed.extend(source.if_changed()?);
+                Ok(compared)
             })
         }
     }
@@ -175,6 +182,7 @@ pub(super) fn find_from(
             "one of the two volumes has to be here: run this at one of the hosts".to_owned(),
         ));
     }
+    let only = Only::read(args, cancel)?;
     let destination = Comparand::open(&args.destination, terminal)?;
     let (state, caller) = (args.state.directory(), args.state.caller());
     destination.warn_of_half_written(&state, &caller, terminal);
@@ -184,32 +192,21 @@ pub(super) fn find_from(
         destination: destination.size_bytes(),
         is_file: destination.is_file(),
     };
-    let only = match only(args, sizes.source, cancel) {
-        Ok(only) => only,
-        Err(error) => {
+    let only = match only.map(|only| only.of(sizes.source, &args.source)) {
+        Some(Err(error)) => {
             // It has done nothing wrong, and what it says of its end does not matter.
             let _ = far.leave();
             return Err(error);
         }
+        only => only.transpose()?,
     };
     sizes.compare(only, terminal, |extents| {
-        let differing = far
+        let mut compared = far
             .compare(extents, destination.side(), cancel, terminal)
             .map_err(|error| destination.explain(error))?;
-        vouch_for(&[&destination], differing, terminal)
+        compared.changed.extend(destination.if_changed()?);
+        Ok(compared)
     })
-}
-
-fn vouch_for(
-    ends: &[&Comparand],
-    mut differing: ChangeList,
-    monitor: &dyn Monitor,
-) -> Result<ChangeList> {
-    for end in ends {
-        let changed = end.has_changed()?.then_some(end.name());
-        differing = vouch(changed, differing, monitor)?;
-    }
-    Ok(differing)
 }
 
 fn refuse_the_original(args: &CompareArgs) -> Result<()> {
@@ -221,33 +218,52 @@ fn refuse_the_original(args: &CompareArgs) -> Result<()> {
     Ok(())
 }
 
-/// The extents that `--only` names, of a source of `size` bytes: those of a delta, which is read to its end and found sound.
-fn only(args: &CompareArgs, size: u64, cancel: &Cancel) -> Result<Option<ChangeList>> {
-    let Some(delta) = args.only.as_deref() else {
-        return Ok(None);
-    };
-    let name = shown_name(delta);
-    let damaged = |source| Error::Damaged {
-        what: name.clone(),
-        source,
-    };
-    let mut reader = DeltaReader::new(open_input(delta, cancel)?).map_err(damaged)?;
-    let mut extents = ChangeListBuilder::default();
-    while let Some(frame) = reader.next_frame().map_err(damaged)? {
-        cancel.check()?;
-        extents.push(frame.extent, Kind::Data);
+/// What `--only` names.
+struct Only {
+    extents: ChangeList,
+    /// Of the volume that the delta was made from.
+    volume_size: u64,
+    name: String,
+}
+
+impl Only {
+    /// The extents of the delta, which is read to its end and found sound.
+    fn read(args: &CompareArgs, cancel: &Cancel) -> Result<Option<Self>> {
+        let Some(delta) = args.only.as_deref() else {
+            return Ok(None);
+        };
+        let name = shown_name(delta);
+        let damaged = |source| Error::Damaged {
+            what: name.clone(),
+            source,
+        };
+        let mut reader = DeltaReader::new(open_input(delta, cancel)?).map_err(damaged)?;
+        let mut extents = ChangeListBuilder::default();
+        while let Some(frame) = reader.next_frame().map_err(damaged)? {
+            cancel.check()?;
+            extents.push(frame.extent, Kind::Data);
+        }
+        Ok(Some(Self {
+            extents: extents.finish(),
+            volume_size: reader.header().volume_size,
+            name,
+        }))
     }
-    let volume_size = reader.header().volume_size;
-    if volume_size > size {
-        return Err(Error::Usage(format!(
-            "{name} is of a volume of {volume_size} bytes ({}), and {} has {size} ({}): \
-             name the volume that the delta was made from",
-            Bytes(volume_size),
-            args.source,
-            Bytes(size)
-        )));
+
+    /// The extents, if they can be those of `source`, which has `size` bytes.
+    fn of(self, size: u64, source: &str) -> Result<ChangeList> {
+        let volume_size = self.volume_size;
+        if volume_size > size {
+            return Err(Error::Usage(format!(
+                "{} is of a volume of {volume_size} bytes ({}), and {source} has {size} ({}): \
+                 name the volume that the delta was made from",
+                self.name,
+                Bytes(volume_size),
+                Bytes(size)
+            )));
+        }
+        Ok(self.extents)
     }
-    Ok(Some(extents.finish()))
 }
 
 /// How long both are.
@@ -263,7 +279,7 @@ impl Sizes {
         self,
         only: Option<ChangeList>,
         monitor: &dyn Monitor,
-        compare: impl FnOnce(&ChangeList) -> Result<ChangeList>,
+        compare: impl FnOnce(&ChangeList) -> Result<Compared>,
     ) -> Result<Found> {
         let whole = only.is_none();
         let extents = only.unwrap_or_else(|| ChangeList::whole(self.source));
@@ -283,7 +299,9 @@ impl Sizes {
         let extents = extents.clip(self.destination);
         let compared_bytes = extents.total_bytes();
         monitor.plan(compared_bytes);
-        let differing = compare(&extents)?.union(missing.finish());
+        let mut compared = compare(&extents)?;
+        compared.differing = compared.differing.union(missing.finish());
+        let differing = compared.vouched(monitor)?;
         Ok(Found {
             volume_size: self.source,
             destination_size: self.destination,
@@ -379,7 +397,12 @@ mod tests {
             destination: sizes.1,
             is_file,
         };
-        let equal = |_: &ChangeList| Ok(ChangeList::default());
+        let equal = |_: &ChangeList| {
+            Ok(Compared {
+                differing: ChangeList::default(),
+                changed: Vec::new(),
+            })
+        };
         sizes.compare(only, &Silent, equal).unwrap()
     }
 

@@ -1,6 +1,6 @@
 //! The two ends of a comparison over a session: the one that asks, and the one that `serve` answers with.
 //!
-//! Guarantees: the far volume is opened for reading only; a file there that was written to meanwhile is not called equal; when something fails, the far end's own words come
+//! Guarantees: the far volume is opened for reading only; it is told if it is a file that was written to meanwhile; when something fails, the far end's own words come
 //! before ours; the child is gone on every way out.
 
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use super::serve::lost;
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::commands::Caller;
-use crate::comparand::{Comparand, vouch};
+use crate::comparand::{Comparand, Compared};
 use crate::engine::compare::{Failed, Side, answer, compare_there};
 use crate::error::Result;
 use crate::gate::{Admitted, Gate};
@@ -99,12 +99,15 @@ impl Far {
         near: Side<'_>,
         cancel: &Cancel,
         monitor: &dyn Monitor,
-    ) -> Result<ChangeList> {
+    ) -> Result<Compared> {
         match compare_there(extents, near, self.out, cancel, monitor) {
             Ok((differing, done)) => {
                 self.end.close();
-                let changed = done.changed.then_some(&*self.name);
-                vouch(changed, differing, monitor)
+                let changed = done.changed.then_some(self.name);
+                Ok(Compared {
+                    differing,
+                    changed: changed.into_iter().collect(),
+                })
             }
             Err(Failed::Here(error)) => Err(error),
             Err(Failed::There(error)) => {
@@ -144,7 +147,7 @@ pub(super) fn serve<R: Read, W: Write>(
     server.ready(ready).map_err(lost)?;
     match answer(server, volume.side(), cancel) {
         Ok(()) => Ok(Done {
-            changed: volume.has_changed()?,
+            changed: volume.if_changed()?.is_some(),
             ..Done::default()
         }),
         Err(Failed::Here(error)) => Err(volume.explain(error)),

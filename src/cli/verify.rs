@@ -14,7 +14,7 @@ use super::send::Job;
 use super::sync::SyncArgs;
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
-use crate::comparand::Comparand;
+use crate::comparand::{Comparand, Compared};
 use crate::delta::proto3::{FirstLine, read_first_line};
 use crate::engine::compare::{Side, compare_here};
 use crate::engine::read_back::read_back;
@@ -38,13 +38,17 @@ pub(super) fn sent(job: &Job<'_>, source: &mut SendSource, destination: &Endpoin
         name: &source.name,
     };
     // What is past the end of a smaller destination was left out, as asked.
-    let (name, differing) = match destination {
+    let (name, compared) = match destination {
         Endpoint::Local(path) => {
             let name = path.to_string_lossy().into_owned();
             let written = Comparand::open(&name, &Silent)?;
             let changes = planned(changes, written.size_bytes(), monitor);
-            let differing = compare_here(&changes, near, written.side(), cancel, monitor);
-            (name, differing.map_err(|error| written.explain(error)))
+            let differing = compare_here(&changes, near, written.side(), cancel, monitor)
+                .map_err(|error| written.explain(error));
+            (
+                name,
+                differing.and_then(|differing| of(&written, differing)),
+            )
         }
         Endpoint::Remote { host, path } => {
             let far = Far::open_with(
@@ -55,11 +59,22 @@ pub(super) fn sent(job: &Job<'_>, source: &mut SendSource, destination: &Endpoin
                 cancel,
             )?;
             let changes = planned(changes, far.ready.size_bytes, monitor);
-            let differing = far.compare(&changes, near, cancel, monitor);
-            (format!("{host}:{path}"), differing)
+            let compared = far.compare(&changes, near, cancel, monitor);
+            (format!("{host}:{path}"), compared)
         }
     };
-    expect_equal(&name, &differing.map_err(|error| source.explain(error))?)
+    let compared = compared.map_err(|error| source.explain(error))?;
+    // What was written to is no sign of a bad disk.
+    source.check_unchanged()?;
+    expect_equal(&name, &compared.vouched(monitor)?)
+}
+
+/// What was found of `written`, with its name if it was written to meanwhile.
+fn of(written: &Comparand, differing: ChangeList) -> Result<Compared> {
+    Ok(Compared {
+        differing,
+        changed: written.if_changed()?.into_iter().collect(),
+    })
 }
 
 /// Compares what a pull has written with what it was read from, `path` at `host`, once more.
@@ -120,7 +135,8 @@ pub(super) fn applied(
     let input = open_input(delta, cancel)?;
     let differing = read_back(input, delta, ends_at, written.side(), cancel, monitor)
         .map_err(|error| written.explain(error))?;
-    expect_equal(destination, &differing)
+    let compared = of(&written, differing)?;
+    expect_equal(destination, &compared.vouched(monitor)?)
 }
 
 fn planned(changes: ChangeList, size_bytes: u64, monitor: &dyn Monitor) -> ChangeList {
@@ -160,6 +176,24 @@ mod tests {
     use super::*;
     use crate::error::ExitCode;
     use crate::extent::{Change, Kind};
+
+    #[test]
+    fn a_file_that_was_written_to_meanwhile_is_not_verified() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("copy");
+        std::fs::write(&path, vec![1; 8192]).unwrap();
+        let written = Comparand::open(path.to_str().unwrap(), &Silent).unwrap();
+        let found = |differing: ChangeList| of(&written, differing).unwrap().vouched(&Silent);
+        assert!(found(ChangeList::default()).is_ok());
+        // Not in the tick of the clock in which it was opened.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::write(&path, vec![1; 8192]).unwrap();
+        let error = found(ChangeList::default()).unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Failed);
+        assert!(error.chain().contains("written while it was compared"));
+        let differs = found(ChangeList::whole(8192)).unwrap();
+        assert_eq!(differs.total_bytes(), 8192, "what differs differs");
+    }
 
     #[test]
     fn what_does_not_read_back_is_3_and_the_first_places_are_named() {

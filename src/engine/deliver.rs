@@ -161,24 +161,36 @@ impl<W: DurableWrite> FrameSink for TargetSink<'_, '_, W> {
 pub struct Paced<W> {
     out: W,
     throttle: Throttle,
+    /// Given to `out` since it was flushed.
+    gathered: usize,
 }
 
 impl<W: Write> Paced<W> {
     /// `out` at the rate of `throttle`.
     pub fn new(out: W, throttle: Throttle) -> Self {
-        Self { out, throttle }
+        Self {
+            out,
+            throttle,
+            gathered: 0,
+        }
     }
 }
 
 impl<W: Write> Write for Paced<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = &bytes[..bytes.len().min(self.throttle.at_once())];
-        let written = self.out.write(piece)?;
+        let at_once = self.throttle.at_once();
+        let written = self.out.write(&bytes[..bytes.len().min(at_once)])?;
+        self.gathered = self.gathered.saturating_add(written);
+        if self.gathered >= at_once {
+            // It may gather more than that, and send it all at once.
+            self.flush()?;
+        }
         self.throttle.spent(written as u64);
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.gathered = 0;
         self.out.flush()
     }
 }
@@ -191,6 +203,39 @@ fn failed(name: &str, error: io::Error) -> Error {
 mod tests {
     use super::*;
     use crate::cancel::Cancel;
+
+    /// Gathers as a session does, and keeps the lengths of what it sends.
+    #[derive(Default)]
+    struct Gathering {
+        waiting: usize,
+        sent: Vec<usize>,
+    }
+
+    impl Write for Gathering {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.waiting += bytes.len();
+            if self.waiting >= 256 << 10 {
+                self.flush()?;
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.sent.push(std::mem::take(&mut self.waiting));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_has_a_limit_is_not_gathered_for_longer() {
+        let throttle = Throttle::new(Some(400_000), &Cancel::new());
+        let mut paced = Paced::new(Gathering::default(), throttle);
+        for length in [100, 30_000, 9000, 7000, 50_000] {
+            paced.write_all(&vec![7; length]).unwrap();
+        }
+        assert!(paced.out.sent.len() >= 4, "{:?}", paced.out.sent);
+        assert!(paced.out.sent.iter().all(|length| *length < 40_000));
+    }
 
     #[test]
     fn what_has_a_limit_goes_out_in_small_pieces() {

@@ -22,7 +22,7 @@ use crate::volume::ReadAt;
 /// More readers do not help a disk.
 const MAX_WORKERS: usize = 4;
 
-/// Digests of parts that are remembered: twice as many as of what may be under way.
+/// Digests of parts that are remembered: twice as many as of what may be under way in long extents.
 const KNOWN_PARTS: usize = 16_384;
 
 /// A volume that is read to be compared.

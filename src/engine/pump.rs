@@ -1,7 +1,7 @@
 //! Reads a change list from a volume and delivers it as frames, in order.
 //!
 //! Guarantees: frames reach the sink in ascending order, whatever thread read them; each carries the
-//! checksum that was computed right after it was read; at most `AHEAD` steps a worker are in memory. With
+//! checksum that was computed right after it was read; at most `AHEAD` steps a worker wait in memory. With
 //! another volume to be held against, only what differs from that one reaches the sink.
 //!
 //! Every worker walks the same plan and takes each n-th step of it, and the sink's thread asks the workers
@@ -33,7 +33,11 @@ const NOTHING_STEPS: u32 = 16;
 /// More readers do not help a disk, and each costs buffers.
 const MAX_WORKERS: usize = 4;
 /// How often the sink is told how far both volumes are the same.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+const TELL_EVERY: Duration = if cfg!(test) {
+    Duration::ZERO
+} else {
+    Duration::from_secs(1)
+};
 
 /// What is read and how it is packed.
 pub struct PumpOptions<'a> {
@@ -299,5 +303,82 @@ impl Worker<'_> {
             // Where nobody wants to hear it, that one knows why.
             let _ = self.to_sink.send(Ok(told));
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "small numbers of our own")]
+mod tests {
+    use super::*;
+    use crate::delta::codec::{Codec, Compression};
+    use crate::monitor::Silent;
+    use crate::volume::memory::MemoryVolume;
+
+    /// What it is told, in order.
+    #[derive(Default)]
+    struct Told {
+        differing: Vec<u64>,
+        position: u64,
+        positions: usize,
+    }
+
+    impl FrameSink for Told {
+        fn data(&mut self, extent: Extent, _: Codec, _: &[u8], _: u32) -> Result<()> {
+            assert!(extent.offset() >= self.position, "it was said to be equal");
+            self.differing.push(extent.offset());
+            Ok(())
+        }
+
+        fn zero(&mut self, extent: Extent) -> Result<()> {
+            panic!("no zeroes: {extent:?}");
+        }
+
+        fn position(&mut self, offset: u64) -> Result<()> {
+            assert!(offset >= self.position);
+            self.position = offset;
+            self.positions += 1;
+            Ok(())
+        }
+
+        fn waits_for_device(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_to_be_equal_before_all_workers_have_looked() {
+        let size = 100 << 20;
+        let one = vec![5; size];
+        // In the middle of what a worker tells at once, at its ends, and in what the next one has.
+        let places: Vec<usize> = [2, 33, 34, 65, 67, 98]
+            .iter()
+            .map(|piece| piece << 20)
+            .collect();
+        let mut other = one.clone();
+        places.iter().for_each(|place| other[*place] = 6);
+        let [one, other] = [one, other].map(MemoryVolume::new);
+        let side = |volume| Side { volume, name: "v" };
+        let mut told = Told::default();
+        let options = PumpOptions {
+            effort: &Effort::new(Compression::None),
+            cancel: &Cancel::new(),
+            monitor: &Silent,
+            unlike: Some(side(&other)),
+        };
+        pump(
+            side(&one),
+            &ChangeList::whole(size as u64),
+            &mut told,
+            &options,
+        )
+        .unwrap();
+        let found: Vec<usize> = told
+            .differing
+            .iter()
+            .map(|offset| *offset as usize)
+            .collect();
+        assert_eq!(found, places);
+        assert!(told.positions > 6, "{}", told.positions);
+        assert!(told.position <= size as u64);
     }
 }

@@ -2,7 +2,7 @@
 //! what was found.
 //!
 //! Guarantees: a place that is read is what the device gives now, or what it gave when the piece around it was read; memory is
-//! [`KEPT_PIECES`] buffers of 1 MiB. It is for what nobody writes to meanwhile, such as what of a destination lies behind
+//! 20 buffers of 1 MiB. It is for what nobody writes to meanwhile, such as what of a destination lies behind
 //! everything that was sent; and for a source, of which what was compared is what is sent.
 //!
 //! A disk that has to go back for a block takes as long as for half a MiB that follows, one with an arm as long as for a few.

@@ -31,7 +31,7 @@ impl Throttle {
         }
     }
 
-    /// So many bytes may go out at once, for a twentieth of a second at most.
+    /// So many bytes may go out at once: what a twentieth of a second has, and not less than a KiB.
     pub fn at_once(&self) -> usize {
         self.bytes_per_second.map_or(usize::MAX, |rate| {
             usize::try_from(rate / 20).unwrap_or(usize::MAX).max(LEAST)
