@@ -192,3 +192,58 @@ fn files_that_differ_differ_whoever_writes_meanwhile() {
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("written while it was compared"), "{said}");
 }
+
+/// How far the record of the destination says that all is durable; `None` if no run is under way by it.
+fn durable_offset(ends: &Ends) -> Option<u64> {
+    let records = fs::read_dir(ends.path("state").join("destinations"));
+    let records = records.into_iter().flatten().flatten();
+    let texts = records.filter_map(|record| fs::read_to_string(record.path()).ok());
+    let offset = |text: String| {
+        let (_, record) = text.split_once('\n')?;
+        let record: serde_json::Value = serde_json::from_str(record).ok()?;
+        record["incomplete"]["durable_offset"].as_u64()
+    };
+    texts.filter_map(offset).max()
+}
+
+#[test]
+fn what_one_run_has_settled_the_next_does_not_compare_again() {
+    const BYTES: usize = 40 << 20;
+    for way in WAYS {
+        let ends = Ends::new(way);
+        let source = noise(BYTES, "source");
+        let mut before = source.clone();
+        before.iter_mut().step_by(2000).for_each(|byte| *byte ^= 1);
+        fs::write(ends.path("source"), source).unwrap();
+        fs::write(ends.path("destination"), before).unwrap();
+        let mut command = ends.command("sync", &["--bwlimit", "8M", "--retries", "0"]);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let began = Instant::now();
+        while durable_offset(&ends).is_none() && began.elapsed() < Duration::from_secs(60) {
+            sleep(Duration::from_millis(20));
+        }
+        // Some of five.
+        sleep(Duration::from_secs(2));
+        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(130), "{way:?} {said}");
+        // The far end may have to hear of it yet.
+        while durable_offset(&ends) == Some(0) && began.elapsed() < Duration::from_secs(60) {
+            sleep(Duration::from_millis(20));
+        }
+        let settled = durable_offset(&ends).unwrap();
+        assert!(settled > 0, "{way:?}");
+        let compared = ends.sync(&[])["compared_bytes"].as_u64().unwrap();
+        assert!(
+            compared <= BYTES as u64 - settled,
+            "{way:?}: {compared}, {settled}"
+        );
+    }
+}
