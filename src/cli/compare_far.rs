@@ -1,7 +1,7 @@
 //! The two ends of a comparison over a session: the one that asks, and the one that `serve` answers with.
 //!
-//! Guarantees: the far volume is opened for reading only; it is told if it is a file that was written to meanwhile; when something fails, the far end's own words come
-//! before ours; the child is gone on every way out.
+//! Guarantees: the far volume is opened for reading only; if it is a file that was written to meanwhile, that is told; when
+//! something fails, the far end's own words come before ours; the child is gone on every way out.
 
 use std::io::{Read, Write};
 use std::process::ChildStdin;
