@@ -135,6 +135,16 @@ pub struct Compared {
 }
 
 impl Compared {
+    /// What was found of `ends`, which are here, with the names of those that were written to meanwhile.
+    pub fn of(differing: ChangeList, ends: &[&Comparand]) -> Result<Self> {
+        let changed = ends.iter().map(|end| end.if_changed());
+        let changed: Vec<_> = changed.collect::<Result<_>>()?;
+        Ok(Self {
+            differing,
+            changed: changed.into_iter().flatten().collect(),
+        })
+    }
+
     /// What differs. "Equal" is not said of what was written to meanwhile; what differs differs.
     pub fn vouched(self, monitor: &dyn Monitor) -> Result<ChangeList> {
         for name in self.changed {

@@ -143,11 +143,7 @@ pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> 
                 let differing =
                     compare_here(extents, source.side(), other.side(), cancel, terminal)
                         .map_err(|error| source.explain(other.explain(error)))?;
-                let changed = [source.if_changed()?, other.if_changed()?];
-                Ok(Compared {
-                    differing,
-                    changed: changed.into_iter().flatten().collect(),
-                })
+                Compared::of(differing, &[&source, &other])
             })
         }
         Endpoint::Remote { host, path } => {
@@ -158,11 +154,7 @@ pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> 
                 is_file: far.ready.kind == "file",
             };
             sizes.compare(only, terminal, |extents| {
-                let mut compared = far
-                    .compare(extents, source.side(), cancel, terminal)
-                    .map_err(|error| source.explain(error))?;
-                compared.changed.extend(source.if_changed()?);
-                Ok(compared)
+                compare_with(far, &source, extents, cancel, terminal)
             })
         }
     }
@@ -177,11 +169,7 @@ pub(super) fn find_from(
     cancel: &Cancel,
 ) -> Result<Found> {
     refuse_the_original(args)?;
-    if matches!(parse_endpoint(&args.destination)?, Endpoint::Remote { .. }) {
-        return Err(Error::Usage(
-            "one of the two volumes has to be here: run this at one of the hosts".to_owned(),
-        ));
-    }
+    refuse_two_hosts(&args.destination)?;
     let only = Only::read(args, cancel)?;
     let destination = Comparand::open(&args.destination, terminal)?;
     let (state, caller) = (args.state.directory(), args.state.caller());
@@ -201,12 +189,32 @@ pub(super) fn find_from(
         only => only.transpose()?,
     };
     sizes.compare(only, terminal, |extents| {
-        let mut compared = far
-            .compare(extents, destination.side(), cancel, terminal)
-            .map_err(|error| destination.explain(error))?;
-        compared.changed.extend(destination.if_changed()?);
-        Ok(compared)
+        compare_with(far, &destination, extents, cancel, terminal)
     })
+}
+
+fn compare_with(
+    far: Far,
+    near: &Comparand,
+    extents: &ChangeList,
+    cancel: &Cancel,
+    terminal: &Terminal,
+) -> Result<Compared> {
+    let mut compared = far
+        .compare(extents, near.side(), cancel, terminal)
+        .map_err(|error| near.explain(error))?;
+    compared.changed.extend(near.if_changed()?);
+    Ok(compared)
+}
+
+/// Where the source is at another machine.
+pub(super) fn refuse_two_hosts(destination: &str) -> Result<()> {
+    if matches!(parse_endpoint(destination)?, Endpoint::Remote { .. }) {
+        return Err(Error::Usage(
+            "one of the two volumes has to be here: run this at one of the hosts".to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 fn refuse_the_original(args: &CompareArgs) -> Result<()> {

@@ -181,10 +181,7 @@ fn from_far(
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Summary> {
-    let usage = |text: &str| Err(Error::Usage(text.to_owned()));
-    if matches!(parse_endpoint(&args.destination)?, Endpoint::Remote { .. }) {
-        return usage("one of the two volumes has to be here: run this at one of the hosts");
-    }
+    compare::refuse_two_hosts(&args.destination)?;
     let recover = || super::pull::sync_line(args, host, path);
     let summary = super::pull::pull(args, host, path, terminal, cancel)
         .map_err(|error| error.to_recover(recover))?;

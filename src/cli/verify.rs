@@ -47,7 +47,7 @@ pub(super) fn sent(job: &Job<'_>, source: &mut SendSource, destination: &Endpoin
                 .map_err(|error| written.explain(error));
             (
                 name,
-                differing.and_then(|differing| of(&written, differing)),
+                differing.and_then(|differing| Compared::of(differing, &[&written])),
             )
         }
         Endpoint::Remote { host, path } => {
@@ -67,14 +67,6 @@ pub(super) fn sent(job: &Job<'_>, source: &mut SendSource, destination: &Endpoin
     // What was written to is no sign of a bad disk.
     source.check_unchanged()?;
     expect_equal(&name, &compared.vouched(monitor)?)
-}
-
-/// What was found of `written`, with its name if it was written to meanwhile.
-fn of(written: &Comparand, differing: ChangeList) -> Result<Compared> {
-    Ok(Compared {
-        differing,
-        changed: written.if_changed()?.into_iter().collect(),
-    })
 }
 
 /// Compares what a pull has written with what it was read from, `path` at `host`, once more.
@@ -135,7 +127,7 @@ pub(super) fn applied(
     let input = open_input(delta, cancel)?;
     let differing = read_back(input, delta, ends_at, written.side(), cancel, monitor)
         .map_err(|error| written.explain(error))?;
-    let compared = of(&written, differing)?;
+    let compared = Compared::of(differing, &[&written])?;
     expect_equal(destination, &compared.vouched(monitor)?)
 }
 
@@ -183,7 +175,11 @@ mod tests {
         let path = directory.path().join("copy");
         std::fs::write(&path, vec![1; 8192]).unwrap();
         let written = Comparand::open(path.to_str().unwrap(), &Silent).unwrap();
-        let found = |differing: ChangeList| of(&written, differing).unwrap().vouched(&Silent);
+        let found = |differing: ChangeList| {
+            Compared::of(differing, &[&written])
+                .unwrap()
+                .vouched(&Silent)
+        };
         assert!(found(ChangeList::default()).is_ok());
         // Not in the tick of the clock in which it was opened.
         std::thread::sleep(std::time::Duration::from_millis(20));
