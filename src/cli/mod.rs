@@ -232,40 +232,47 @@ enum Parsed {
 
 /// A verb as the first word, or nothing that the original knew: ours. Everything else is the original's.
 fn parse(arguments: Vec<OsString>) -> std::result::Result<Parsed, clap::Error> {
-    let mut words = arguments.iter().skip(1);
-    let first = loop {
-        match words.next() {
-            Some(word)
-                if ["-v", "-q", "-vv", "--verbose", "--quiet"]
-                    .iter()
-                    .any(|f| word == f) => {}
-            Some(word) if word == "--progress" => {
-                words.next();
-            }
-            Some(word) if word.to_string_lossy().starts_with("--progress=") => {}
-            word => break word,
-        }
+    let place = 1 + options_before_the_verb(&arguments);
+    let is_verb = |word: &OsString| VERBS.iter().any(|verb| word == verb);
+    let tells = |word: &OsString| {
+        ["-h", "--help", "-V", "--version"]
+            .iter()
+            .any(|option| word == option)
     };
-    let is_ours = first.is_none_or(|word| {
-        VERBS.iter().any(|verb| word == verb)
-            || ["-h", "--help", "-V", "--version"]
-                .iter()
-                .any(|w| word == w)
-    });
-    if !is_ours {
+    let first = arguments.get(place);
+    if !first.is_none_or(|word| is_verb(word) || tells(word)) {
         return classic::ClassicArgs::try_parse_from(arguments).map(Parsed::Classic);
     }
     // Options before the verb belong behind it.
     let mut ordered = arguments;
-    let leading = ordered
-        .iter()
-        .skip(1)
-        .take_while(|word| VERBS.iter().all(|verb| word != verb))
-        .count();
-    if leading > 0 && ordered.len() > leading + 1 {
-        ordered[1..=leading + 1].rotate_right(1);
+    let verb = (place..ordered.len()).find(|place| is_verb(&ordered[*place]));
+    if let Some(verb) = verb {
+        ordered[1..=verb].rotate_right(1);
     }
     Cli::try_parse_from(ordered).map(Parsed::Modern)
+}
+
+/// How many words are options that all verbs have, or nearly all, and their values.
+fn options_before_the_verb(arguments: &[OsString]) -> usize {
+    let alone = ["-v", "-q", "-vv", "--verbose", "--quiet"];
+    let with_value = ["--progress", "--state-dir"];
+    let mut words = arguments.iter().skip(1);
+    let mut count = 0;
+    while let Some(word) = words.next() {
+        if with_value.iter().any(|option| word == option) {
+            count += 1 + usize::from(words.next().is_some());
+            continue;
+        }
+        let text = word.to_string_lossy();
+        let holds_value = text
+            .split_once('=')
+            .is_some_and(|(option, _)| with_value.contains(&option));
+        if !holds_value && !alone.iter().any(|option| word == option) {
+            break;
+        }
+        count += 1;
+    }
+    count
 }
 
 fn dispatch(verb: Verb, cancel: &Cancel) -> Result<ExitCode> {

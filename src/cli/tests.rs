@@ -29,6 +29,9 @@ fn a_verb_makes_it_ours_and_anything_else_is_the_originals() {
         "compare vg/s1 host:vg/x --only x.delta",
         "inspect x --json",
         "serve",
+        "--state-dir /tmp/x serve",
+        "--state-dir=/tmp/x -v sync a b",
+        "--state-dir serve serve",
     ] {
         assert!(
             matches!(parse(words(line)), Ok(Parsed::Modern(_))),

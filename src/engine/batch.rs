@@ -1,18 +1,13 @@
-//! One step of a plan: read, held against the other volume if there is one, cut into data and zeroes, packed.
+//! What one step of a plan becomes: frames of data and zeroes, packed, in one batch that goes round between threads.
 //!
-//! Guarantees: the frames of a batch ascend and lie in its step; each carries the checksum that was computed right
-//! after it was read. Without another volume they cover the step's extents; with one, every block of 4 KiB in which
-//! both differ, and no other. Memory is a buffer of up to 1 MiB, another one for the other volume, and what the frames
-//! are packed into.
+//! Guarantees: each frame carries the checksum of what was packed, which is computed where it was read; a batch that is used
+//! again keeps its memory and nothing else.
 
 use std::time::{Duration, Instant};
 
-use super::digester::{Side, buffer};
 use super::effort::{Effort, Packer};
-use super::plan::Step;
 use super::zeroes;
-use crate::blocks::{BLOCK_BYTES, PIECE_BYTES, cut, differing_runs, is_zero, usize_of};
-use crate::change_list::ChangeListBuilder;
+use crate::blocks::usize_of;
 use crate::delta::MAX_FRAME_BYTES;
 use crate::delta::codec::Codec;
 use crate::error::Result;
@@ -24,7 +19,8 @@ const SMALL_STEP_BYTES: usize = 64 << 10;
 
 /// What was made of one step, or of some in which there was nothing to deliver.
 pub(super) struct Batch {
-    buffer: AlignedBuffer,
+    /// What was read, as far as frames are made of it.
+    pub(super) buffer: AlignedBuffer,
     packed: Vec<u8>,
     pub(super) frames: Vec<Frame>,
     /// How many steps it stands for.
@@ -49,6 +45,24 @@ impl Default for Batch {
 }
 
 impl Batch {
+    /// Forgets the step before.
+    pub(super) fn begin(&mut self) {
+        self.frames.clear();
+        self.packed.clear();
+    }
+
+    /// Has room for `length` bytes, at most 1 MiB.
+    pub(super) fn make_room(&mut self, length: usize) {
+        if self.buffer.len() < length {
+            let room = if length <= SMALL_STEP_BYTES {
+                SMALL_STEP_BYTES
+            } else {
+                usize_of(MAX_FRAME_BYTES)
+            };
+            self.buffer = AlignedBuffer::new(room);
+        }
+    }
+
     /// The payload of a data frame, which was made by `codec` and stands at `start`.
     pub(super) fn payload(&self, codec: Codec, start: usize, length: usize) -> &[u8] {
         let bytes: &[u8] = if codec == Codec::None {
@@ -74,7 +88,7 @@ impl Batch {
         self.covered_bytes += next.covered_bytes;
     }
 
-    fn push_zero(&mut self, extent: Extent) {
+    pub(super) fn push_zero(&mut self, extent: Extent) {
         let body = Body::Zero;
         self.frames.push(Frame { extent, body });
     }
@@ -96,122 +110,53 @@ pub(super) enum Body {
     },
 }
 
-/// Reads steps, and packs what it read.
-pub(super) struct Reader<'a> {
-    source: Side<'a>,
-    unlike: Option<Unlike<'a>>,
+/// What makes frames of bytes in a batch's buffer.
+pub(super) struct Packing<'a> {
     packer: Packer<'a>,
     scratch: Vec<u8>,
+    /// How long the step took of that so far.
     compressing: Duration,
 }
 
-/// The volume that has some of it already.
-struct Unlike<'a> {
-    side: Side<'a>,
-    buffer: AlignedBuffer,
+/// Where a stretch of the volume stands in a buffer.
+#[derive(Clone, Copy)]
+pub(super) struct Placed {
+    /// Volume offset of its first byte.
+    pub(super) offset: u64,
+    /// Where in the buffer that one is.
+    pub(super) start: usize,
 }
 
-impl<'a> Reader<'a> {
-    /// Reads `source`; with `unlike`, only what differs from that one becomes frames.
-    pub(super) fn new(
-        source: Side<'a>,
-        unlike: Option<Side<'a>>,
-        effort: &'a Effort,
-    ) -> Result<Self> {
+impl Placed {
+    /// Where the byte at `offset` of the volume is.
+    pub(super) fn of(self, offset: u64) -> usize {
+        self.start + usize_of(offset - self.offset)
+    }
+}
+
+impl<'a> Packing<'a> {
+    pub(super) fn new(effort: &'a Effort) -> Result<Self> {
         Ok(Self {
-            source,
-            unlike: unlike.map(|side| Unlike {
-                side,
-                buffer: buffer(),
-            }),
             packer: Packer::new(effort)?,
             scratch: Vec::new(),
             compressing: Duration::ZERO,
         })
     }
 
-    /// Makes one step, into the room of `batch`.
-    pub(super) fn read(&mut self, step: Step, batch: &mut Batch) -> Result<()> {
-        batch.frames.clear();
-        batch.packed.clear();
-        self.packer.prepare()?;
+    /// For a step that begins.
+    pub(super) fn begin(&mut self) -> Result<()> {
         self.compressing = Duration::ZERO;
-        let start = Instant::now();
-        let result = self.make(step, batch);
-        self.packer
-            .effort()
-            .worked(start.elapsed(), self.compressing);
-        result
+        self.packer.prepare()
     }
 
-    fn make(&mut self, step: Step, batch: &mut Batch) -> Result<()> {
-        match step {
-            Step::Zero(extent) => {
-                (batch.covered_bytes, batch.end) = (extent.length(), extent.end());
-                match &mut self.unlike {
-                    None => batch.push_zero(extent),
-                    Some(unlike) => {
-                        for run in unlike.not_zero(extent)? {
-                            batch.push_zero(run);
-                        }
-                    }
-                }
-                Ok(())
-            }
-            Step::Read { read, frames } => {
-                batch.covered_bytes = frames.iter().map(|frame| frame.length()).sum();
-                batch.end = read.end();
-                self.read_data(read, &frames, batch)
-            }
-        }
+    /// The step has taken so long, with reading and all.
+    pub(super) fn end(&self, took: Duration) {
+        self.packer.effort().worked(took, self.compressing);
     }
 
-    fn read_data(&mut self, read: Extent, frames: &[Extent], batch: &mut Batch) -> Result<()> {
-        let length = usize_of(read.length());
-        if batch.buffer.len() < length {
-            let room = if length <= SMALL_STEP_BYTES {
-                SMALL_STEP_BYTES
-            } else {
-                usize_of(MAX_FRAME_BYTES)
-            };
-            batch.buffer = AlignedBuffer::new(room);
-        }
-        let Some(unlike) = &mut self.unlike else {
-            self.source.read(read, &mut batch.buffer)?;
-            for extent in frames {
-                self.pack(*extent, read, batch)?;
-            }
-            return Ok(());
-        };
-        let mut differing = Vec::new();
-        let sides = [self.source.volume, unlike.side.volume];
-        let at_once = sides
-            .map(|side| side.enough_at_once(read))
-            .into_iter()
-            .max();
-        for piece in cut(read, at_once.unwrap_or(PIECE_BYTES)) {
-            let wanted = frames.iter().filter_map(|frame| {
-                let start = frame.offset().max(piece.offset());
-                Extent::from_range(start, frame.end().min(piece.end()))
-            });
-            let wanted: Vec<Extent> = wanted.collect();
-            // It may lie between two frames.
-            if wanted.is_empty() {
-                continue;
-            }
-            let start = usize_of(piece.offset() - read.offset());
-            let ours = self.source.read(piece, &mut batch.buffer[start..])?;
-            unlike.differing(piece, &wanted, ours, &mut differing)?;
-        }
-        for extent in joined(differing) {
-            self.pack(extent, read, batch)?;
-        }
-        Ok(())
-    }
-
-    /// Frames for `extent`, which is in the buffer as part of `read`.
-    fn pack(&mut self, extent: Extent, read: Extent, batch: &mut Batch) -> Result<()> {
-        let start = usize_of(extent.offset() - read.offset());
+    /// Frames for `extent`, which is in the buffer where `placed` says.
+    pub(super) fn pack(&mut self, extent: Extent, placed: Placed, batch: &mut Batch) {
+        let start = placed.of(extent.offset());
         let end = start + usize_of(extent.length());
         for (range, kind) in zeroes::split(&batch.buffer[start..end]) {
             let at = extent.offset() + range.start as u64;
@@ -235,77 +180,7 @@ impl<'a> Reader<'a> {
                 body,
             });
         }
-        Ok(())
     }
-}
-
-impl Unlike<'_> {
-    /// Adds what of `frames` is not as in `ours`, which is `read` of the source. What is past the end differs.
-    fn differing(
-        &mut self,
-        read: Extent,
-        frames: &[Extent],
-        ours: &[u8],
-        differing: &mut Vec<Extent>,
-    ) -> Result<()> {
-        let size_bytes = self.side.volume.size_bytes();
-        let theirs = match Extent::from_range(read.offset(), read.end().min(size_bytes)) {
-            Some(inside) => self.side.read(inside, &mut self.buffer)?,
-            None => &[],
-        };
-        for frame in frames {
-            let place = |at: u64| usize_of(at - read.offset());
-            if let Some(inside) = Extent::from_range(frame.offset(), frame.end().min(size_bytes)) {
-                let range = place(inside.offset())..place(inside.end());
-                differing_runs(inside, &ours[range.clone()], &theirs[range], differing);
-            }
-            differing.extend(Extent::from_range(
-                frame.offset().max(size_bytes),
-                frame.end(),
-            ));
-        }
-        Ok(())
-    }
-
-    /// The blocks of `extent`, which fits the buffer, that are not zero; joined where they touch.
-    fn not_zero(&mut self, extent: Extent) -> Result<Vec<Extent>> {
-        let size_bytes = self.side.volume.size_bytes();
-        let mut runs = ChangeListBuilder::default();
-        let inside = Extent::from_range(extent.offset(), extent.end().min(size_bytes));
-        if let Some(inside) = inside.filter(|inside| !self.is_hole(*inside)) {
-            let theirs = self.side.read(inside, &mut self.buffer)?;
-            for block in cut(inside, BLOCK_BYTES) {
-                let start = usize_of(block.offset() - inside.offset());
-                if !is_zero(&theirs[start..start + usize_of(block.length())]) {
-                    runs.push(block, Kind::Zero);
-                }
-            }
-        }
-        if let Some(beyond) = Extent::from_range(extent.offset().max(size_bytes), extent.end()) {
-            runs.push(beyond, Kind::Zero);
-        }
-        Ok(runs.finish().iter().map(|run| run.extent).collect())
-    }
-
-    /// Known to be zero without a look. Where that cannot be told, it is read.
-    fn is_hole(&self, extent: Extent) -> bool {
-        let next = self.side.volume.next_data(extent.offset());
-        next.is_ok_and(|data| data.is_none_or(|data| data.offset() >= extent.end()))
-    }
-}
-
-/// Runs that were found piece by piece.
-fn joined(runs: Vec<Extent>) -> Vec<Extent> {
-    let mut joined: Vec<Extent> = Vec::with_capacity(runs.len());
-    for run in runs {
-        match joined.last_mut() {
-            Some(last) if last.end() == run.offset() => {
-                *last = Extent::from_range(last.offset(), run.end()).unwrap_or(*last);
-            }
-            _ => joined.push(run),
-        }
-    }
-    joined
 }
 
 /// Compresses `data`, which stands at `start` of the batch's buffer, where that makes it smaller.

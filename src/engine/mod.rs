@@ -22,6 +22,7 @@ pub mod read_back;
 pub mod receive;
 pub mod remembering;
 pub mod spool;
+mod step_reader;
 pub mod target;
 pub mod throttle;
 pub mod undo;

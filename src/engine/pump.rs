@@ -14,10 +14,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::FrameSink;
-use super::batch::{Batch, Body, Reader};
+use super::batch::{Batch, Body};
 use super::digester::Side;
 use super::effort::{Effort, Waits};
 use super::plan::{Step, steps};
+use super::step_reader::Reader;
 use crate::blocks::{PIECE_BYTES, cut};
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;

@@ -10,7 +10,6 @@ use super::sshd::{HOST, Sshd};
 use super::sync_ssh::{by_ssh, far_lvmsync};
 use super::turns::{Contestant, in_turns};
 use super::{Bar, Figure, Setting, failed, inputs, peers};
-use crate::packages;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -28,7 +27,6 @@ struct Bench<'a> {
 }
 
 pub(super) fn run(setting: &Setting) -> lab::Result<Vec<Figure>> {
-    packages::install_these(&packages::FOR_KILLS[..2])?;
     let sshd = Sshd::start(&setting.scratch)?;
     let path = |name: &str| setting.scratch.join(name);
     let bench = Bench {

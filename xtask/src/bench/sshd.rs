@@ -3,6 +3,7 @@
 //! Guarantees: nothing of the machine's own ssh is read or changed; it ends with this process, however that ends.
 
 use super::failed;
+use crate::packages;
 use lab::Error;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -25,6 +26,8 @@ pub(crate) struct Sshd {
 
 impl Sshd {
     pub(crate) fn start(scratch: &Path) -> lab::Result<Self> {
+        // The limits of the hardware need it, whatever benchmark is asked for.
+        packages::install_these(&packages::FOR_KILLS[..2])?;
         let directory = scratch.join("sshd");
         fs::create_dir_all(&directory).map_err(failed(&directory))?;
         for key in ["host_key", "user_key"] {

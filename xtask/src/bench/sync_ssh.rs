@@ -11,7 +11,6 @@ use super::measure::{Meter, Sample};
 use super::sshd::{HOST, Sshd};
 use super::turns::{Contestant, in_turns};
 use super::{Bar, Figure, Setting, failed, inputs, peers};
-use crate::packages;
 use lab::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +35,6 @@ struct Bench<'a> {
 }
 
 pub(super) fn run(setting: &Setting) -> lab::Result<Vec<Figure>> {
-    packages::install_these(&packages::FOR_KILLS[..2])?;
     let sshd = Sshd::start(&setting.scratch)?;
     let meter = Meter::new(&setting.scratch, Some(&sshd))?;
     let path = |name: &str| setting.scratch.join(name);
