@@ -1,23 +1,28 @@
 //! Opening a volume that is to be compared.
 //!
 //! Guarantees: it is opened for reading only, and whoever else uses it may go on; what is in use for writing is
-//! said, since blocks that are written meanwhile may count as different, and a file that was written meanwhile is known;
+//! said, since blocks that are written meanwhile may count as different, and what was written meanwhile is known;
 //! reads come from the volume and not from a copy in memory, as far as the system lets them.
 
+use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::commands::Caller;
 use crate::dm::resolve::Resolved;
 use crate::dm::resolve::resolve;
 use crate::dm::shown::is_view;
 use crate::dm::snapshot::{LogicalVolume, Role};
+use crate::dm::thin::{activated, thin_volume};
 use crate::engine::compare::Side;
 use crate::error::{Error, Result};
+use crate::hold::client::Guard;
 use crate::monitor::Monitor;
 use crate::record::admission::Called;
+use crate::record::as_opened::AsOpened;
 use crate::record::half_written;
 use crate::record::store::StateDir;
-use crate::source::{explain, refuse_suspended, refuse_suspended_device, snapshot_in, trusted};
-use crate::volume::file_version::FileVersion;
+use crate::source::{
+    explain, refuse_suspended, refuse_suspended_device, refuse_trouble, snapshot_in, trusted,
+};
 use crate::volume::in_use::{Holder, holders_of};
 use crate::volume::open::Volume;
 use crate::volume::{ReadAt, VolumeIdentity};
@@ -27,14 +32,47 @@ pub struct Comparand {
     volume: Volume,
     name: String,
     snapshot: Option<LogicalVolume>,
-    /// Of a regular file, when it was opened.
-    version: Option<FileVersion>,
+    opened: AsOpened,
+    /// Keeps a thin volume active while it is open, which is dropped before.
+    _guard: Option<Guard>,
+}
+
+/// What it takes to have a volume activated.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// Where it is on record what to deactivate if all else fails.
+    pub state: &'a StateDir,
+    /// Stops the waiting.
+    pub cancel: &'a Cancel,
 }
 
 impl Comparand {
     /// Opens `name`. The monitor hears who may write to it meanwhile.
     pub fn open(name: &str, monitor: &dyn Monitor) -> Result<Self> {
-        let resolved = resolve(name)?;
+        Self::of(name, resolve(name)?, None, monitor)
+    }
+
+    /// The same; a thin volume that is not active, as LVM leaves thin snapshots, is activated as long as it is open.
+    pub fn open_or_activate(name: &str, means: Means<'_>, monitor: &dyn Monitor) -> Result<Self> {
+        let resolved = resolve(name);
+        match thin_volume(name, &resolved)? {
+            Some(thin) if thin.active.is_none() => {
+                refuse_trouble(&thin, name)?;
+                let mut guard = Guard::start(means.state, means.cancel)?;
+                guard.activate(&thin.name, &thin.uuid, monitor)?;
+                let resolved = Resolved::LogicalVolume(Box::new(activated(&thin)?));
+                Self::of(name, resolved, Some(guard), monitor)
+            }
+            _ => Self::of(name, resolved?, None, monitor),
+        }
+    }
+
+    fn of(
+        name: &str,
+        resolved: Resolved,
+        guard: Option<Guard>,
+        monitor: &dyn Monitor,
+    ) -> Result<Self> {
         refuse_suspended_device(&resolved, name)?;
         if let Resolved::LogicalVolume(volume) = &resolved {
             refuse_suspended(volume)?;
@@ -56,10 +94,11 @@ impl Comparand {
             ));
         }
         Ok(Self {
-            version: FileVersion::of(&volume)?,
+            opened: AsOpened::of(&volume)?,
             volume,
             name: name.to_owned(),
             snapshot: snapshot_in(resolved),
+            _guard: guard,
         })
     }
 
@@ -83,10 +122,10 @@ impl Comparand {
         }
     }
 
-    /// Its name, if it is a file that was written to since it was opened. Of a device nobody can tell.
+    /// Its name, if it was written to since it was opened.
     pub fn if_changed(&self) -> Result<Option<String>> {
-        let has_changed = FileVersion::of(&self.volume)? != self.version;
-        Ok(has_changed.then(|| self.name.clone()))
+        let was_written = self.opened.was_written(&self.volume)?;
+        Ok(was_written.then(|| self.name.clone()))
     }
 
     /// As the engine wants it.
@@ -153,7 +192,7 @@ impl Compared {
                     "{name}: what was found holds for no moment of it; stop what writes to it, or compare a snapshot"
                 ),
                 std::io::Error::other(
-                    "it was written while it was compared, or renamed, or got other permissions",
+                    "it was written while it was compared, or is a file that was renamed or got other permissions",
                 ),
             );
             if self.differing.is_empty() {

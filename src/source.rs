@@ -27,6 +27,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::changes::cow::{ExceptionTable, read_exceptions};
+use crate::comparand::may_write;
 use crate::delta::codec::Compression;
 use crate::delta::header::{Header, ORIGIN_RUN, Planned, Source, State};
 use crate::delta::samples::Samples;
@@ -43,14 +44,17 @@ use crate::error::{Error, Result};
 use crate::extent::{Change, Extent, Kind};
 use crate::hold::client::Guard;
 use crate::monitor::Monitor;
+use crate::record::as_opened::AsOpened;
 use crate::record::half_written;
 use crate::record::store::StateDir;
 use crate::record::witness::{activation, was_written};
-use crate::volume::file_version::{FileVersion, run_id};
+use crate::volume::file_version::run_id;
+use crate::volume::in_use::holders_of;
 use crate::volume::open::Volume;
 use crate::volume::{ReadAt, VolumeIdentity};
 
 pub use recovery::source_of_sync;
+pub(crate) use thin::refuse_trouble;
 
 /// Where a delta comes from, as the user said it.
 pub struct SourceRequest<'a> {
@@ -110,8 +114,10 @@ pub struct SendSource {
     pub name: String,
     /// The snapshot that the data is read from, if it is one.
     snapshot: Option<LogicalVolume>,
-    /// The regular file that the data is read from, as it was when its content was named.
-    version: Option<FileVersion>,
+    /// What the data is read from, as it was before.
+    opened: AsOpened,
+    /// It is to be one moment of a device: whoever asked wants that, or it goes by a name.
+    wants_moment: bool,
     /// What is known of the snapshot, where it was made for this.
     made: Option<live::Made>,
     /// Keeps a thin volume active, and a snapshot there, while `data`, which is dropped before, is open.
@@ -183,8 +189,7 @@ impl SendSource {
     pub fn identify(&mut self) -> Result<()> {
         self.header.list = Some(self.changes.digest());
         if self.header.target.is_none() {
-            self.version = FileVersion::of(&self.data)?;
-            self.header.target = self.version.as_ref().map(|version| State {
+            self.header.target = self.opened.file().map(|version| State {
                 id: version.id(),
                 name: self.name.clone(),
             });
@@ -195,24 +200,33 @@ impl SendSource {
         Ok(())
     }
 
-    /// After the last read: a file that was written meanwhile was read in no state that it ever had, and a snapshot that
-    /// was made for it may not have held what was written to its origin.
+    /// After the last read: what was written meanwhile was read in no state that it ever had, and a snapshot that was made
+    /// for it may not have held what was written to its origin. Of a device without a name for its content that
+    /// whoever asked takes as it is, that is said and no more.
     pub fn check_unchanged(&self) -> Result<()> {
         if let (Some(made), Some(snapshot)) = (&self.made, &self.snapshot) {
             made.check(snapshot)?;
         }
-        let Some(before) = &self.version else {
-            return Ok(());
-        };
-        if FileVersion::of(&self.data)?.as_ref() == Some(before) {
+        if !self.opened.was_written(&self.data)? {
             return Ok(());
         }
-        let source = std::io::Error::other("it was written while it was read");
+        let is_device = self.data.device().is_some();
+        let written = "it was written while it was read";
         let action = format!(
             "{}: what was sent is no state of it; stop what writes to it, or send from a snapshot",
             self.name
         );
-        Err(Error::io(action, source))
+        if is_device && !self.wants_moment {
+            tracing::warn!("{action}: {written}");
+            return Ok(());
+        }
+        let way_out = if is_device {
+            ", or, with sync, take it as it is: --no-snapshot"
+        } else {
+            ""
+        };
+        let source = std::io::Error::other(written);
+        Err(Error::io(action + way_out, source))
     }
 
     /// Finds the changes that `request` asks for. Reads kernel metadata and sampled blocks, no data.
@@ -398,19 +412,25 @@ fn full_copy(
     check_source(request, new, &resolved)?;
     let target = readable_state(request, &resolved)?;
     let data = Volume::open(resolved.path())?;
+    // Before its holes are looked for: what fills one meanwhile is a write, too.
+    let opened = AsOpened::of(&data)?;
+    if matches!(resolved, Resolved::BlockDevice { .. }) {
+        warn_of_holders(new, data.identity(), request.monitor);
+    }
     let changes = whole_volume(&data, new, request.cancel)?;
     let header = Header {
         target,
         ..header(request, Source::Full, data.size_bytes(), &changes)
     };
     Ok(SendSource {
+        wants_moment: wants_moment(request, &header),
         header,
         samples: Samples::default(),
         changes,
+        opened,
         data,
         name: new.to_owned(),
         snapshot: snapshot_in(resolved),
-        version: None,
         made: None,
         guard,
     })
@@ -453,13 +473,14 @@ fn from_store(request: &SourceRequest<'_>, store: &str, new: &str) -> Result<Sen
         ..header(request, Source::Cow, size, &changes)
     };
     Ok(SendSource {
+        wants_moment: wants_moment(request, &header),
         header,
         samples,
         changes,
+        opened: AsOpened::of(&data)?,
         data,
         name: new.to_owned(),
         snapshot: snapshot_in(resolved),
-        version: None,
         made: None,
         guard: None,
     })
@@ -539,13 +560,14 @@ fn from_snapshot(
     };
     let data = Volume::open(&target.path)?;
     Ok(SendSource {
+        wants_moment: wants_moment(request, &header),
         header,
         samples,
         changes,
+        opened: AsOpened::of(&data)?,
         data,
         name: new_name,
         snapshot: snapshot_in(new_volume),
-        version: None,
         made: None,
         guard: None,
     })
@@ -690,6 +712,28 @@ fn not_related(base: &LogicalVolume, snapshot: &ThickSnapshot, new: &str) -> Err
             "{} is a snapshot of {}, so NEW must be that volume or another snapshot of it",
             base.name, snapshot.origin.name
         ),
+    }
+}
+
+/// Whether what is read has to be one moment.
+fn wants_moment(request: &SourceRequest<'_>, header: &Header) -> bool {
+    request.snapshot.is_some() || header.target.is_some()
+}
+
+/// Of a device that is no logical volume those are known that stand on it.
+fn warn_of_holders(name: &str, identity: VolumeIdentity, monitor: &dyn Monitor) {
+    let holders = holders_of(identity);
+    let writers: Vec<String> = holders
+        .iter()
+        .filter(|holder| may_write(holder))
+        .map(ToString::to_string)
+        .collect();
+    if !writers.is_empty() {
+        monitor.warn(&format!(
+            "{name}: {}; what is written while it is sent may or may not be in the copy. \
+             Stop the writers, or send from a snapshot",
+            writers.join("; ")
+        ));
     }
 }
 

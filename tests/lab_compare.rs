@@ -10,8 +10,11 @@ mod lab_kit;
 
 use std::fs;
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use lab_kit::live;
+use lab_kit::thin::{is_active, lvm};
 use lab_kit::{Random, Tool, assert_same, content, lvmsync_processes, open_count, setup, write};
 
 const SIZE: usize = 8 << 20;
@@ -124,5 +127,124 @@ fn devices_are_compared_as_they_are_on_disk() {
         for device in ["vg-s1", "vg-s2", "there-copy", "there-long"] {
             assert_eq!(open_count(guest, device), "0", "{device}");
         }
+    });
+}
+
+/// Runs `work` while the first block of `device` is written again and again, as it is.
+fn while_written(device: &str, work: impl FnOnce()) {
+    let block = content(device)[..4096].to_vec();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                write(device, &block, 0);
+            }
+        });
+        // Whatever fails in here, the other thread has to end.
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        ended.store(true, Ordering::Relaxed);
+        done.unwrap();
+    });
+}
+
+#[test]
+fn a_device_that_is_written_to_is_neither_equal_nor_one_moment() {
+    let name = "a_device_that_is_written_to_is_neither_equal_nor_one_moment";
+    let setup = setup().disk("64M").disk("64M").disk("64M");
+    lab::test(name, setup, |guest| {
+        let tool = Tool::new(guest);
+        let mut random = Random::new(29);
+        guest.volume_group("vg", 0);
+        guest.sh(&format!(
+            "vgcreate -qq --yes -s 1M there {}",
+            guest.disk(1).display()
+        ));
+        guest.volume("vg", "data", "32M");
+        guest.volume("there", "copy", "32M");
+        guest.host("far");
+        write("/dev/vg/data", &random.bytes(32 << 20), 0);
+        tool.run("sync vg/data there/copy").ok();
+
+        let blurred = ["it was written while it was compared", "no moment of it"];
+        let both = [
+            "compare vg/data there/copy",
+            "compare vg/data far:there/copy",
+        ];
+        for device in ["/dev/vg/data", "/dev/there/copy"] {
+            while_written(device, || {
+                for words in both {
+                    tool.run(words).ends(
+                        1,
+                        &[device.trim_start_matches("/dev/"), blurred[0], blurred[1]],
+                    );
+                }
+            });
+        }
+        for words in both {
+            tool.run(words).ends(0, &["equal"]);
+        }
+
+        // No logical volume, so nobody makes a snapshot of it.
+        let disk = guest.disk(2).display().to_string();
+        write(&disk, &random.bytes(64 << 20), 0);
+        let no_state = [
+            "what was sent is no state of it",
+            "it was written while it was read",
+        ];
+        while_written(&disk, || {
+            tool.run(&format!("sync {disk} image"))
+                .ends(1, &[no_state[0], no_state[1], "--no-snapshot"]);
+            tool.run(&format!("sync {disk} far:{0}/image2", "/tmp"))
+                .ends(1, &no_state[..1]);
+            tool.run(&format!("sync {disk} image --no-snapshot"))
+                .ends(0, &no_state);
+        });
+        tool.run(&format!("sync {disk} image")).ok();
+        tool.run(&format!("compare {disk} image"))
+            .ends(0, &["equal"]);
+        guest.sh(&format!(
+            "mkfs.ext4 -q {disk} 2>&1; mkdir m; mount {disk} m; sync"
+        ));
+        let told = tool.run(&format!("sync {disk} image"));
+        assert!(told.stderr.contains("mounted on"), "{}", told.stderr);
+        guest.sh("umount m");
+    });
+}
+
+#[test]
+fn a_thin_snapshot_that_is_not_active_is_compared_and_stays_so() {
+    let name = "a_thin_snapshot_that_is_not_active_is_compared_and_stays_so";
+    lab::test(name, live::setup(), |guest| {
+        live::make(guest, live::Kind::Thin);
+        guest.host("far");
+        let tool = Tool::new(guest);
+        let mut random = Random::new(31);
+        write("/dev/vg/data", &random.bytes(SIZE), 0);
+        // As LVM leaves them: not active, and not to be activated.
+        lvm(guest, "lvcreate -qq -s -n s1 vg/data");
+        write("/dev/vg/data", &random.bytes(4096), 8192);
+        lvm(guest, "lvcreate -qq -s -n s2 vg/data");
+        let inactive = |when: &str| {
+            assert!(!is_active("vg/s1") && !is_active("vg/s2"), "{when}");
+            assert_eq!(tool.held(), [""; 0], "{when}");
+        };
+        for (source, copy) in [
+            ("vg/s1", "there/copy"),
+            ("vg/s1", "far:there/copy"),
+            ("far:vg/s1", "there/copy"),
+        ] {
+            tool.run(&format!("sync {source} {copy} --verify")).ok();
+            inactive("synced");
+            tool.run(&format!("compare {source} {copy}"))
+                .ends(0, &["equal"]);
+            let other = source.replace("s1", "s2");
+            tool.run(&format!("sync {other} {copy} -n"))
+                .ends(0, &["4.0 KiB"]);
+            tool.run(&format!("compare {other} {copy}"))
+                .ends(3, &["different: 4.0 KiB"]);
+            inactive("compared");
+        }
+        tool.run("compare vg/s1 vg/s2").ends(3, &["different"]);
+        inactive("both");
     });
 }

@@ -17,7 +17,7 @@ use super::summary::{per_second, shown_seconds};
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::change_list::{ChangeList, ChangeListBuilder};
-use crate::comparand::{Comparand, Compared};
+use crate::comparand::{Comparand, Compared, Means};
 use crate::delta::reader::DeltaReader;
 use crate::engine::compare::compare_here;
 use crate::error::{Error, ExitCode, Result};
@@ -118,15 +118,20 @@ pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
 pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Found> {
     refuse_the_original(args)?;
     let destination = parse_endpoint(&args.destination)?;
-    let source = Comparand::open(&args.source, terminal)?;
     let (state, caller) = (args.state.directory(), args.state.caller());
+    let means = Means {
+        state: &state,
+        cancel,
+    };
+    let source = Comparand::open_or_activate(&args.source, means, terminal)?;
     source.warn_of_half_written(&state, &caller, terminal);
     let only = Only::read(args, cancel)?;
     let only = only.map(|only| only.of(source.size_bytes(), &args.source));
     let only = only.transpose()?;
     match destination {
         Endpoint::Local(path) => {
-            let other = Comparand::open(&path.to_string_lossy(), terminal)?;
+            let path = path.to_string_lossy();
+            let other = Comparand::open_or_activate(&path, means, terminal)?;
             if other.identity() == source.identity() {
                 return Err(Error::Usage(format!(
                     "{} and {} are the same volume",
@@ -171,8 +176,12 @@ pub(super) fn find_from(
     refuse_the_original(args)?;
     refuse_two_hosts(&args.destination)?;
     let only = Only::read(args, cancel)?;
-    let destination = Comparand::open(&args.destination, terminal)?;
     let (state, caller) = (args.state.directory(), args.state.caller());
+    let means = Means {
+        state: &state,
+        cancel,
+    };
+    let destination = Comparand::open_or_activate(&args.destination, means, terminal)?;
     destination.warn_of_half_written(&state, &caller, terminal);
     let far = Far::open(&args.remote, &terminal.speaker(), host, path, cancel)?;
     let sizes = Sizes {

@@ -15,7 +15,7 @@ use super::serve::lost;
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::commands::Caller;
-use crate::comparand::{Comparand, Compared};
+use crate::comparand::{Comparand, Compared, Means};
 use crate::engine::compare::{Failed, Side, answer, compare_there};
 use crate::error::Result;
 use crate::gate::{Admitted, Gate};
@@ -134,7 +134,11 @@ pub(super) fn serve<R: Read, W: Write>(
     monitor: &dyn Monitor,
     cancel: &Cancel,
 ) -> Result<Done> {
-    let volume = Comparand::open(&admitted.destination, monitor)?;
+    let means = Means {
+        state: &place.state,
+        cancel,
+    };
+    let volume = Comparand::open_or_activate(&admitted.destination, means, monitor)?;
     gate.confirm(admitted, volume.volume())?;
     volume.warn_of_half_written(&place.state, &place.caller, monitor);
     let kind = if volume.is_file() { "file" } else { "block" };

@@ -20,7 +20,7 @@ pub(super) fn parse_chunk(text: &str) -> Result<Layout, String> {
 /// How a live logical volume is read.
 #[derive(Args, Debug, Clone, Default)]
 pub(super) struct SnapshotArgs {
-    /// Read a live logical volume as it is while it is written, not from a temporary snapshot: for the brave
+    /// Read a live volume as it is while it is written, not from a temporary snapshot: for the brave
     #[arg(long, conflicts_with_all = ["snapshot_size", "keep_snapshot"])]
     no_snapshot: bool,
 

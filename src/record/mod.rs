@@ -5,6 +5,7 @@
 //! never "no record". This file and [`admission`] are pure; [`store`] is the only one that opens files.
 
 pub mod admission;
+pub mod as_opened;
 pub mod half_written;
 pub mod identity;
 pub mod keeper;

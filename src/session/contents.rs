@@ -201,7 +201,7 @@ pub struct Done {
     pub dry_run: bool,
     /// In a sync: bytes of the volume that were compared; `None` where the destination was empty.
     pub compared_bytes: Option<u64>,
-    /// In a comparison: it is a file that was written to meanwhile, so the digests are of no moment of it.
+    /// In a comparison: it was written to meanwhile, so the digests are of no moment of it.
     pub changed: bool,
 }
 

@@ -10,12 +10,15 @@
 
 use std::path::Path;
 
-use super::{SendSource, SourceRequest, header, readable_state, resolve_source, snapshot_in};
+use super::{
+    SendSource, SourceRequest, header, readable_state, resolve_source, snapshot_in, wants_moment,
+};
 use crate::changes::era::{EraError, EraMetadata, Root};
 use crate::delta::header::{Header, Source};
 use crate::delta::samples::Samples;
 use crate::dm::era::active_era_devices;
 use crate::error::{Error, Result};
+use crate::record::as_opened::AsOpened;
 use crate::record::half_written;
 use crate::volume::ReadAt;
 use crate::volume::file_version::FileVersion;
@@ -88,13 +91,14 @@ pub(super) fn open(request: &SourceRequest<'_>, file: &Path) -> Result<SendSourc
         ..header(request, Source::Era, size, &changes)
     };
     Ok(SendSource {
+        wants_moment: wants_moment(request, &header),
         header,
         samples,
         changes,
+        opened: AsOpened::of(&data)?,
         data,
         name: new.to_owned(),
         snapshot: snapshot_in(resolved),
-        version: None,
         made: None,
         guard: None,
     })

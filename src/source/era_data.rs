@@ -10,6 +10,7 @@ use crate::dm::resolve::Resolved;
 use crate::dm::snapshot::LogicalVolume;
 use crate::error::{Error, Result};
 use crate::hold::client::Guard;
+use crate::record::as_opened::AsOpened;
 use crate::volume::ReadAt;
 use crate::volume::open::Volume;
 
@@ -74,10 +75,11 @@ impl Data {
             header,
             samples,
             changes,
+            opened: AsOpened::of(&self.volume)?,
+            wants_moment: self.made.is_some(),
             data: self.volume,
             name: self.name,
             snapshot: self.snapshot,
-            version: None,
             made: self.made,
             guard: Some(self.guard),
         })

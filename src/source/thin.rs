@@ -7,7 +7,9 @@
 
 use std::io;
 
-use super::{SendSource, SourceRequest, header, lost, refuse_suspended, warn_if_written};
+use super::{
+    SendSource, SourceRequest, header, lost, refuse_suspended, wants_moment, warn_if_written,
+};
 use crate::cancel::Cancel;
 use crate::changes::thin::{Root, ThinError, ThinMetadata, ThinVolume as InPool};
 use crate::delta::header::{Header, Source, State};
@@ -22,6 +24,7 @@ use crate::dm::thin::{ThinVolume, activated, refuse_replaced};
 use crate::dm::wire::Selector;
 use crate::error::{Error, Result};
 use crate::hold::client::Guard;
+use crate::record::as_opened::AsOpened;
 use crate::record::half_written;
 use crate::sys::device::DeviceNumber;
 use crate::volume::ReadAt;
@@ -52,7 +55,7 @@ pub(super) fn full_copy(
         granularity: block_bytes,
         ..header(request, Source::Full, opened.volume.size_bytes, &changes)
     };
-    opened.into_source(name, header, Samples::default(), changes)
+    opened.into_source(request, name, header, Samples::default(), changes)
 }
 
 /// What differs in `new` from `old`.
@@ -108,7 +111,7 @@ pub(super) fn increment(
         granularity: block_bytes,
         ..header(request, Source::Thin, opened.volume.size_bytes, &changes)
     };
-    opened.into_source(new_name, header, samples, changes)
+    opened.into_source(request, new_name, header, samples, changes)
 }
 
 /// NEW, active, and what keeps it so.
@@ -118,6 +121,8 @@ struct Opened {
     metadata: DeviceNumber,
     external_origin: Option<DeviceNumber>,
     data: Volume,
+    /// Before its maps were read.
+    as_opened: AsOpened,
     // After the volume: it is deactivated when nobody has it open any more.
     guard: Guard,
 }
@@ -168,6 +173,7 @@ impl Opened {
             });
         }
         Ok(Self {
+            as_opened: AsOpened::of(&data)?,
             data,
             volume,
             pool,
@@ -238,6 +244,7 @@ impl Opened {
 
     fn into_source(
         self,
+        request: &SourceRequest<'_>,
         name: &str,
         header: Header,
         samples: Samples,
@@ -250,13 +257,14 @@ impl Opened {
             });
         }
         Ok(SendSource {
+            wants_moment: wants_moment(request, &header),
+            opened: self.as_opened,
             header,
             samples,
             changes,
             data: self.data,
             name: name.to_owned(),
             snapshot: None,
-            version: None,
             made: None,
             guard: Some(self.guard),
         })
@@ -264,7 +272,7 @@ impl Opened {
 }
 
 /// Refuses a volume whose pool is known to be in trouble, before anything is asked of LVM, whose words for it are others.
-pub(super) fn refuse_trouble(thin: &ThinVolume, name: &str) -> Result<()> {
+pub(crate) fn refuse_trouble(thin: &ThinVolume, name: &str) -> Result<()> {
     let Some(pool) = LvName::new(thin.name.vg(), &thin.pool) else {
         return Ok(());
     };

@@ -6,13 +6,14 @@
 
 use std::path::Path;
 
-use super::{MetadataFile, SendSource, SourceRequest, header};
+use super::{MetadataFile, SendSource, SourceRequest, header, wants_moment};
 use crate::change_list::ChangeList;
 use crate::changes::thin::{Root, ThinError, ThinMetadata, ThinVolume};
 use crate::delta::header::{Header, Source};
 use crate::delta::samples::Samples;
 use crate::dm::pool::active_pools;
 use crate::error::{Error, Result};
+use crate::record::as_opened::AsOpened;
 use crate::volume::ReadAt;
 use crate::volume::file_version::FileVersion;
 use crate::volume::host::Host;
@@ -68,13 +69,14 @@ pub(super) fn open(request: &SourceRequest<'_>, file: &Path) -> Result<SendSourc
         ..header(request, source, listed.new_size, &listed.changes)
     };
     Ok(SendSource {
+        wants_moment: wants_moment(request, &header),
         header,
         samples,
         changes: listed.changes,
+        opened: AsOpened::of(&data)?,
         data,
         name: data_name,
         snapshot: None,
-        version: None,
         made: None,
         guard: None,
     })

@@ -34,6 +34,11 @@ impl FileVersion {
         }))
     }
 
+    /// Its size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     /// The id of this content as a state.
     pub fn id(&self) -> String {
         format!(

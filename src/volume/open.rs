@@ -130,6 +130,14 @@ impl Volume {
         }
     }
 
+    /// What waits in memory to be written to a device is written: a direct read would do so anyhow, piece by piece.
+    pub fn write_back(&self) {
+        if let Inner::Block(block) = &self.inner {
+            // Whoever cannot write it has no more to lose here than in any read.
+            let _ = rustix::fs::fdatasync(block.file());
+        }
+    }
+
     /// The path of what is open, as the kernel knows it now.
     pub fn open_path(&self) -> io::Result<PathBuf> {
         let descriptor = match &self.inner {
