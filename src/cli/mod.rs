@@ -243,18 +243,30 @@ fn parse(arguments: Vec<OsString>) -> std::result::Result<Parsed, clap::Error> {
     if !first.is_none_or(|word| is_verb(word) || tells(word)) {
         return classic::ClassicArgs::try_parse_from(arguments).map(Parsed::Classic);
     }
-    // Options before the verb belong behind it.
+    // Options before the verb belong behind it, and behind the second word of a verb that has two.
     let mut ordered = arguments;
-    let verb = (place..ordered.len()).find(|place| is_verb(&ordered[*place]));
-    if let Some(verb) = verb {
-        ordered[1..=verb].rotate_right(1);
+    if let Some(verb) = (place..ordered.len()).find(|place| is_verb(&ordered[*place])) {
+        let words = 1 + usize::from(has_second_word(&ordered[verb..]));
+        ordered[1..verb + words].rotate_right(words);
     }
     Cli::try_parse_from(ordered).map(Parsed::Modern)
 }
 
+/// True for words that begin with a verb and one of its own, such as `state show`.
+fn has_second_word(words: &[OsString]) -> bool {
+    let [verb, second, ..] = words else {
+        return false;
+    };
+    let is_option = second.to_string_lossy().starts_with('-');
+    !is_option
+        && command()
+            .find_subcommand(verb)
+            .is_some_and(clap::Command::has_subcommands)
+}
+
 /// How many words are options that all verbs have, or nearly all, and their values.
 fn options_before_the_verb(arguments: &[OsString]) -> usize {
-    let alone = ["-v", "-q", "-vv", "--verbose", "--quiet"];
+    let alone = ["-q", "--verbose", "--quiet"];
     let with_value = ["--progress", "--state-dir"];
     let mut words = arguments.iter().skip(1);
     let mut count = 0;
@@ -267,7 +279,11 @@ fn options_before_the_verb(arguments: &[OsString]) -> usize {
         let holds_value = text
             .split_once('=')
             .is_some_and(|(option, _)| with_value.contains(&option));
-        if !holds_value && !alone.iter().any(|option| word == option) {
+        // `-v` as often as one likes.
+        let is_verbose = text
+            .strip_prefix("-v")
+            .is_some_and(|more| more.bytes().all(|byte| byte == b'v'));
+        if !holds_value && !is_verbose && !alone.iter().any(|option| word == option) {
             break;
         }
         count += 1;

@@ -32,6 +32,12 @@ fn a_verb_makes_it_ours_and_anything_else_is_the_originals() {
         "--state-dir /tmp/x serve",
         "--state-dir=/tmp/x -v sync a b",
         "--state-dir serve serve",
+        "-vvv sync a b",
+        "-vvvv -v --progress none diff --from vg/s1 vg/s2",
+        "--state-dir /tmp/x state show",
+        "--state-dir=/tmp/x -q state show vg/x",
+        "-v track status",
+        "-vvv track enable vg/x -n",
     ] {
         assert!(
             matches!(parse(words(line)), Ok(Parsed::Modern(_))),
