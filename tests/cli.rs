@@ -211,6 +211,16 @@ fn wrong_usage_is_2_and_says_what_is_meant() {
     ] {
         dir.fails(line, 2, &[word]);
     }
+    // Words before the verb that are no options of all verbs: the original's command line, and most likely not meant.
+    let hint = "If you mean the verb `sync`, its options go behind it: lvmsync sync ...\n";
+    for (line, word) in [
+        ("-n sync new.img copy.img", "unexpected argument"),
+        ("-d sync new.img copy.img", "more than a snapshot"),
+    ] {
+        dir.fails(line, 2, &[word, hint]);
+    }
+    let output = dir.run("sync new.img copy.img --bogus");
+    assert!(!text(&output.stderr).contains("If you mean the verb"));
 }
 
 #[test]

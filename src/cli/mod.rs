@@ -201,10 +201,22 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
             return report(&Error::io("cannot watch for signals", error));
         }
     };
+    let hint = hint_at_verb(&arguments);
     let result = match parse(arguments) {
         Ok(Parsed::Modern(cli)) => dispatch(cli.verb, &cancel),
-        Ok(Parsed::Classic(args)) => classic::run(&args, &cancel),
-        Err(error) => return output::clap_message(&error),
+        Ok(Parsed::Classic(args)) => {
+            classic::run(&args, &cancel).map_err(|error| match (error, hint) {
+                (Error::Usage(text), Some(hint)) => Error::Usage(format!("{text}\n{hint}")),
+                (error, _) => error,
+            })
+        }
+        Err(error) => {
+            let code = output::clap_message(&error);
+            if let (ExitCode::Usage, Some(hint)) = (code, hint) {
+                output::message(&hint);
+            }
+            return code;
+        }
     };
     match result {
         Ok(code) => code,
@@ -232,24 +244,44 @@ enum Parsed {
 
 /// A verb as the first word, or nothing that the original knew: ours. Everything else is the original's.
 fn parse(arguments: Vec<OsString>) -> std::result::Result<Parsed, clap::Error> {
+    if is_the_originals(&arguments) {
+        return classic::ClassicArgs::try_parse_from(arguments).map(Parsed::Classic);
+    }
     let place = 1 + options_before_the_verb(&arguments);
-    let is_verb = |word: &OsString| VERBS.iter().any(|verb| word == verb);
+    // Options before the verb belong behind it, and behind the second word of a verb that has two.
+    let mut ordered = arguments;
+    let verb = ordered.iter().skip(place).position(is_verb);
+    if let Some(verb) = verb.map(|behind| place + behind) {
+        let words = 1 + usize::from(has_second_word(&ordered[verb..]));
+        ordered[1..verb + words].rotate_right(words);
+    }
+    Cli::try_parse_from(ordered).map(Parsed::Modern)
+}
+
+fn is_the_originals(arguments: &[OsString]) -> bool {
     let tells = |word: &OsString| {
         ["-h", "--help", "-V", "--version"]
             .iter()
             .any(|option| word == option)
     };
-    let first = arguments.get(place);
-    if !first.is_none_or(|word| is_verb(word) || tells(word)) {
-        return classic::ClassicArgs::try_parse_from(arguments).map(Parsed::Classic);
+    let first = arguments.get(1 + options_before_the_verb(arguments));
+    !first.is_none_or(|word| is_verb(word) || tells(word))
+}
+
+fn is_verb(word: &OsString) -> bool {
+    VERBS.iter().any(|verb| word == verb)
+}
+
+/// For words that are the original's and wrong, but have a verb among them: what may be meant.
+fn hint_at_verb(arguments: &[OsString]) -> Option<String> {
+    if !is_the_originals(arguments) {
+        return None;
     }
-    // Options before the verb belong behind it, and behind the second word of a verb that has two.
-    let mut ordered = arguments;
-    if let Some(verb) = (place..ordered.len()).find(|place| is_verb(&ordered[*place])) {
-        let words = 1 + usize::from(has_second_word(&ordered[verb..]));
-        ordered[1..verb + words].rotate_right(words);
-    }
-    Cli::try_parse_from(ordered).map(Parsed::Modern)
+    let verb = arguments.iter().skip(1).find(|word| is_verb(word))?;
+    let verb = verb.to_string_lossy();
+    Some(format!(
+        "If you mean the verb `{verb}`, its options go behind it: lvmsync {verb} ..."
+    ))
 }
 
 /// True for words that begin with a verb and one of its own, such as `state show`.

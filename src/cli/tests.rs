@@ -64,6 +64,25 @@ fn a_verb_makes_it_ours_and_anything_else_is_the_originals() {
 }
 
 #[test]
+fn a_verb_among_the_originals_words_may_be_meant() {
+    for (line, verb) in [
+        ("-n sync a b", Some("sync")),
+        ("--json compare a b", Some("compare")),
+        ("-d state show", Some("state")),
+        ("vg/s1 sync b", Some("sync")),
+        ("-v vg/s1 host:vg/x more", None),
+        ("sync a b --bogus", None),
+        ("-v sync --bogus", None),
+        ("", None),
+    ] {
+        let hint = verb.map(|verb| {
+            format!("If you mean the verb `{verb}`, its options go behind it: lvmsync {verb} ...")
+        });
+        assert_eq!(hint_at_verb(&words(line)), hint, "{line}");
+    }
+}
+
+#[test]
 fn the_originals_options_mean_what_they_meant() {
     let Ok(Parsed::Classic(args)) = parse(words("-d vg/s1 -r vg/s2 h:x -b back -e ssh_p")) else {
         panic!("not classic");
