@@ -224,6 +224,39 @@ fn wrong_usage_is_2_and_says_what_is_meant() {
 }
 
 #[test]
+fn a_dash_is_no_file_where_a_volume_is_meant() {
+    let dir = Dir::new();
+    let names = dir.names();
+    for line in [
+        "sync new.img -",
+        "sync new.img - -n",
+        "sync - copy.img",
+        "sync host:new.img -",
+        "compare new.img -",
+        "compare - copy.img",
+    ] {
+        dir.fails(line, 2, &["`-` is no volume", "write ./-"]);
+    }
+    for line in ["send new.img -", "send --from cow:store.img new.img -"] {
+        dir.fails(line, 2, &["--stdout", "write ./-"]);
+    }
+    assert_eq!(dir.names(), names);
+    dir.ok("sync new.img ./-");
+    dir.ok("compare ./- new.img");
+    assert_eq!(dir.read("-"), dir.read("new.img"));
+    // Where a delta is meant it is standard input.
+    let delta = dir.delta();
+    for line in ["apply - copy.img", "--apply - copy.img"] {
+        dir.reset_copy();
+        fs::write(dir.path("input"), &delta).unwrap();
+        let input = fs::File::open(dir.path("input")).unwrap();
+        let output = dir.command(line).stdin(input).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+        assert_eq!(dir.read("copy.img"), dir.read("new.img"), "{line}");
+    }
+}
+
+#[test]
 fn diff_lists_extents_as_table_json_and_map() {
     let dir = Dir::new();
     let json = dir.ok("diff --from cow:store.img new.img --json");

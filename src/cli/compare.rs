@@ -89,6 +89,7 @@ pub(super) struct Found {
 
 pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
+    refuse_stream([&args.source, &args.destination])?;
     let start = Instant::now();
     let found = match parse_endpoint(&args.source)? {
         Endpoint::Remote { host, path } => find_from(args, &host, &path, &terminal, cancel),
@@ -221,6 +222,18 @@ pub(super) fn refuse_two_hosts(destination: &str) -> Result<()> {
     if matches!(parse_endpoint(destination)?, Endpoint::Remote { .. }) {
         return Err(Error::Usage(
             "one of the two volumes has to be here: run this at one of the hosts".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Elsewhere `-` is standard input or output. Here it would be a file of that name, which nobody wants.
+pub(super) fn refuse_stream(volumes: [&str; 2]) -> Result<()> {
+    if volumes.contains(&"-") {
+        return Err(Error::Usage(
+            "`-` is no volume: what is compared is read at both ends, and cannot be a pipe. \
+             If a file of that name is meant, write ./-"
+                .to_owned(),
         ));
     }
     Ok(())

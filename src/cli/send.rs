@@ -208,6 +208,13 @@ pub(super) struct Job<'a> {
 
 pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
+    if args.destination.as_deref() == Some("-") {
+        return Err(Error::Usage(
+            "`-` is no volume: to write the delta to standard output, use --stdout. \
+             If a file of that name is meant, write ./-"
+                .to_owned(),
+        ));
+    }
     let job = Job {
         request: SourceRequest {
             from: args.from.as_deref(),

@@ -90,6 +90,7 @@ pub(super) struct SyncArgs {
 pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
     let terminal = args.talk.terminal();
     refuse_meaningless(args)?;
+    compare::refuse_stream([&args.source, &args.destination])?;
     if let Endpoint::Remote { host, path } = parse_endpoint(&args.source)? {
         let summary = from_far(args, &host, &path, &terminal, cancel);
         return told(args, &terminal, summary);
