@@ -359,7 +359,13 @@ fn cannot_open(path: &Path, error: io::Error) -> Error {
             "in use: something has claimed it for itself, perhaps in another container",
             IN_USE_WAY_OUT,
         ),
-        Some(Errno::ROFS) => read_only(path),
+        Some(Errno::ROFS) if is_block_device(path) => read_only(path),
+        // A file, or one that was to be made.
+        Some(Errno::ROFS) => Error::refused(
+            path.display().to_string(),
+            "the filesystem is mounted read-only",
+            "Mount it read-write (mount -o remount,rw MOUNTPOINT), or choose another place.",
+        ),
         _ if error.kind() == io::ErrorKind::PermissionDenied && is_read_only_at(path) => {
             read_only(path)
         }
@@ -373,6 +379,10 @@ fn is_read_only_at(path: &Path) -> bool {
         return false;
     };
     ioctl::is_read_only(&file).unwrap_or(false)
+}
+
+fn is_block_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
 fn read_only(path: &Path) -> Error {
@@ -481,6 +491,26 @@ mod tests {
         assert_eq!((reader.size_bytes(), reader.device()), (4096, None));
         drop(first);
         Volume::open_writable(&path, &options).unwrap();
+    }
+
+    #[test]
+    fn a_file_on_a_read_only_filesystem_is_no_read_only_device() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("image");
+        fs::write(&file, "x").unwrap();
+        for path in [file, directory.path().join("image.partial")] {
+            let error = cannot_open(&path, Errno::ROFS.into());
+            assert_eq!(error.exit_code(), ExitCode::Refused, "{error}");
+            let text = error.chain();
+            assert!(
+                text.contains("the filesystem is mounted read-only"),
+                "{text}"
+            );
+            assert!(
+                !text.contains("device") && !text.contains("lvchange"),
+                "{text}"
+            );
+        }
     }
 
     #[test]
