@@ -21,7 +21,7 @@ use crate::delta::header::Header;
 use crate::delta::samples::Samples;
 use crate::dm::making;
 use crate::dm::pool::Pool;
-use crate::dm::resolve::{Resolved, resolve};
+use crate::dm::resolve::{Resolved, is_name_of_directory, resolve};
 use crate::engine::examine::{Beginning, examine};
 use crate::engine::receive::{OnDurable, Received, Receiving, rehearse};
 use crate::engine::target::{ReceiveOptions, Target};
@@ -139,7 +139,7 @@ impl Destination {
             }
             Err(error)
                 if !options.create
-                    || !is_free_file_name(Path::new(name))
+                    || !is_free_file_name(name)
                     || matches!(error, Error::Usage(_) | Error::Refused { .. }) =>
             {
                 return Err(error);
@@ -225,7 +225,7 @@ impl Destination {
         if resolve(name).is_ok() {
             return Ok(None);
         }
-        let is_free = options.create && is_free_file_name(Path::new(name));
+        let is_free = options.create && is_free_file_name(name);
         if let Some(make) = &options.make
             && new_volume::plan(name, make, is_free)?.is_some()
         {
@@ -475,7 +475,7 @@ fn resolve_or_make(
         // It is there, and cannot be used.
         Err(error @ Error::Refused { .. }) => Err(error),
         Err(error) => {
-            let is_free = options.create && is_free_file_name(Path::new(name));
+            let is_free = options.create && is_free_file_name(name);
             let planned = new_volume::plan(name, make, is_free)?;
             let (Some(plan), Some(size_bytes)) = (planned, make.size_bytes) else {
                 return Err(error);
@@ -543,8 +543,13 @@ fn open_keeper(
 
 /// A full copy may make a file under this name. What stands for a volume that is not there is no such name: for
 /// that one LVM's explanation helps more than "no such file".
-fn is_free_file_name(path: &Path) -> bool {
+fn is_free_file_name(name: &str) -> bool {
+    let path = Path::new(name);
     let parent = path.parent().filter(|parent| *parent != Path::new(""));
     let parent = parent.unwrap_or(Path::new("."));
-    parent.is_dir() && !path.starts_with("/dev") && path.symlink_metadata().is_err()
+    // Paths are compared without a slash at the end, which no file has.
+    !is_name_of_directory(name)
+        && parent.is_dir()
+        && !path.starts_with("/dev")
+        && path.symlink_metadata().is_err()
 }

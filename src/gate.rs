@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use crate::dm::device::sysfs_name_and_uuid;
 use crate::dm::name::LvName;
+use crate::dm::resolve::{is_name_of_directory, no_directory_is_made};
 use crate::error::{Error, Result};
 use crate::partial_file::PARTIAL_SUFFIX;
 use crate::session::message::Open;
@@ -67,6 +68,10 @@ impl Gate {
                 .and_then(|path| canonical_name(&path))
                 .filter(|name| self.policy.allows(name))
                 .ok_or_else(|| not_allowed(asked))?;
+            // The canonical name has no slash at its end: a file could be made of it.
+            if is_name_of_directory(asked) && !Path::new(&name).exists() {
+                return Err(no_directory_is_made(asked));
+            }
             admitted.destination = path_to_open(&name);
             admitted.canonical = Some(name);
         }
@@ -263,6 +268,8 @@ mod tests {
             "in/dir/new.img",
             "in/none/../../out/x.img",
             "in/none/x.img",
+            "in/new.img/",
+            "in/new.img/.",
             "in/..",
             "in",
             "in/a.img/",

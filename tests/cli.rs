@@ -370,6 +370,47 @@ fn a_full_copy_makes_its_file_and_keeps_it_sparse() {
 }
 
 #[test]
+fn a_destination_without_its_directory_is_refused_by_the_name_of_that() {
+    let dir = Dir::new();
+    let ssh = dir.fake_ssh("shift; exec sh -c \"$*\"");
+    let here = dir.path("").display().to_string();
+    let names = dir.names();
+    for (verb, end) in [
+        ("sync", ""),
+        ("send", ""),
+        ("sync", "-n"),
+        ("send", "-n"),
+        ("sync", "--create"),
+    ] {
+        let fails = |destination: &str, code, word: &str| {
+            dir.fails(
+                &format!("{verb} new.img {destination} {end}"),
+                code,
+                &[word],
+            );
+            if destination.starts_with('/') {
+                let far = format!("{verb} new.img host:{destination} {end} {ssh}");
+                // A failure without a code of its own is the far end's.
+                dir.fails(&far, if code == 1 { 7 } else { code }, &[word]);
+            }
+        };
+        let there_is_none = format!("there is no directory {here}no");
+        fails(&format!("{here}no/x.img"), 1, &there_is_none);
+        fails("no/such/x.img", 1, "there is no directory no/such");
+        // It may be a volume of a group, unless that is wished for.
+        if end != "--create" {
+            fails("backups/x.img", 1, "there is no directory backups");
+        }
+        for name in ["newdir/", "newdir/.", "newdir//"] {
+            fails(name, 2, "is the name of a directory, and there is none");
+            let name = format!("{here}{name}");
+            fails(&name, 2, "is the name of a directory, and there is none");
+        }
+    }
+    assert_eq!(dir.names(), names);
+}
+
+#[test]
 fn refusals_are_5_and_leave_the_destination_alone() {
     let dir = Dir::new();
     dir.delta();

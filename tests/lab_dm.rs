@@ -156,6 +156,7 @@ fn what_cannot_be_used_is_explained() {
             says("vg/none", "no logical volume none");
             says("/dev/mapper/vg-none", "no logical volume none");
             says("nope/none", "no volume group");
+            says("nope/none", "there is no directory nope");
             says("/dev/sdz", "cannot find /dev/sdz");
             guest.sh("lvchange -y -an vg/data 2>&1");
             says("vg/s1", "lvchange -ay vg/data");

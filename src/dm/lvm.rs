@@ -177,14 +177,19 @@ fn volumes(vg: Option<&str>) -> Result<Vec<LvRow>> {
         .map_err(|error| failed(format!("cannot understand the report of `lvs`: {error}")))
 }
 
-/// Why there is no device for this volume, with the way out. Asks `lvs`.
-pub fn explain_no_device(name: &LvName) -> Error {
-    match volumes_of(name.vg()) {
-        Ok(rows) => Error::Lvm {
+/// Why there is no device for this volume, with the way out. Asks `lvs`. `otherwise` is what else may be wrong, where LVM
+/// knows no such group.
+pub fn explain_no_device(name: &LvName, otherwise: Option<String>) -> Error {
+    match (volumes_of(name.vg()), otherwise) {
+        (Ok(rows), _) => Error::Lvm {
             what: name.to_string(),
             reason: no_device_reason(name, &rows),
         },
-        Err(error) => error,
+        (Err(Error::Lvm { what, reason }), Some(otherwise)) => Error::Lvm {
+            what,
+            reason: format!("{reason}; if a file is meant: {otherwise}"),
+        },
+        (Err(error), _) => error,
     }
 }
 

@@ -65,7 +65,8 @@ fn resolve_name(arg: &str, name: &LvName) -> Result<Resolved> {
             return Err(Error::Lvm {
                 what: arg.to_owned(),
                 reason: format!(
-                    "there is no such path here, and logical volumes cannot be looked up: {}",
+                    "there is no such path here{}, and logical volumes cannot be looked up: {}",
+                    missing_directory(arg).map_or_else(String::new, |it| format!(" ({it})")),
                     error.chain()
                 ),
             });
@@ -79,7 +80,7 @@ fn resolve_name(arg: &str, name: &LvName) -> Result<Resolved> {
         ))),
         (Some(volume), false) => Ok(Resolved::LogicalVolume(Box::new(volume))),
         (None, true) => resolve_path(arg),
-        (None, false) => Err(lvm::explain_no_device(name)),
+        (None, false) => Err(lvm::explain_no_device(name, missing_directory(arg))),
     }
 }
 
@@ -135,11 +136,68 @@ fn resolve_path(path: &str) -> Result<Resolved> {
 }
 
 fn explain_absent(path: &str) -> Error {
-    match LvName::from_path(path) {
-        Some(name) => lvm::explain_no_device(&name),
-        None => Error::io(
-            format!("cannot find {path}"),
-            io::ErrorKind::NotFound.into(),
-        ),
+    if let Some(name) = LvName::from_path(path) {
+        return lvm::explain_no_device(&name, None);
+    }
+    if is_name_of_directory(path) {
+        return no_directory_is_made(path);
+    }
+    let absent = io::ErrorKind::NotFound;
+    let reason = match missing_directory(path) {
+        Some(reason) => io::Error::new(absent, reason),
+        None => absent.into(),
+    };
+    Error::io(format!("cannot find {path}"), reason)
+}
+
+/// Only a directory has such a name, or what leads to one.
+pub fn is_name_of_directory(name: &str) -> bool {
+    name.ends_with('/') || name.ends_with("/.")
+}
+
+/// For a name of that kind where there is nothing: neither can a volume be found there nor a file made.
+pub fn no_directory_is_made(name: &str) -> Error {
+    Error::Usage(format!(
+        "{name} is the name of a directory, and there is none; a volume is a block device or a file"
+    ))
+}
+
+/// Says so if what is at `path`, or would be, has no directory to be in.
+fn missing_directory(path: &str) -> Option<String> {
+    let parent = Path::new(path).parent()?;
+    let is_missing = parent != Path::new("") && matches!(parent.try_exists(), Ok(false));
+    is_missing.then(|| format!("there is no directory {}", parent.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ExitCode;
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path().to_str().unwrap();
+        let absent = |name: &str| resolve(&format!("{directory}/{name}")).unwrap_err();
+        let error = absent("no/such/x.img");
+        assert_eq!(error.exit_code(), ExitCode::Failed);
+        let ending = format!("x.img: there is no directory {directory}/no/such");
+        assert!(error.chain().ends_with(&ending), "{}", error.chain());
+        let text = absent("x.img").chain();
+        assert!(!text.contains("there is no directory"), "{text}");
+        // It may be a volume of a group, and its directory may be missing.
+        let text = resolve("no-such-group/x").unwrap_err().chain();
+        assert!(
+            text.contains("there is no directory no-such-group"),
+            "{text}"
+        );
+        for name in ["newdir/", "newdir/.", "no/such/"] {
+            let error = absent(name);
+            assert_eq!(error.exit_code(), ExitCode::Usage, "{error}");
+            assert!(
+                error.to_string().contains("the name of a directory"),
+                "{error}"
+            );
+        }
     }
 }
