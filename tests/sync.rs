@@ -244,6 +244,42 @@ fn a_dry_run_tells_what_would_be_cut_off_and_that_no_undo_would_hold_it() {
     }
 }
 
+/// Also where nothing else differs, and where all is collected first.
+#[test]
+fn what_is_cut_off_at_the_end_is_told() {
+    for way in WAYS {
+        for more in [&[][..], &["--atomic"]] {
+            let ends = Ends::new(way);
+            let now = noise(8192, "now");
+            let longer = [&now[..], b"tail\n"].concat();
+            fs::write(ends.path("source"), &now).unwrap();
+            let told = |words: &str, (data, cut): (u64, &Value)| {
+                let output = ends.run("sync", &[&["--json"], more].concat());
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(output.status.success() && said.contains(words), "{said}");
+                let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+                assert_eq!(
+                    (number(&json, "data_bytes"), &json["cut_bytes"]),
+                    (data, cut)
+                );
+                ends.is_equal();
+            };
+            fs::write(ends.path("destination"), &longer).unwrap();
+            told(
+                "equal already, and 5 B cut off at the end: ",
+                (0, &5.into()),
+            );
+            told("equal already, nothing was written: ", (0, &Value::Null));
+            let mut other = longer;
+            other[0] ^= 1;
+            fs::write(ends.path("destination"), &other).unwrap();
+            let words =
+                "4.0 KiB in 1 extent differed and is written now, and 5 B cut off at the end: ";
+            told(words, (4096, &5.into()));
+        }
+    }
+}
+
 #[test]
 fn what_was_written_is_compared_once_more() {
     for way in WAYS {
@@ -268,11 +304,14 @@ fn collected_beside_or_not_only_what_differs_is_written() {
         let ends = Ends::new(way);
         let before = noise(3_000_000, "before");
         let mut now = before[..2_500_000].to_vec();
-        now[1_000_000] ^= 1;
+        for at in [0, 1_000_000, 2_000_000] {
+            now[at] ^= 1;
+        }
         fs::write(ends.path("destination"), &before).unwrap();
         fs::write(ends.path("source"), &now).unwrap();
         let json = ends.sync(&["--atomic"]);
-        assert_eq!(number(&json, "data_bytes"), 4096, "{json}");
+        let written = (number(&json, "data_bytes"), number(&json, "extents"));
+        assert_eq!(written, (3 * 4096, 3), "{json}");
         assert_eq!(number(&json, "compared_bytes"), 2_500_000, "{json}");
     }
 }

@@ -285,6 +285,7 @@ fn receive<R: Read, W: Write + Send + 'static>(
         volume_size: ready.size_bytes,
         extents: done.frames,
         compared_bytes: done.compared_bytes,
+        cut_bytes: done.cut_bytes,
         bytes_sent: done.bytes_written,
         data_bytes: done.bytes_written,
         zero_bytes: done.bytes_zeroed,

@@ -139,6 +139,7 @@ fn attempt(
     match conversed.map(|(done, _)| done) {
         Ok(done) => {
             tracing::info!("{host}: {} frames are durable", done.frames);
+            summary.cut_bytes = done.cut_bytes;
             end.close();
             Ok(())
         }

@@ -29,6 +29,17 @@ use crate::record::keeper::Keeper;
 use crate::record::marks::Places;
 use crate::source::SendSource;
 
+/// What was done. The extents of a source that was compared are not those that differed.
+fn add(summary: &mut Summary, applied: &Applied) {
+    if summary.compared_bytes.is_some() {
+        summary.extents = applied.data_frames + applied.zero_frames;
+    }
+    summary.data_bytes = applied.data_bytes;
+    summary.zero_bytes = applied.zero_bytes;
+    summary.cut_bytes = applied.cut_bytes;
+    summary.bytes_sent = applied.data_bytes;
+}
+
 impl Job<'_> {
     /// Both ends are here: frames go from the reader to the volume without becoming a delta.
     pub(super) fn to_local(
@@ -65,9 +76,7 @@ impl Job<'_> {
         if self.write.atomic {
             summary.goes_on_at(0, compares);
             let applied = self.by_spool(source, header, &mut destination)?;
-            summary.data_bytes = applied.data_bytes;
-            summary.zero_bytes = applied.zero_bytes;
-            summary.bytes_sent = applied.data_bytes;
+            add(summary, &applied);
             return Ok(());
         }
         let applied = destination.write(
@@ -90,12 +99,7 @@ impl Job<'_> {
                 }
             },
         )?;
-        if summary.compared_bytes.is_some() {
-            summary.extents = applied.data_frames + applied.zero_frames;
-        }
-        summary.data_bytes = applied.data_bytes;
-        summary.zero_bytes = applied.zero_bytes;
-        summary.bytes_sent = applied.data_bytes;
+        add(summary, &applied);
         Ok(())
     }
 

@@ -306,6 +306,7 @@ pub(super) fn serve<R: Read, W: Write + Send>(
         undo: open.options.undo.clone(),
         dry_run: open.options.dry_run,
         compared_bytes: (syncs && !empty).then(|| volume_size.saturating_sub(resume_at)),
+        cut_bytes: received.applied.cut_bytes,
         ..Done::default()
     })
 }

@@ -40,7 +40,7 @@ pub(super) struct Summary {
     /// On which machine that is, if not on this one.
     #[serde(skip)]
     pub(super) undo_host: Option<String>,
-    /// What would be cut off from a longer file, where nothing was written, as asked.
+    /// What was cut off from a longer file; or would be, where nothing was written, as asked.
     #[serde(skip_serializing_if = "is_zero")]
     pub(super) cut_bytes: u64,
     /// Nothing was written, as asked.

@@ -239,22 +239,29 @@ fn sentence(summary: &Summary) -> String {
     };
     let elapsed = Duration::try_from_secs_f64(summary.seconds).unwrap_or_default();
     let written = summary.data_bytes + summary.zero_bytes;
+    let cut = Bytes(summary.cut_bytes);
     let what = if written == 0 && summary.cut_bytes == 0 {
         "equal already, nothing was written".to_owned()
     } else if summary.dry_run {
         let extents = count(summary.extents, "extent");
-        let cut = match summary.cut_bytes {
-            0 => String::new(),
-            bytes => format!(", and cut off {} at the end", Bytes(bytes)),
-        };
-        format!("would write {} in {extents}{cut}", Bytes(written))
+        let mut text = format!("would write {} in {extents}", Bytes(written));
+        if summary.cut_bytes > 0 {
+            text.push_str(&format!(", and cut off {cut} at the end"));
+        }
+        text
+    } else if written == 0 {
+        format!("equal already, and {cut} cut off at the end")
     } else {
-        format!(
+        let mut text = format!(
             "{} in {} differed and {} written now",
             Bytes(written),
             count(summary.extents, "extent"),
             if summary.extents == 1 { "is" } else { "are" }
-        )
+        );
+        if summary.cut_bytes > 0 {
+            text.push_str(&format!(", and {cut} cut off at the end"));
+        }
+        text
     };
     let mut text = format!(
         "{what}: {} compared in {} ({}/s)",

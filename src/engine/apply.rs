@@ -44,6 +44,8 @@ pub struct Applied {
     pub zero_bytes: u64,
     /// Bytes past the end of a smaller destination, left out as asked.
     pub skipped_bytes: u64,
+    /// Bytes that a longer file had past the end of the volume, and has no more.
+    pub cut_bytes: u64,
 }
 
 /// How an apply ended.

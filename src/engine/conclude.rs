@@ -34,11 +34,13 @@ impl Conclusion<'_> {
     ) -> Result<Applied> {
         let target = self.target;
         let (error, touched, has_undo) = match ended {
-            Ended::Done(applied, places) => {
+            Ended::Done(mut applied, places) => {
                 report_skipped(&applied, target, self.monitor);
                 if let Some(header) = self.header {
                     shrink_after_undo(header, target)?;
                     if cuts_file(header, target) {
+                        let size = target.volume.size_bytes();
+                        applied.cut_bytes = size.saturating_sub(header.volume_size);
                         set_size(header, target)?;
                     }
                 }

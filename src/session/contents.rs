@@ -201,6 +201,8 @@ pub struct Done {
     pub dry_run: bool,
     /// In a sync: bytes of the volume that were compared; `None` where the destination was empty.
     pub compared_bytes: Option<u64>,
+    /// In a sync: bytes that were cut off from a file that was longer than the volume.
+    pub cut_bytes: u64,
     /// In a comparison: it was written to meanwhile, so the digests are of no moment of it.
     pub changed: bool,
 }
