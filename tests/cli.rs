@@ -555,6 +555,15 @@ fn a_damaged_store_is_4_and_names_the_way_out() {
             4,
             &["lvmsync sync new.img"],
         );
+        // What was allowed is needed once more.
+        let options = "--timeout 5 --allow-smaller --allow-in-use --create --atomic";
+        dir.fails(
+            &format!("send --from cow:store.img new.img copy.img {options} --undo u"),
+            4,
+            &[&format!(
+                "To recover: lvmsync sync new.img copy.img {options}\n"
+            )],
+        );
     }
     assert_eq!(dir.read("copy.img"), dir.read("base.img"));
 }

@@ -233,6 +233,10 @@ fn a_lost_list_of_changes_ends_with_the_sync_that_the_user_can_run() {
         });
         ends.far_end(&[Message::Hello(Hello::ours(&[])), failure]);
         ends.ends("", 4, &words);
+        // Without these, if they are needed, it would be refused.
+        let options = "--timeout 30 --no-snapshot --allow-smaller --allow-in-use";
+        let with_options = format!("{} {options}\n", line(source).trim_end());
+        ends.ends(options, 4, &[&with_options]);
         let mut messages = begins("");
         messages.push(Message::Bye(Bye {
             reason: "vg/s1: it is full".to_owned(),

@@ -40,6 +40,7 @@ mod status;
 mod summary;
 mod sync;
 mod sync_far;
+mod sync_line;
 mod thin;
 mod timeout;
 mod track;

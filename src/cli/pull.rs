@@ -64,7 +64,8 @@ pub(super) fn pull(
         cancel.check()?;
         let Some((pause, number)) = attempts.next_pause(&failed) else {
             let source = recover.unwrap_or_else(|| path.to_owned());
-            return Err(failed.error.to_recover(|| sync_line(args, host, &source)));
+            let recover = || args.line(&far_name(host, &source));
+            return Err(failed.error.to_recover(recover));
         };
         terminal.warn(&format!(
             "{}; trying again in {} s ({number} of {})",
@@ -81,18 +82,21 @@ pub(super) fn pull(
             "" => path,
             made => made,
         };
-        super::verify::pulled(args, host, read, terminal, cancel)?;
+        let recover = || match read == path {
+            true => args.line(&far_name(host, path)),
+            false => args.line_from_kept(&far_name(host, read)),
+        };
+        super::verify::pulled(args, host, read, terminal, cancel)
+            .map_err(|error| error.to_recover(recover))?;
         summary.verified = true;
     }
     summary.seconds = start.elapsed().as_secs_f64();
     Ok(summary)
 }
 
-/// What the user can run to make both equal where a list of changes is lost.
-pub(super) fn sync_line(args: &SyncArgs, host: &str, source: &str) -> String {
-    let source = format!("{}:{}", sanitise(host), sanitise(source));
-    args.remote
-        .sync_line(&source, &args.destination, &args.write.state)
+/// How the user names a volume of another machine, of which that machine may have told.
+pub(super) fn far_name(host: &str, path: &str) -> String {
+    format!("{}:{}", sanitise(host), sanitise(path))
 }
 
 /// What the far end would not give digests of after all was written is better known before.

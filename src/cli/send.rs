@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::apply::{StateArgs, WriteArgs};
+use super::apply::WriteArgs;
 use super::prestart::Prestarted;
 use super::progress::Speaker;
 use super::summary::Summary;
+use super::sync_line::SyncLine;
 use super::thin::ThinArgs;
 use super::timeout::TimeoutArgs;
 use super::{TalkArgs, output};
@@ -158,23 +159,6 @@ pub(super) struct RemoteArgs {
     pub(super) timeout: TimeoutArgs,
 }
 
-impl RemoteArgs {
-    /// The sync of these two, for the user's shell.
-    pub(super) fn sync_line(&self, source: &str, destination: &str, state: &StateArgs) -> String {
-        let mut words = vec![source, destination];
-        if self.rsh != "ssh" {
-            words.extend(["-e", &self.rsh]);
-        }
-        if self.sudo {
-            words.push("--sudo");
-        }
-        if self.remote_path != "lvmsync" {
-            words.extend(["--remote-path", &self.remote_path]);
-        }
-        state.caller().command("sync", &words)
-    }
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Format {
     /// docs/format.md
@@ -283,13 +267,13 @@ impl Job<'_> {
     }
 
     /// The command that needs no list of changes.
-    pub(super) fn sync_instead(&self) -> String {
+    fn sync_instead(&self) -> String {
         let source = source_of_sync(&self.request);
-        self.remote.sync_line(
-            &source,
-            self.destination.unwrap_or("DEST"),
-            &self.write.state,
-        )
+        SyncLine::of(&source, self.destination.unwrap_or("DEST"))
+            .way(self.remote)
+            .write(self.write)
+            .verify(self.verify)
+            .line("sync", &self.write.state)
     }
 
     fn try_run(&self) -> Result<Summary> {

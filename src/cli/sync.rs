@@ -10,16 +10,18 @@ use clap::Args;
 use super::apply::WriteArgs;
 use super::compare::{self, CompareArgs};
 use super::progress::Terminal;
+use super::pull::far_name;
 use super::send::{Format, Job, RemoteArgs, ToArgs};
 use super::snapshot::SnapshotArgs;
 use super::summary::{Summary, per_second, shown_seconds};
+use super::sync_line::SyncLine;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::engine::effort::Effort;
 use crate::engine::examine::no_undo_of_what_is_cut_off;
 use crate::error::{Error, ExitCode, Result};
 use crate::session::endpoint::{Endpoint, parse_endpoint};
-use crate::source::SourceRequest;
+use crate::source::{SourceRequest, source_of_sync};
 use crate::units::{Bytes, count};
 
 const AFTER_HELP: &str = "\
@@ -124,12 +126,13 @@ pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
         monitor: &terminal,
         speaker: terminal.speaker(),
     };
-    let summary = job.run().and_then(|summary| {
+    let recover = || args.line(&source_of_sync(&job.request));
+    let summary = job.run_or(recover).and_then(|summary| {
         if args.dry_run && summary.compared_bytes.is_some() {
             let start = Instant::now();
             compare::find(&args.as_compare(), &terminal, cancel)
                 .and_then(|found| would_write(args, summary, found, start))
-                .map_err(|error| error.to_recover(|| job.sync_instead()))
+                .map_err(|error| error.to_recover(recover))
         } else {
             Ok(summary)
         }
@@ -141,6 +144,23 @@ impl SyncArgs {
     /// The snapshot that is made is to stay.
     pub(super) fn keeps_snapshot(&self) -> bool {
         self.snapshot.wish().is_some_and(|wish| wish.keep.is_some())
+    }
+
+    /// The same from `source`, as a line for the user's shell.
+    pub(super) fn line(&self, source: &str) -> String {
+        let line = SyncLine::of(source, &self.destination).way(&self.remote);
+        self.ended(line.snapshot(&self.snapshot))
+    }
+
+    /// The same from a snapshot that this run has made and kept: it is not made once more.
+    pub(super) fn line_from_kept(&self, source: &str) -> String {
+        self.ended(SyncLine::of(source, &self.destination).way(&self.remote))
+    }
+
+    fn ended(&self, line: SyncLine) -> String {
+        line.write(&self.write)
+            .verify(self.verify)
+            .line("sync", &self.write.state)
     }
 
     /// The comparison of the same two.
@@ -183,7 +203,7 @@ fn from_far(
     cancel: &Cancel,
 ) -> Result<Summary> {
     compare::refuse_two_hosts(&args.destination)?;
-    let recover = || super::pull::sync_line(args, host, path);
+    let recover = || args.line(&far_name(host, path));
     let summary = super::pull::pull(args, host, path, terminal, cancel)
         .map_err(|error| error.to_recover(recover))?;
     if !args.dry_run || summary.compared_bytes.is_none() {
