@@ -296,6 +296,7 @@ impl Error {
     fn way_out_mut(&mut self) -> Option<&mut String> {
         match self {
             Error::Refused { way_out, .. } | Error::Held { way_out, .. } => Some(way_out),
+            Error::Differ { reason, .. } => Some(reason),
             Error::RemoteFailed { message, .. } => Some(message),
             _ => None,
         }
@@ -388,6 +389,12 @@ mod tests {
             far.ends_with("To be sure: lvmsync sync vg/data h:vg/copy"),
             "{far}"
         );
+        let differs = Error::Differ {
+            what: "vg/copy".to_owned(),
+            reason: "it differs. Make it equal: lvmsync sync NEW DEST".to_owned(),
+        };
+        let differs = differs.to_recover(line).chain();
+        assert!(differs.ends_with("Make it equal: lvmsync sync vg/data h:vg/copy"));
         let other = refused("Umount it.").to_recover(|| unreachable!("nothing asks for it"));
         assert!(other.chain().ends_with("\nUmount it."));
     }

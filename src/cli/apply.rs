@@ -11,6 +11,7 @@ use super::inspect::read_whole;
 use super::preview::{self, PreviewArgs};
 use super::progress::Terminal;
 use super::summary::Summary;
+use super::sync_line::SyncLine;
 use super::{TalkArgs, output};
 use crate::cancel::{Cancel, CancelableReader};
 use crate::commands::{Caller, Via};
@@ -269,7 +270,8 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
             add(&mut total, &received);
             if args.verify {
                 let ends_at = received.ends_at;
-                super::verify::applied(delta, ends_at, destination, cancel, &terminal)?;
+                super::verify::applied(delta, ends_at, destination, cancel, &terminal)
+                    .map_err(|error| error.to_recover(|| compare_with_new(args, destination)))?;
                 total.verified = true;
             }
             // Where it does not read back it is still needed.
@@ -296,6 +298,14 @@ pub(super) fn run(args: &ApplyArgs, cancel: &Cancel) -> Result<ExitCode> {
         terminal.summary(&total.sentence("applied"));
     }
     Ok(ExitCode::Done)
+}
+
+/// What leads on where a delta does not read back: where it came from is known to the user alone.
+fn compare_with_new(args: &ApplyArgs, destination: &str) -> String {
+    SyncLine::of("NEW", destination)
+        .write(&args.write)
+        .verify(true)
+        .line("sync", &args.write.state)
 }
 
 /// The undo of a run that was cut has not got its name.

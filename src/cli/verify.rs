@@ -155,7 +155,7 @@ fn expect_equal(name: &str, differing: &ChangeList) -> Result<()> {
         reason: format!(
             "what was written does not read back as what was sent: {} in {} differ: {}\n\
              Unless somebody writes to one of the two meanwhile, a disk or a cable is not to be trusted. \
-             Find what it is, then make it equal: lvmsync sync NEW DEST --verify",
+             Find what it is, then make it equal: lvmsync sync NEW DEST",
             Bytes(differing.total_bytes()),
             count(differing.len() as u64, "extent"),
             named.join(", ")
