@@ -194,6 +194,8 @@ pub enum Error {
         message: String,
         /// The remote's exit code.
         code: ExitCode,
+        /// With the code of lost tracking: what it says to name in place of its volume; empty where it says nothing.
+        recover: String,
     },
 
     /// The guard process stopped with an error, whose whole text and code these are: as if there were no guard.
@@ -293,6 +295,14 @@ impl Error {
         matches!(self, Error::Held { .. } | Error::Guard { held: true, .. })
     }
 
+    /// What the remote end says to name in place of a volume of its own that is lost.
+    pub fn recover(&self) -> Option<&str> {
+        match self {
+            Error::RemoteFailed { recover, .. } if !recover.is_empty() => Some(recover),
+            _ => None,
+        }
+    }
+
     fn way_out_mut(&mut self) -> Option<&mut String> {
         match self {
             Error::Refused { way_out, .. } | Error::Held { way_out, .. } => Some(way_out),
@@ -383,6 +393,7 @@ mod tests {
             host: "h".to_owned(),
             message: "vg/copy: no\nTo be sure: lvmsync sync NEW DEST.".to_owned(),
             code: ExitCode::Refused,
+            recover: String::new(),
         };
         let far = far.to_recover(line).chain();
         assert!(

@@ -53,7 +53,7 @@ use crate::volume::in_use::holders_of;
 use crate::volume::open::Volume;
 use crate::volume::{ReadAt, VolumeIdentity};
 
-pub use recovery::source_of_sync;
+pub use recovery::{origin_of_lost, readable, source_of_sync};
 pub(crate) use thin::refuse_trouble;
 
 /// Where a delta comes from, as the user said it.

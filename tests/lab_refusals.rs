@@ -329,6 +329,29 @@ fn what_code_4_says_to_run_leads_back_to_increments() {
         // The base is given up, and a later snapshot is what somebody wants to send.
         guest.sh("lvcreate -qq -s -c 4k -L 4M -n full vg/data 2>&1");
         guest.try_sh("dd if=/dev/urandom of=/dev/vg/data bs=1M count=6 oflag=direct");
+        // What is compared with it is told what can be: nothing that is written to DEST makes that whole.
+        guest.host("far");
+        let dest = "no sync makes it whole";
+        for (pair, words) in [
+            ("vg/full vg/copy", ["", "sync vg/data vg/copy"]),
+            ("far:vg/full vg/copy", ["far: ", "sync far:vg/data vg/copy"]),
+            ("vg/full far:vg/copy", ["", "sync vg/data far:vg/copy"]),
+            ("vg/copy vg/full", [dest, "compare vg/copy vg/data"]),
+            ("vg/copy far:vg/full", [dest, "compare vg/copy far:vg/data"]),
+            ("far:vg/copy vg/full", [dest, "compare far:vg/copy vg/data"]),
+            ("vg/data vg/full", [dest, "compare vg/data NEW"]),
+        ] {
+            let [found, line] = words;
+            let line = format!("\nTo recover: lvmsync {line}\n");
+            let run = tool
+                .run(&format!("compare {pair}"))
+                .ends(4, &[found, &line]);
+            assert!(run.stdout.is_empty(), "{pair}: {}", run.stdout);
+        }
+        tool.run("sync vg/data vg/copy").ok();
+        tool.run("compare vg/data vg/copy").ends(0, &["equal"]);
+        tool.reset("/dev/vg/copy", &old);
+
         guest.sh("lvcreate -qq -s -c 4k -L 12M -n s3 vg/data 2>&1");
         let run = tool.run("send --from vg/full vg/s3 vg/copy").ends(4, &[]);
         let line = run

@@ -207,6 +207,52 @@ fn begins(snapshot: &str) -> Vec<Message> {
     ]
 }
 
+/// The far end names what can be read in place of its snapshot: for a sync where that is SRC, and where it is DEST, which no
+/// sync would make whole, for another comparison.
+#[test]
+fn a_comparison_with_a_lost_snapshot_ends_with_what_leads_on() {
+    let ends = Ends::new();
+    let file = ends.path("source").display().to_string();
+    let way = format!(
+        "-e {} --remote-path {PROGRAM}",
+        ends.path("shell").display()
+    );
+    for (recover, source, destination) in
+        [("vg/data", "vg/data", "vg/data"), ("", "vg/s1", "ORIGIN")]
+    {
+        let failure = Message::Error(Failure {
+            code: 4,
+            message: "vg/s1: it is full".to_owned(),
+            held: false,
+            recover: recover.to_owned(),
+        });
+        ends.far_end(&[Message::Hello(Hello::ours(&[])), failure]);
+        for (pair, no_sync, line) in [
+            (
+                ["host:vg/s1", &file],
+                false,
+                format!("sync host:{source} {file} {way}"),
+            ),
+            (
+                [&file, "host:vg/s1"],
+                true,
+                format!("compare {file} host:{destination} {way}"),
+            ),
+        ] {
+            let output = Command::new(PROGRAM)
+                .arg("compare")
+                .args(pair)
+                .args(way.split_whitespace())
+                .env("LVMSYNC_STATE_DIR", ends.path("state"))
+                .output()
+                .unwrap();
+            let line = format!("\nTo recover: lvmsync {line}\n");
+            let said = ended(&output, 4, &["host: vg/s1: it is full", &line]);
+            assert_eq!(said.contains("no sync makes it whole"), no_sync, "{said}");
+        }
+    }
+}
+
 #[test]
 fn a_lost_list_of_changes_ends_with_the_sync_that_the_user_can_run() {
     let ends = Ends::new();

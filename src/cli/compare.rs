@@ -12,19 +12,24 @@ use super::apply::{StateArgs, open_input, shown_name};
 use super::compare_far::Far;
 use super::diff::write_map;
 use super::progress::Terminal;
+use super::pull::far_name;
 use super::send::RemoteArgs;
 use super::summary::{per_second, shown_seconds};
+use super::sync_line::SyncLine;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::change_list::{ChangeList, ChangeListBuilder};
 use crate::comparand::{Comparand, Compared, Means};
 use crate::delta::reader::DeltaReader;
+use crate::dm::resolve::resolve;
 use crate::engine::compare::compare_here;
 use crate::error::{Error, ExitCode, Result};
 use crate::extent::{Extent, Kind};
 use crate::monitor::Monitor;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
+use crate::source::{origin_of_lost, readable};
 use crate::units::{Bytes, count};
+use crate::volume::VolumeIdentity;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -96,7 +101,10 @@ pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
         Endpoint::Local(_) => find(args, &terminal, cancel),
     };
     terminal.finish();
-    let found = found?;
+    let found = found.map_err(|error| {
+        let named = error.recover().map(str::to_owned);
+        error.to_recover(|| sync_instead(args, named.as_deref()))
+    })?;
     let listing =
         |write: &dyn Fn(&mut dyn Write) -> io::Result<()>| output::listing(|out| write(out));
     if args.json {
@@ -115,8 +123,60 @@ pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
     })
 }
 
+/// The sync that makes both equal where SRC is a snapshot that is lost; `named` is what its machine says to read.
+fn sync_instead(args: &CompareArgs, named: Option<&str>) -> String {
+    let source = match parse_endpoint(&args.source) {
+        Ok(Endpoint::Remote { host, path }) => far_name(&host, named.unwrap_or(&path)),
+        _ => readable(&args.source),
+    };
+    let line = SyncLine::of(&source, &args.destination).way(&args.remote);
+    line.line("sync", &args.state)
+}
+
+/// Nothing that is written to a snapshot makes it whole again where it is lost: then no sync is the way out.
+fn if_destination_is_lost(args: &CompareArgs, mut error: Error) -> Error {
+    if error.exit_code() != ExitCode::TrackingLost {
+        return error;
+    }
+    let origin = match parse_endpoint(&args.destination) {
+        Ok(Endpoint::Remote { host, .. }) if matches!(error, Error::RemoteFailed { .. }) => {
+            Some(far_name(&host, error.recover().unwrap_or("ORIGIN")))
+        }
+        Ok(Endpoint::Local(path)) => origin_of_lost(&path.to_string_lossy()),
+        _ => None,
+    };
+    let Some(origin) = origin else { return error };
+    if let Error::TrackingLost { reason: text, .. } | Error::RemoteFailed { message: text, .. } =
+        &mut error
+    {
+        text.push_str(
+            "\nIt is DEST, and no sync makes it whole: compare with its origin, or with a new snapshot of that",
+        );
+    }
+    let other = match is_same(&args.source, &origin) {
+        true => "NEW",
+        false => &origin,
+    };
+    let only = args.only.as_deref();
+    let line = SyncLine::of(&args.source, other).way(&args.remote);
+    Error::ToRecover {
+        error: Box::new(error),
+        command: line.only(only).line("compare", &args.state),
+    }
+}
+
+/// Two names of what is here.
+fn is_same(one: &str, other: &str) -> bool {
+    let identity = |name| VolumeIdentity::of_path(resolve(name).ok()?.path()).ok();
+    identity(one).is_some_and(|one| identity(other) == Some(one))
+}
+
 /// Compares, and tells nobody.
 pub(super) fn find(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Found> {
+    find_to(args, terminal, cancel).map_err(|error| if_destination_is_lost(args, error))
+}
+
+fn find_to(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> Result<Found> {
     refuse_the_original(args)?;
     let destination = parse_endpoint(&args.destination)?;
     let (state, caller) = (args.state.directory(), args.state.caller());
@@ -171,6 +231,16 @@ pub(super) fn find_from(
     args: &CompareArgs,
     host: &str,
     path: &str,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Found> {
+    find_to_here(args, (host, path), terminal, cancel)
+        .map_err(|error| if_destination_is_lost(args, error))
+}
+
+fn find_to_here(
+    args: &CompareArgs,
+    (host, path): (&str, &str),
     terminal: &Terminal,
     cancel: &Cancel,
 ) -> Result<Found> {

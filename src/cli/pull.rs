@@ -82,12 +82,13 @@ pub(super) fn pull(
             "" => path,
             made => made,
         };
-        let recover = || match read == path {
-            true => args.line(&far_name(host, path)),
-            false => args.line_from_kept(&far_name(host, read)),
-        };
-        super::verify::pulled(args, host, read, terminal, cancel)
-            .map_err(|error| error.to_recover(recover))?;
+        super::verify::pulled(args, host, read, terminal, cancel).map_err(|error| {
+            let source = far_name(host, error.recover().unwrap_or(read));
+            error.to_recover(|| match read == path {
+                true => args.line(&source),
+                false => args.line_from_kept(&source),
+            })
+        })?;
         summary.verified = true;
     }
     summary.seconds = start.elapsed().as_secs_f64();
@@ -236,6 +237,7 @@ fn is_kept(
         code: code
             .filter(|code| !matches!(code, ExitCode::Done | ExitCode::Interrupted))
             .unwrap_or(ExitCode::Remote),
+        recover: String::new(),
     })
 }
 

@@ -29,6 +29,7 @@ use crate::session::message::{
 };
 use crate::session::server::{Replies, Server};
 use crate::session::text::sanitise;
+use crate::source::origin_of_lost;
 use crate::sys::device::DeviceNumber;
 use crate::volume::VolumeIdentity;
 use crate::volume::host::boot_id;
@@ -165,7 +166,8 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
             } else {
                 error
             };
-            if replies.fail(&error).is_err() {
+            let recover = recover(&open, &gate, &error);
+            if replies.fail_to_recover(&error, &recover).is_err() {
                 // Nobody is there to hear it; the log of whoever started us is.
                 output::message(&format!("lvmsync: {}", error.chain()));
             }
@@ -309,6 +311,16 @@ pub(super) fn serve<R: Read, W: Write + Send>(
         cut_bytes: received.applied.cut_bytes,
         ..Done::default()
     })
+}
+
+/// In a comparison: what can be read where a snapshot is lost, as far as the client may hear of it.
+fn recover(open: &Open, gate: &Gate, error: &Error) -> String {
+    let is_lost =
+        open.operation == OPERATION_COMPARE && error.exit_code() == ExitCode::TrackingLost;
+    let origin = is_lost.then(|| origin_of_lost(&open.destination)).flatten();
+    origin
+        .filter(|origin| gate.may_name(origin))
+        .unwrap_or_default()
 }
 
 /// How people at the client reach this machine, as the client says: words.

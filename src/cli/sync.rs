@@ -203,16 +203,18 @@ fn from_far(
     cancel: &Cancel,
 ) -> Result<Summary> {
     compare::refuse_two_hosts(&args.destination)?;
-    let recover = || args.line(&far_name(host, path));
     let summary = super::pull::pull(args, host, path, terminal, cancel)
-        .map_err(|error| error.to_recover(recover))?;
+        .map_err(|error| error.to_recover(|| args.line(&far_name(host, path))))?;
     if !args.dry_run || summary.compared_bytes.is_none() {
         return Ok(summary);
     }
     let start = Instant::now();
     compare::find_from(&args.as_compare(), host, path, terminal, cancel)
         .and_then(|found| would_write(args, summary, found, start))
-        .map_err(|error| error.to_recover(recover))
+        .map_err(|error| {
+            let source = error.recover().unwrap_or(path).to_owned();
+            error.to_recover(|| args.line(&far_name(host, &source)))
+        })
 }
 
 fn told(args: &SyncArgs, terminal: &Terminal, summary: Result<Summary>) -> Result<ExitCode> {

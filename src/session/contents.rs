@@ -218,7 +218,7 @@ pub struct Failure {
     /// connection was just lost may ask again; every other refusal is final.
     #[serde(default)]
     pub held: bool,
-    /// In a pull, where the list of changes is lost: what to name as SRC of the sync that needs none.
+    /// In a pull or a comparison, where the volume is a snapshot that is lost: what to name in its place.
     #[serde(default)]
     pub recover: String,
 }

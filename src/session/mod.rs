@@ -111,7 +111,7 @@ pub enum SessionError {
         reason: String,
         /// The exit code of what stopped it; 0 where it says none.
         code: u8,
-        /// In a pull, with the code of a lost list of changes: what to name as SRC of the sync that needs none.
+        /// As in [`Failure::recover`].
         recover: String,
     },
     /// The peer reported an error: its message is all there is to say.
@@ -143,7 +143,11 @@ impl SessionError {
     pub fn into_error(self, host: &str) -> Error {
         match self {
             SessionError::Reported(failure) => reported(host, &failure),
-            SessionError::Stopped { reason, code, .. } if code != 0 => stopped(host, reason, code),
+            SessionError::Stopped {
+                reason,
+                code,
+                recover,
+            } if code != 0 => stopped(host, reason, code, &recover),
             other if other.is_lost() => Error::Lost {
                 host: sanitise(host),
                 reason: self_and_sources(&other),
@@ -205,12 +209,13 @@ fn reported(host: &str, failure: &Failure) -> Error {
         host: sanitise(host),
         message: sanitise(&failure.message),
         code,
+        recover: sanitise(&failure.recover),
     }
 }
 
 /// A sender's own failure has the code that it has there: what it read, it read for this end. But nothing that was
 /// stopped is success, and its signal is not ours.
-fn stopped(host: &str, message: String, code: u8) -> Error {
+fn stopped(host: &str, message: String, code: u8, recover: &str) -> Error {
     let code = ExitCode::from_number(code)
         .filter(|code| !matches!(code, ExitCode::Done | ExitCode::Interrupted))
         .unwrap_or(ExitCode::Remote);
@@ -218,6 +223,7 @@ fn stopped(host: &str, message: String, code: u8) -> Error {
         host: sanitise(host),
         message,
         code,
+        recover: sanitise(recover),
     }
 }
 

@@ -19,12 +19,7 @@ pub fn source_of_sync(request: &SourceRequest<'_>) -> String {
     let is_thin = matches!(request.thin_metadata, Some(MetadataFile::Thin(_)));
     let new = request.new.filter(|_| !is_thin);
     match (request.data_source.or(new), request.from) {
-        (Some(new), _) => match snapshot(new) {
-            Some(snapshot) if snapshot.status.why_untrusted().is_some() => {
-                snapshot.origin.name.to_string()
-            }
-            _ => new.to_owned(),
-        },
+        (Some(new), _) => readable(new),
         // The original's way: what is sent is the origin.
         (None, Some(old)) if request.new.is_none() => snapshot(old).map_or_else(
             || "NEW".to_owned(),
@@ -32,6 +27,18 @@ pub fn source_of_sync(request: &SourceRequest<'_>) -> String {
         ),
         (None, _) => "NEW".to_owned(),
     }
+}
+
+/// What has the content of the volume of this name: itself, or the origin of a snapshot that is lost.
+pub fn readable(name: &str) -> String {
+    origin_of_lost(name).unwrap_or_else(|| name.to_owned())
+}
+
+/// The origin of the snapshot of this name, if that is lost.
+pub fn origin_of_lost(name: &str) -> Option<String> {
+    let snapshot = snapshot(name)?;
+    snapshot.status.why_untrusted()?;
+    Some(snapshot.origin.name.to_string())
 }
 
 /// What is copied from the era device is named by an era, so that increments follow it; what is copied from the volume below

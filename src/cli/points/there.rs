@@ -158,6 +158,7 @@ impl<'a> There<'a> {
                 host,
                 message: sanitise_lines(&message),
                 code: ExitCode::from_number(code).unwrap_or(ExitCode::Failed),
+                recover: String::new(),
             }),
             Ok(reply) => Ok(reply),
             Err(_) => {
