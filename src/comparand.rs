@@ -2,7 +2,7 @@
 //!
 //! Guarantees: it is opened for reading only, and whoever else uses it may go on; what is in use for writing is
 //! said, since blocks that are written meanwhile may count as different, and what was written meanwhile is known;
-//! reads come from the volume and not from a copy in memory, as far as the system lets them.
+//! reads come from the volume and not from a copy in memory, as far as the system lets them and unless that is asked for.
 
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
@@ -27,6 +27,16 @@ use crate::volume::in_use::{Holder, holders_of};
 use crate::volume::open::Volume;
 use crate::volume::{ReadAt, VolumeIdentity};
 
+/// Where a file is read from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Medium {
+    /// Its copy in memory is given up before.
+    #[default]
+    Disk,
+    /// What is in memory stays there and is believed, as it is by whoever else reads the file.
+    Memory,
+}
+
 /// A volume that is compared with another.
 pub struct Comparand {
     volume: Volume,
@@ -37,9 +47,11 @@ pub struct Comparand {
     _guard: Option<Guard>,
 }
 
-/// What it takes to have a volume activated.
+/// How a volume is read, and what it takes to have it activated.
 #[derive(Clone, Copy)]
 pub struct Means<'a> {
+    /// Where a file is read from.
+    pub medium: Medium,
     /// Where it is on record what to deactivate if all else fails.
     pub state: &'a StateDir,
     /// Stops the waiting.
@@ -49,7 +61,7 @@ pub struct Means<'a> {
 impl Comparand {
     /// Opens `name`. The monitor hears who may write to it meanwhile.
     pub fn open(name: &str, monitor: &dyn Monitor) -> Result<Self> {
-        Self::of(name, resolve(name)?, None, monitor)
+        Self::of(Medium::Disk, name, resolve(name)?, None, monitor)
     }
 
     /// The same; a thin volume that is not active, as LVM leaves thin snapshots, is activated as long as it is open.
@@ -61,13 +73,14 @@ impl Comparand {
                 let mut guard = Guard::start(means.state, means.cancel)?;
                 guard.activate(&thin.name, &thin.uuid, monitor)?;
                 let resolved = Resolved::LogicalVolume(Box::new(activated(&thin)?));
-                Self::of(name, resolved, Some(guard), monitor)
+                Self::of(means.medium, name, resolved, Some(guard), monitor)
             }
-            _ => Self::of(name, resolved?, None, monitor),
+            _ => Self::of(means.medium, name, resolved?, None, monitor),
         }
     }
 
     fn of(
+        medium: Medium,
         name: &str,
         resolved: Resolved,
         guard: Option<Guard>,
@@ -81,7 +94,9 @@ impl Comparand {
             }
         }
         let volume = Volume::open(resolved.path())?;
-        volume.forget_cached()?;
+        if medium == Medium::Disk {
+            volume.forget_cached()?;
+        }
         let writers: Vec<String> = holders_of(volume.identity())
             .iter()
             .filter(|holder| may_write(holder))

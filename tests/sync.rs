@@ -16,6 +16,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
+use lvmsync::sys::resident::Resident;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -203,6 +204,30 @@ fn a_dry_run_tells_and_writes_nothing() {
             !ends.path("state/destinations").exists(),
             "nothing is on record"
         );
+    }
+}
+
+/// Who uses an image that is in memory finds it there afterwards. A filesystem that lives in memory gives nothing up anyway.
+#[test]
+fn a_dry_run_leaves_in_memory_what_is_there() {
+    const BYTES: usize = 8 << 20;
+    for way in WAYS {
+        let ends = Ends::new(way);
+        for name in ["source", "destination"] {
+            fs::write(ends.path(name), noise(BYTES, "equal")).unwrap();
+            fs::File::open(ends.path(name)).unwrap().sync_all().unwrap();
+        }
+        let output = ends.run("sync", &["-n"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && said.contains("equal"), "{said}");
+        for name in ["source", "destination"] {
+            let file = fs::File::open(ends.path(name)).unwrap();
+            let resident = Resident::of(&file, BYTES as u64).unwrap();
+            let pages = (0..BYTES as u64).step_by(BLOCK);
+            let there = pages.filter(|page| resident.has(*page) == Some(true));
+            // Whatever else needs memory meanwhile.
+            assert!(there.count() > BYTES / BLOCK / 2, "{way:?} {name}");
+        }
     }
 }
 

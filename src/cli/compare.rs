@@ -19,7 +19,7 @@ use super::sync_line::SyncLine;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
 use crate::change_list::{ChangeList, ChangeListBuilder};
-use crate::comparand::{Comparand, Compared, Means};
+use crate::comparand::{Comparand, Compared, Means, Medium};
 use crate::delta::reader::DeltaReader;
 use crate::dm::resolve::resolve;
 use crate::engine::compare::compare_here;
@@ -80,6 +80,10 @@ pub(super) struct CompareArgs {
 
     #[command(flatten)]
     pub(super) talk: TalkArgs,
+
+    /// Not the user's to say: it is about what the disk has.
+    #[arg(skip)]
+    pub(super) medium: Medium,
 }
 
 /// What was found.
@@ -181,6 +185,7 @@ fn find_to(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> Result<F
     let destination = parse_endpoint(&args.destination)?;
     let (state, caller) = (args.state.directory(), args.state.caller());
     let means = Means {
+        medium: args.medium,
         state: &state,
         cancel,
     };
@@ -213,7 +218,7 @@ fn find_to(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> Result<F
             })
         }
         Endpoint::Remote { host, path } => {
-            let far = Far::open(&args.remote, &terminal.speaker(), &host, &path, cancel)?;
+            let far = far_of(args, &host, &path, terminal, cancel)?;
             let sizes = Sizes {
                 source: source.size_bytes(),
                 destination: far.ready.size_bytes,
@@ -249,12 +254,13 @@ fn find_to_here(
     let only = Only::read(args, cancel)?;
     let (state, caller) = (args.state.directory(), args.state.caller());
     let means = Means {
+        medium: args.medium,
         state: &state,
         cancel,
     };
     let destination = Comparand::open_or_activate(&args.destination, means, terminal)?;
     destination.warn_of_half_written(&state, &caller, terminal);
-    let far = Far::open(&args.remote, &terminal.speaker(), host, path, cancel)?;
+    let far = far_of(args, host, path, terminal, cancel)?;
     let sizes = Sizes {
         source: far.ready.size_bytes,
         destination: destination.size_bytes(),
@@ -271,6 +277,17 @@ fn find_to_here(
     sizes.compare(only, terminal, |extents| {
         compare_with(far, &destination, extents, cancel, terminal)
     })
+}
+
+fn far_of(
+    args: &CompareArgs,
+    host: &str,
+    path: &str,
+    terminal: &Terminal,
+    cancel: &Cancel,
+) -> Result<Far> {
+    let party = (&args.remote, &terminal.speaker());
+    Far::open_with(None, party, args.medium, host, path, cancel)
 }
 
 fn compare_with(

@@ -15,7 +15,7 @@ use super::serve::lost;
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::commands::Caller;
-use crate::comparand::{Comparand, Compared, Means};
+use crate::comparand::{Comparand, Compared, Means, Medium};
 use crate::engine::compare::{Failed, Side, answer, compare_there};
 use crate::error::Result;
 use crate::gate::{Admitted, Gate};
@@ -24,7 +24,7 @@ use crate::record::store::StateDir;
 use crate::session::client::Outgoing;
 use crate::session::handshake::FEATURE_COMPARE;
 use crate::session::line::{Line, LineWriter};
-use crate::session::message::{Done, OPERATION_COMPARE, Open, Ready};
+use crate::session::message::{ApplyOptions, Done, OPERATION_COMPARE, Open, Ready};
 use crate::session::remote::RemoteEnd;
 use crate::session::server::Server;
 
@@ -39,7 +39,7 @@ pub(super) struct Far {
 }
 
 impl Far {
-    /// Opens `path` at `host` for comparing.
+    /// Opens `path` at `host` to see whether it can be compared.
     pub(super) fn open(
         remote: &RemoteArgs,
         speaker: &Speaker,
@@ -47,13 +47,14 @@ impl Far {
         path: &str,
         cancel: &Cancel,
     ) -> Result<Self> {
-        Self::open_with(None, (remote, speaker), host, path, cancel)
+        Self::open_with(None, (remote, speaker), Medium::Memory, host, path, cancel)
     }
 
-    /// The same, with a far end that may be under way already.
+    /// Opens it for comparing; the far end may be under way already.
     pub(super) fn open_with(
         prestarted: Option<&Prestarted>,
         (remote, speaker): (&RemoteArgs, &Speaker),
+        medium: Medium,
         host: &str,
         path: &str,
         cancel: &Cancel,
@@ -70,6 +71,10 @@ impl Far {
             operation: OPERATION_COMPARE.to_owned(),
             destination: path.to_owned(),
             via: via(remote, host),
+            options: ApplyOptions {
+                dry_run: medium == Medium::Memory,
+                ..ApplyOptions::default()
+            },
             ..Open::default()
         };
         let (ready, out) = client.open(open).map_err(|error| end.explain(error))?;
@@ -134,7 +139,13 @@ pub(super) fn serve<R: Read, W: Write>(
     monitor: &dyn Monitor,
     cancel: &Cancel,
 ) -> Result<Done> {
+    // Who only looks what a sync would write gives nothing up for it.
+    let medium = match open.options.dry_run {
+        true => Medium::Memory,
+        false => Medium::Disk,
+    };
     let means = Means {
+        medium,
         state: &place.state,
         cancel,
     };

@@ -17,6 +17,7 @@ use super::summary::{Summary, per_second, shown_seconds};
 use super::sync_line::SyncLine;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
+use crate::comparand::Medium;
 use crate::engine::effort::Effort;
 use crate::engine::examine::no_undo_of_what_is_cut_off;
 use crate::error::{Error, ExitCode, Result};
@@ -130,7 +131,7 @@ pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
     let summary = job.run_or(recover).and_then(|summary| {
         if args.dry_run && summary.compared_bytes.is_some() {
             let start = Instant::now();
-            compare::find(&args.as_compare(), &terminal, cancel)
+            compare::find(&args.as_look(), &terminal, cancel)
                 .and_then(|found| would_write(args, summary, found, start))
                 .map_err(|error| error.to_recover(recover))
         } else {
@@ -163,6 +164,15 @@ impl SyncArgs {
             .line("sync", &self.write.state)
     }
 
+    /// The comparison of the same two, which tells what would be written: a file's copy in memory is as good for that, and whoever
+    /// uses it keeps it.
+    fn as_look(&self) -> CompareArgs {
+        CompareArgs {
+            medium: Medium::Memory,
+            ..self.as_compare()
+        }
+    }
+
     /// The comparison of the same two.
     pub(super) fn as_compare(&self) -> CompareArgs {
         CompareArgs {
@@ -174,6 +184,7 @@ impl SyncArgs {
             json: false,
             map: false,
             talk: TalkArgs::default(),
+            medium: Medium::Disk,
         }
     }
 }
@@ -209,7 +220,7 @@ fn from_far(
         return Ok(summary);
     }
     let start = Instant::now();
-    compare::find_from(&args.as_compare(), host, path, terminal, cancel)
+    compare::find_from(&args.as_look(), host, path, terminal, cancel)
         .and_then(|found| would_write(args, summary, found, start))
         .map_err(|error| {
             let source = error.recover().unwrap_or(path).to_owned();

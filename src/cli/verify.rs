@@ -14,7 +14,7 @@ use super::send::Job;
 use super::sync::SyncArgs;
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
-use crate::comparand::{Comparand, Compared};
+use crate::comparand::{Comparand, Compared, Medium};
 use crate::delta::proto3::{FirstLine, read_first_line};
 use crate::engine::compare::{Side, compare_here};
 use crate::engine::read_back::read_back;
@@ -54,6 +54,7 @@ pub(super) fn sent(job: &Job<'_>, source: &mut SendSource, destination: &Endpoin
             let far = Far::open_with(
                 job.prestarted,
                 (job.remote, &job.speaker),
+                Medium::Disk,
                 host,
                 path,
                 cancel,
