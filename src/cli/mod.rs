@@ -10,6 +10,8 @@ mod classic;
 mod combine;
 mod compare;
 mod compare_far;
+mod compare_found;
+mod compare_only;
 mod diff;
 mod diff_json;
 mod doctor;

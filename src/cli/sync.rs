@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::apply::WriteArgs;
 use super::compare::{self, CompareArgs};
+use super::compare_found::Found;
 use super::progress::Terminal;
 use super::pull::far_name;
 use super::send::{Format, Job, RemoteArgs, ToArgs};
@@ -239,12 +240,7 @@ fn told(args: &SyncArgs, terminal: &Terminal, summary: Result<Summary>) -> Resul
 }
 
 /// What a comparison finds is what would be written, but for the end of a longer file, which would be cut off.
-fn would_write(
-    args: &SyncArgs,
-    summary: Summary,
-    found: compare::Found,
-    start: Instant,
-) -> Result<Summary> {
+fn would_write(args: &SyncArgs, summary: Summary, found: Found, start: Instant) -> Result<Summary> {
     if found.tail_bytes > 0 && args.write.undo.is_some() {
         return Err(no_undo_of_what_is_cut_off(&args.destination));
     }
