@@ -105,6 +105,10 @@ impl Compressor {
     /// Writes `data` compressed into `out` and names the codec; `None` when `data` is best stored as it
     /// is, and then `out` holds nothing of value.
     pub fn compress(&mut self, data: &[u8], out: &mut Vec<u8>) -> Option<Codec> {
+        // Not even the room for it, which is filled with zeroes.
+        if self.compression == Compression::None {
+            return None;
+        }
         // Room for one byte less than the data: what does not fit is not worth compressing.
         out.clear();
         out.resize(data.len().checked_sub(1)?, 0);
