@@ -97,15 +97,9 @@ impl Comparand {
         if medium == Medium::Disk {
             volume.forget_cached()?;
         }
-        let writers: Vec<String> = holders_of(volume.identity())
-            .iter()
-            .filter(|holder| may_write(holder))
-            .map(ToString::to_string)
-            .collect();
-        if !writers.is_empty() {
+        if let Some(writers) = writers_of(volume.identity()) {
             monitor.warn(&format!(
-                "{name}: {}; what is written while it is compared may count as different",
-                writers.join("; ")
+                "{name}: {writers}; what is written while it is compared may count as different"
             ));
         }
         Ok(Self {
@@ -217,6 +211,14 @@ impl Compared {
         }
         Ok(self.differing)
     }
+}
+
+/// Whoever is known to hold a volume and may write to it, in words.
+pub(crate) fn writers_of(volume: VolumeIdentity) -> Option<String> {
+    let holders = holders_of(volume);
+    let writers = holders.iter().filter(|holder| may_write(holder));
+    let writers: Vec<String> = writers.map(ToString::to_string).collect();
+    (!writers.is_empty()).then(|| writers.join("; "))
 }
 
 /// Through this holder the volume may be written.

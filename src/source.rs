@@ -27,7 +27,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::changes::cow::{ExceptionTable, read_exceptions};
-use crate::comparand::may_write;
+use crate::comparand::writers_of;
 use crate::delta::codec::Compression;
 use crate::delta::header::{Header, ORIGIN_RUN, Planned, Source, State};
 use crate::delta::samples::Samples;
@@ -49,7 +49,6 @@ use crate::record::half_written;
 use crate::record::store::StateDir;
 use crate::record::witness::{activation, was_written};
 use crate::volume::file_version::run_id;
-use crate::volume::in_use::holders_of;
 use crate::volume::open::Volume;
 use crate::volume::{ReadAt, VolumeIdentity};
 
@@ -721,18 +720,11 @@ fn wants_moment(request: &SourceRequest<'_>, header: &Header) -> bool {
 }
 
 /// Of a device that is no logical volume those are known that stand on it.
-fn warn_of_holders(name: &str, identity: VolumeIdentity, monitor: &dyn Monitor) {
-    let holders = holders_of(identity);
-    let writers: Vec<String> = holders
-        .iter()
-        .filter(|holder| may_write(holder))
-        .map(ToString::to_string)
-        .collect();
-    if !writers.is_empty() {
+fn warn_of_holders(name: &str, volume: VolumeIdentity, monitor: &dyn Monitor) {
+    if let Some(writers) = writers_of(volume) {
         monitor.warn(&format!(
-            "{name}: {}; what is written while it is sent may or may not be in the copy. \
-             Stop the writers, or send from a snapshot",
-            writers.join("; ")
+            "{name}: {writers}; what is written while it is sent may or may not be in the copy. \
+             Stop the writers, or send from a snapshot"
         ));
     }
 }
