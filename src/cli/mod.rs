@@ -254,7 +254,8 @@ fn parse(arguments: Vec<OsString>) -> std::result::Result<Parsed, clap::Error> {
     // Options before the verb belong behind it, and behind the second word of a verb that has two.
     let mut ordered = arguments;
     let verb = ordered.iter().skip(place).position(is_verb);
-    if let Some(verb) = verb.map(|behind| place + behind) {
+    let verb = verb.map(|behind| place + behind);
+    if let Some(verb) = verb.filter(|verb| *verb > 1) {
         let words = 1 + usize::from(has_second_word(&ordered[verb..]));
         ordered[1..verb + words].rotate_right(words);
     }
