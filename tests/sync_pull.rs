@@ -207,6 +207,17 @@ fn begins(snapshot: &str) -> Vec<Message> {
     ]
 }
 
+/// A far end whose snapshot is lost, and what it says to name in its place.
+fn lost(recover: &str) -> [Message; 2] {
+    let failure = Failure {
+        code: 4,
+        message: "vg/s1: it is full".to_owned(),
+        held: false,
+        recover: recover.to_owned(),
+    };
+    [Message::Hello(Hello::ours(&[])), Message::Error(failure)]
+}
+
 /// The far end names what can be read in place of its snapshot: for a sync where that is SRC, and where it is DEST, which no
 /// sync would make whole, for another comparison.
 #[test]
@@ -220,13 +231,7 @@ fn a_comparison_with_a_lost_snapshot_ends_with_what_leads_on() {
     for (recover, source, destination) in
         [("vg/data", "vg/data", "vg/data"), ("", "vg/s1", "ORIGIN")]
     {
-        let failure = Message::Error(Failure {
-            code: 4,
-            message: "vg/s1: it is full".to_owned(),
-            held: false,
-            recover: recover.to_owned(),
-        });
-        ends.far_end(&[Message::Hello(Hello::ours(&[])), failure]);
+        ends.far_end(&lost(recover));
         for (pair, no_sync, line) in [
             (
                 ["host:vg/s1", &file],
@@ -271,13 +276,7 @@ fn a_lost_list_of_changes_ends_with_the_sync_that_the_user_can_run() {
         ("a b", "'host:a b'"),
     ] {
         let words = ["host: vg/s1: it is full", &line(source)];
-        let failure = Message::Error(Failure {
-            code: 4,
-            message: "vg/s1: it is full".to_owned(),
-            held: false,
-            recover: recover.to_owned(),
-        });
-        ends.far_end(&[Message::Hello(Hello::ours(&[])), failure]);
+        ends.far_end(&lost(recover));
         ends.ends("", 4, &words);
         // Without these, if they are needed, it would be refused.
         let options = "--timeout 30 --no-snapshot --allow-smaller --allow-in-use";

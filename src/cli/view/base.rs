@@ -29,7 +29,6 @@ use crate::record::witness::Watch;
 use crate::record::{half_written, identity};
 use crate::source::{SendSource, SnapshotWish, SourceRequest};
 use crate::units::Bytes;
-use crate::volume::file_version::FileVersion;
 use crate::volume::in_use::holders_of;
 use crate::volume::{ReadAt, Volume, VolumeIdentity};
 
@@ -56,7 +55,6 @@ pub(super) struct Wish<'a> {
 pub(super) struct Base {
     source: SendSource,
     name: String,
-    version: Option<FileVersion>,
     /// Runs that write to it wait.
     _lock: Option<File>,
 }
@@ -95,7 +93,6 @@ impl Base {
             }
         };
         let base = Self {
-            version: FileVersion::of(&source.data)?,
             source,
             name: wish.name.to_owned(),
             _lock: lock,
@@ -120,15 +117,7 @@ impl Base {
 
     /// After the last read: was what was read one state of it?
     pub(super) fn check_unchanged(&self) -> Result<()> {
-        self.source.check_unchanged()?;
-        if FileVersion::of(&self.source.data)? == self.version {
-            return Ok(());
-        }
-        let error = io::Error::other("it was written while it was read");
-        Err(Error::io(
-            format!("{}: what was read is no state of it", self.name),
-            error,
-        ))
+        self.source.check_unchanged()
     }
 
     /// What is written must not be what is read.
