@@ -244,7 +244,8 @@ fn leads_out((source, before): (&[u8], &[u8]), image: Vec<u8>, keeper: &Keeper, 
 fn every_operation_of_the_destination_of_a_sync_fails_once() {
     let (source, before) = pair();
     let mut runs = 0;
-    for (writes_at_once, errno) in [(1, EIO), (3, ENOSPC)] {
+    // The last time as with a file: single blocks are written at once, and what is longer is waited for.
+    for (writes_at_once, waits_from, errno) in [(1, 0, EIO), (3, 0, ENOSPC), (3, 8192, EIO)] {
         for kind in [
             OpKind::Read,
             OpKind::Write,
@@ -258,12 +259,14 @@ fn every_operation_of_the_destination_of_a_sync_fails_once() {
                 let volume = FaultyVolume::new(MemoryVolume::new(before.clone()))
                     .fail_nth(kind, fail_at, errno)
                     .with_writes_at_once(writes_at_once)
+                    .that_wait_from(waits_from)
                     .lose_unsynced_writes()
                     .unwrap();
                 let mut keeper = Keeper::in_memory(None);
                 let origin = MemoryVolume::new(source.clone());
                 let (sent, received) = sync(&origin, &volume, &NoUndo, &mut keeper);
-                let context = format!("{kind:?} {number}, {writes_at_once} at once");
+                let context =
+                    format!("{kind:?} {number}, {writes_at_once} at once from {waits_from} bytes");
                 let asked = volume.ops().iter().filter(|op| op.kind() == kind).count();
                 if asked <= fail_at {
                     sent.unwrap();

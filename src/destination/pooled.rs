@@ -131,6 +131,10 @@ impl WriteAt for Pooled {
         self.volume.writes_at_once()
     }
 
+    fn waits_for_device(&self, extent: Extent) -> bool {
+        self.volume.waits_for_device(extent)
+    }
+
     fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         self.volume.set_size(size_bytes)
     }

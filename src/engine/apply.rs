@@ -5,6 +5,7 @@
 //! after a last sync. Order is the caller's: frames are applied as they come, but zeroes that follow each other
 //! become one range, for a pool takes back whole blocks alone.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::FrameSink;
@@ -16,6 +17,7 @@ use crate::delta::codec::Codec;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::record::marks::Places;
+use crate::sys::aligned::AlignedBuffer;
 use crate::volume::WriteAt;
 
 /// Volume data between two syncs.
@@ -168,6 +170,23 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         self.put(inside, Some(data))
     }
 
+    /// The same, of the first bytes of `buffer`, which may be another one of at least its length after this: where a write is
+    /// carried out behind the caller's back, to hand the buffer over saves a copy.
+    pub fn write_from(&mut self, extent: Extent, buffer: &mut AlignedBuffer) -> Result<()> {
+        let length = usize::try_from(extent.length()).unwrap_or(0);
+        // A small part of a large buffer would keep all of it from being used again.
+        let fills = length > buffer.len() / 2 && extent.end() <= self.target.size_bytes();
+        match self.by_in_flight(extent) {
+            Some(in_flight) if fills && self.undo.is_none() => {
+                self.before_data()?;
+                let written = in_flight.write_from(extent, buffer);
+                written.map_err(|failure| self.not_written(failure))?;
+                self.data_written(extent)
+            }
+            _ => self.write(extent, &buffer[..length]),
+        }
+    }
+
     /// Makes `extent` zero.
     pub fn write_zeroes(&mut self, extent: Extent) -> Result<()> {
         let Some(inside) = self.inside(extent) else {
@@ -302,20 +321,42 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
     }
 
     fn put(&mut self, extent: Extent, data: Option<&[u8]>) -> Result<()> {
-        self.cancel.check()?;
         let Some(data) = data else {
+            self.cancel.check()?;
             return self.gather_zeroes(extent);
         };
+        self.before_data()?;
+        match self.by_in_flight(extent) {
+            Some(in_flight) => {
+                let written = in_flight.write(extent, data);
+                written.map_err(|failure| self.not_written(failure))?;
+            }
+            None => self.write_here(extent, data)?,
+        }
+        self.data_written(extent)
+    }
+
+    /// Who carries out a write of `extent`, if somebody else does.
+    fn by_in_flight(&self, extent: Extent) -> Option<&'a InFlight> {
+        let waits = self.target.waits_for_device(extent);
+        self.in_flight.filter(|_| waits)
+    }
+
+    fn write_here(&mut self, extent: Extent, data: &[u8]) -> Result<()> {
+        // Past the page cache and through it at the same time is more than a filesystem should have to sort out.
+        self.drain()?;
+        let written = self.target.write_all_at(data, extent.offset());
+        written.map_err(|error| self.cannot_write(extent, error))
+    }
+
+    fn before_data(&mut self) -> Result<()> {
+        self.cancel.check()?;
         self.put_zeroes()?;
         self.touched = true;
-        let written = match self.in_flight {
-            Some(in_flight) => in_flight.write(extent, data),
-            None => self
-                .target
-                .write_all_at(data, extent.offset())
-                .map_err(|error| (extent, error)),
-        };
-        written.map_err(|failure| self.not_written(failure))?;
+        Ok(())
+    }
+
+    fn data_written(&mut self, extent: Extent) -> Result<()> {
         self.applied.data_frames += 1;
         self.applied.data_bytes += extent.length();
         self.written(extent, extent.length())
@@ -410,7 +451,11 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
 
     /// What is on its way beyond is written by then, and what lies before may be what was not.
     fn not_written(&mut self, (extent, error): Failure) -> Error {
-        self.sync_failed |= self.in_flight.is_some();
+        self.sync_failed = true;
+        self.cannot_write(extent, error)
+    }
+
+    fn cannot_write(&self, extent: Extent, error: io::Error) -> Error {
         Error::io(format!("cannot write {extent} of {}", self.name), error)
     }
 
@@ -427,7 +472,7 @@ impl<W: DurableWrite> FrameSink for Applier<'_, W> {
     fn data(&mut self, extent: Extent, codec: Codec, stored: &[u8], crc: u32) -> Result<()> {
         // Computed in another thread right after the read: catches what happened to the buffer since.
         if codec != Codec::None || crc32c::crc32c(stored) != crc {
-            let source = std::io::Error::other("the data changed in memory between read and write");
+            let source = io::Error::other("the data changed in memory between read and write");
             return Err(Error::io(
                 format!("cannot write {extent} of {}", self.name),
                 source,
@@ -446,125 +491,4 @@ impl<W: DurableWrite> FrameSink for Applier<'_, W> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::volume::ReadAt;
-    use crate::volume::faulty::{FaultyVolume, Op};
-    use crate::volume::memory::MemoryVolume;
-
-    /// A volume whose space comes in blocks of 192 KiB.
-    struct Blocks(FaultyVolume<MemoryVolume>);
-
-    impl ReadAt for Blocks {
-        fn size_bytes(&self) -> u64 {
-            self.0.size_bytes()
-        }
-        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
-            self.0.read_exact_at(buffer, offset)
-        }
-    }
-
-    impl WriteAt for Blocks {
-        fn write_all_at(&self, buffer: &[u8], offset: u64) -> std::io::Result<()> {
-            self.0.write_all_at(buffer, offset)
-        }
-        fn zero_at(&self, extent: Extent) -> std::io::Result<()> {
-            self.0.zero_at(extent)
-        }
-        fn zero_block_bytes(&self) -> u64 {
-            192 << 10
-        }
-        fn sync(&self) -> std::io::Result<()> {
-            self.0.sync()
-        }
-    }
-
-    fn zeroed(volume: &Blocks) -> Vec<Extent> {
-        let zeroes = |op: &Op| match op {
-            Op::Zero(extent) => Some(*extent),
-            _ => None,
-        };
-        volume.0.ops().iter().filter_map(zeroes).collect()
-    }
-
-    fn volume() -> Blocks {
-        Blocks(FaultyVolume::new(MemoryVolume::new(vec![7; 48 << 20])))
-    }
-
-    fn extent(offset: u64, end: u64) -> Extent {
-        Extent::from_range(offset, end).unwrap()
-    }
-
-    #[test]
-    fn neighbouring_zeroes_become_one_range_also_through_an_undo() {
-        for with_undo in [false, true] {
-            let volume = volume();
-            let mut undo = Vec::new();
-            let undo = with_undo.then(|| {
-                let header = crate::delta::header::Header {
-                    volume_size: 48 << 20,
-                    ..crate::engine::receive::anonymous_header(48 << 20)
-                };
-                UndoRecorder::new(
-                    &mut undo,
-                    "undo",
-                    &header,
-                    &crate::delta::samples::Samples::default(),
-                    crate::delta::codec::Compression::None,
-                )
-                .unwrap()
-            });
-            let (cancel, mut nothing) = (Cancel::new(), |_: u64, _: &Applied, _: &Places| Ok(()));
-            let mut applier = Applier::new(&volume, "volume", undo, &cancel, &mut nothing);
-            let mib = 1u64 << 20;
-            // Frames of 1 MiB, as an undo has them, and one that is longer than the window of an undo.
-            for number in 1..11 {
-                applier
-                    .write_zeroes(extent(number * mib, (number + 1) * mib))
-                    .unwrap();
-            }
-            applier.write_zeroes(extent(11 * mib, 40 * mib)).unwrap();
-            applier.write(extent(40 * mib, 40 * mib + 1), &[1]).unwrap();
-            applier.write_zeroes(extent(41 * mib, 42 * mib)).unwrap();
-            let Ended::Done(applied, _) = applier.end(Ok(())) else {
-                panic!("it failed")
-            };
-            let expected = [extent(mib, 40 * mib), extent(41 * mib, 42 * mib)];
-            assert_eq!(zeroed(&volume), expected, "undo: {with_undo}");
-            assert_eq!(applied.zero_bytes, 40 * mib);
-        }
-    }
-
-    #[test]
-    fn what_is_told_durable_is_written_zeroes_included() {
-        let volume = volume();
-        let mut told = Vec::new();
-        let seen = &volume;
-        let mut on_durable = |end: u64, _: &Applied, _: &Places| {
-            told.push((end, zeroed(seen).last().map(|run| run.end())));
-            Ok(())
-        };
-        let cancel = Cancel::new();
-        let mut applier =
-            Applier::<Vec<u8>>::new(&volume, "volume", None, &cancel, &mut on_durable);
-        applier.sync_every_bytes = 1;
-        applier.write_zeroes(extent(0, 4096)).unwrap();
-        applier.write_zeroes(extent(4096, 8192)).unwrap();
-        applier.write(extent(8192, 8193), &[1]).unwrap();
-        let ended = applier.end(Err(Error::Interrupted));
-        assert!(matches!(ended, Ended::Failed { touched: true, .. }));
-        assert_eq!(told[0], (8192, Some(8192)));
-        assert!(told.iter().all(|(end, _)| *end <= 8193), "{told:?}");
-    }
-
-    #[test]
-    fn zeroes_that_nothing_followed_have_touched_nothing_when_the_run_fails() {
-        let volume = volume();
-        let (cancel, mut nothing) = (Cancel::new(), |_: u64, _: &Applied, _: &Places| Ok(()));
-        let mut applier = Applier::<Vec<u8>>::new(&volume, "volume", None, &cancel, &mut nothing);
-        applier.write_zeroes(extent(0, 4096)).unwrap();
-        let ended = applier.end(Err(Error::Interrupted));
-        assert!(matches!(ended, Ended::Failed { touched: false, .. }));
-        assert_eq!(zeroed(&volume), []);
-    }
-}
+mod tests;

@@ -81,25 +81,38 @@ pub fn with<T>(target: &dyn WriteAt, work: impl FnOnce(Option<&InFlight>) -> T) 
 impl InFlight {
     /// Hands a write over. What fails may be an earlier one.
     pub fn write(&self, extent: Extent, data: &[u8]) -> Result<(), Failure> {
+        let mut buffer = self.make_room(extent, data.len())?;
+        buffer[..data.len()].copy_from_slice(data);
+        self.hand_over(extent, buffer);
+        Ok(())
+    }
+
+    /// The same, of the first bytes of `buffer`, in whose place is another one of at least its length, with anything in it.
+    pub fn write_from(&self, extent: Extent, buffer: &mut AlignedBuffer) -> Result<(), Failure> {
+        let other = self.make_room(extent, buffer.len())?;
+        self.hand_over(extent, std::mem::replace(buffer, other));
+        Ok(())
+    }
+
+    /// Waits until `extent` may be written, and gives a buffer of at least `bytes`. It counts as under way from now on.
+    fn make_room(&self, extent: Extent, bytes: usize) -> Result<AlignedBuffer, Failure> {
         let blocks = whole_blocks(extent);
         let mut state = self.wait_while(|state| {
             let is_full =
                 state.under_way.len() >= self.at_once || state.bytes + extent.length() > MAX_BYTES;
             (is_full && !state.under_way.is_empty()) || overlaps(&state.under_way, blocks)
         })?;
-        let spare = state
-            .spare
-            .iter()
-            .position(|spare| spare.len() >= data.len());
+        let spare = state.spare.iter().position(|spare| spare.len() >= bytes);
         let spare = spare.map(|at| state.spare.swap_remove(at));
         state.under_way.push(blocks);
         state.bytes += extent.length();
         drop(state);
-        let mut buffer = spare.unwrap_or_else(|| AlignedBuffer::new(data.len()));
-        buffer[..data.len()].copy_from_slice(data);
+        Ok(spare.unwrap_or_else(|| AlignedBuffer::new(bytes)))
+    }
+
+    fn hand_over(&self, extent: Extent, buffer: AlignedBuffer) {
         self.lock().waiting.push_back((extent, buffer));
         self.handed_over.notify_one();
-        Ok(())
     }
 
     /// Waits until nothing is under way that touches the blocks of `extent`.
@@ -291,17 +304,27 @@ mod tests {
     proptest! {
         #[test]
         fn any_writes_leave_what_one_after_another_leave(
-            writes in prop::collection::vec((0..BYTES - 1, 1..9000usize, any::<u8>()), 1..60)
+            writes in prop::collection::vec(
+                (0..BYTES - 1, 1..9000usize, any::<u8>(), any::<bool>()),
+                1..60,
+            )
         ) {
             let slow = Slow::new(BYTES, None);
             let mut model = vec![0; BYTES];
             with(&slow, |in_flight| {
                 let in_flight = in_flight.unwrap();
-                for (offset, length, fill) in writes {
+                let mut buffer = AlignedBuffer::new(9000);
+                for (offset, length, fill, is_handed_over) in writes {
                     let length = length.min(BYTES - offset);
                     model[offset..offset + length].fill(fill);
                     let extent = Extent::new(offset as u64, length as u64).unwrap();
-                    in_flight.write(extent, &vec![fill; length]).unwrap();
+                    if !is_handed_over {
+                        in_flight.write(extent, &vec![fill; length]).unwrap();
+                        continue;
+                    }
+                    buffer[..length].fill(fill);
+                    in_flight.write_from(extent, &mut buffer).unwrap();
+                    assert!(buffer.len() >= 9000);
                 }
                 in_flight.drain().unwrap();
                 let mut found = vec![0; BYTES];

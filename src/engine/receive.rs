@@ -428,10 +428,7 @@ impl Frames<'_> {
             }
             match frame.kind {
                 Kind::Zero => applier.write_zeroes(frame.extent)?,
-                Kind::Data => {
-                    let length = usize::try_from(frame.extent.length()).unwrap_or(0);
-                    applier.write(frame.extent, &buffer[..length])?;
-                }
+                Kind::Data => applier.write_from(frame.extent, &mut buffer)?,
             }
         }
     }

@@ -75,6 +75,7 @@ pub struct FaultyVolume<V> {
     inner: V,
     faults: Vec<(When, i32)>,
     writes_at_once: usize,
+    waits_from_bytes: u64,
     state: Mutex<State>,
 }
 
@@ -99,6 +100,7 @@ impl<V: WriteAt> FaultyVolume<V> {
             inner,
             faults: Vec::new(),
             writes_at_once: 1,
+            waits_from_bytes: 0,
             state: Mutex::default(),
         }
     }
@@ -121,6 +123,13 @@ impl<V: WriteAt> FaultyVolume<V> {
     #[must_use]
     pub fn with_writes_at_once(mut self, writes: usize) -> Self {
         self.writes_at_once = writes;
+        self
+    }
+
+    /// Says that only writes of at least so many bytes wait for a device, as it is with a file.
+    #[must_use]
+    pub fn that_wait_from(mut self, bytes: u64) -> Self {
+        self.waits_from_bytes = bytes;
         self
     }
 
@@ -254,6 +263,10 @@ impl<V: WriteAt> WriteAt for FaultyVolume<V> {
 
     fn writes_at_once(&self) -> usize {
         self.writes_at_once
+    }
+
+    fn waits_for_device(&self, extent: Extent) -> bool {
+        self.writes_at_once > 1 && extent.length() >= self.waits_from_bytes
     }
 
     fn set_size(&self, size_bytes: u64) -> io::Result<()> {

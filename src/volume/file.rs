@@ -13,7 +13,7 @@ use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
 use rustix::io::Errno;
 
 use super::host::VolumeIdentity;
-use super::past_cache::{self, PastCache};
+use super::past_cache::{self, PastCache, WritePastCache};
 use super::{FROM_DEVICE_BYTES, FROM_MEMORY_BYTES, ReadAt, WriteAt};
 use crate::extent::Extent;
 
@@ -25,6 +25,8 @@ pub struct FileVolume {
     identity: VolumeIdentity,
     /// For what the page cache does not have, once it is wanted.
     past_cache: OnceLock<Option<PastCache>>,
+    /// For large writes, once there are some.
+    write_past_cache: OnceLock<Option<WritePastCache>>,
 }
 
 /// Zeroes are written in pieces of this size where holes cannot be punched.
@@ -41,6 +43,7 @@ impl FileVolume {
             size_bytes: AtomicU64::new(metadata.len()),
             identity: VolumeIdentity::of(&metadata),
             past_cache: OnceLock::new(),
+            write_past_cache: OnceLock::new(),
             file,
         })
     }
@@ -82,6 +85,11 @@ impl FileVolume {
     fn past_cache(&self) -> Option<&PastCache> {
         let way = || PastCache::to(&self.file, self.size_bytes());
         self.past_cache.get_or_init(way).as_ref()
+    }
+
+    fn write_past_cache(&self) -> Option<&WritePastCache> {
+        let way = || WritePastCache::to(&self.file);
+        self.write_past_cache.get_or_init(way).as_ref()
     }
 
     fn check(&self, offset: u64, length: u64, past: io::ErrorKind) -> io::Result<()> {
@@ -138,11 +146,31 @@ impl ReadAt for FileVolume {
 impl WriteAt for FileVolume {
     fn write_all_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
         self.check(offset, buffer.len() as u64, io::ErrorKind::StorageFull)?;
-        let places = (offset..).step_by(PIECE_BYTES);
-        for (piece, at) in buffer.chunks(PIECE_BYTES).zip(places) {
+        let done = match buffer.len() {
+            0..past_cache::MIN_BYTES => 0,
+            _ => self
+                .write_past_cache()
+                .map_or(0, |way| way.write(buffer, offset)),
+        };
+        let places = (offset + done as u64..).step_by(PIECE_BYTES);
+        for (piece, at) in buffer[done..].chunks(PIECE_BYTES).zip(places) {
             self.file.write_all_at(piece, at)?;
         }
         Ok(())
+    }
+
+    /// What goes past the page cache is waited for, and one write may be made ready while another is under way. More gain
+    /// nothing: a filesystem lets one write at a time into what was a hole.
+    fn writes_at_once(&self) -> usize {
+        match self.write_past_cache() {
+            Some(_) => 2,
+            None => 1,
+        }
+    }
+
+    fn waits_for_device(&self, extent: Extent) -> bool {
+        self.write_past_cache()
+            .is_some_and(|way| way.is_the_way(extent))
     }
 
     fn zero_at(&self, extent: Extent) -> io::Result<()> {

@@ -70,6 +70,12 @@ pub trait WriteAt: ReadAt {
         1
     }
 
+    /// Whether a write of `extent` is one of those: others go into memory, and to hand them over costs more than to make them.
+    fn waits_for_device(&self, extent: Extent) -> bool {
+        let _ = extent;
+        self.writes_at_once() > 1
+    }
+
     /// Makes a regular file longer or shorter. Volumes of fixed size answer `Unsupported`.
     fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         let _ = size_bytes;
@@ -111,6 +117,9 @@ macro_rules! forward {
             }
             fn writes_at_once(&self) -> usize {
                 (**self).writes_at_once()
+            }
+            fn waits_for_device(&self, extent: Extent) -> bool {
+                (**self).waits_for_device(extent)
             }
             fn set_size(&self, size_bytes: u64) -> io::Result<()> {
                 (**self).set_size(size_bytes)

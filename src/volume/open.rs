@@ -452,6 +452,13 @@ impl WriteAt for Volume {
         }
     }
 
+    fn waits_for_device(&self, extent: Extent) -> bool {
+        match &self.inner {
+            Inner::Block(volume) => volume.waits_for_device(extent),
+            Inner::File(volume) => volume.waits_for_device(extent),
+        }
+    }
+
     fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         match &self.inner {
             Inner::Block(volume) => volume.set_size(size_bytes),
