@@ -223,6 +223,10 @@ impl WriteAt for Disk {
         self.inner.writes_at_once()
     }
 
+    fn waits_for_device(&self, extent: Extent) -> bool {
+        self.inner.waits_for_device(extent)
+    }
+
     fn sync(&self) -> io::Result<()> {
         if let Err(error) = self.world.pass() {
             self.inner.forget_unsynced();
@@ -242,12 +246,14 @@ fn models() -> [Model; 2] {
 #[test]
 fn every_operation_of_the_destination_fails_once() {
     let mut runs = 0;
-    for (model, with_undo, writes_at_once) in models().iter().flat_map(|model| {
+    // The last as with a file: small frames are written at once, and large ones are waited for.
+    for (model, with_undo, writes_at_once, waits_from) in models().iter().flat_map(|model| {
         [
-            (model, false, 1),
-            (model, true, 1),
-            (model, false, 3),
-            (model, true, 3),
+            (model, false, 1, 0),
+            (model, true, 1, 0),
+            (model, false, 3, 0),
+            (model, true, 3, 0),
+            (model, true, 3, 8192),
         ]
     }) {
         for kind in [
@@ -261,6 +267,7 @@ fn every_operation_of_the_destination_fails_once() {
                 let volume = FaultyVolume::new(MemoryVolume::new(model.base.clone()))
                     .fail_nth(kind, number, EIO)
                     .with_writes_at_once(writes_at_once)
+                    .that_wait_from(waits_from)
                     .lose_unsynced_writes()
                     .unwrap();
                 // That copy of the volume was a read, too, and not of this one.
@@ -313,11 +320,15 @@ fn every_operation_of_the_destination_fails_once() {
 fn every_operation_of_destination_and_undo_is_the_last_one() {
     let mut runs = 0;
     let models = models();
-    for (model, writes_at_once) in models.iter().flat_map(|model| [(model, 1), (model, 3)]) {
+    let ways = [(1, 0), (3, 0), (3, 8192)];
+    for (model, (writes_at_once, waits_from)) in
+        models.iter().flat_map(|model| ways.map(|way| (model, way)))
+    {
         for for_ever in [true, false] {
             for fail_at in 0.. {
                 let world = World::new(fail_at, for_ever);
-                let disk = Disk::new(model.base.clone(), Arc::clone(&world), writes_at_once);
+                let mut disk = Disk::new(model.base.clone(), Arc::clone(&world), writes_at_once);
+                disk.inner = disk.inner.that_wait_from(waits_from);
                 let in_world = Arc::clone(&world);
                 let undo = MemoryUndo::new(move || in_world.pass());
                 let mut keeper = Keeper::in_memory(None);

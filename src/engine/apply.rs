@@ -338,12 +338,12 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
 
     /// Who carries out a write of `extent`, if somebody else does.
     fn by_in_flight(&self, extent: Extent) -> Option<&'a InFlight> {
-        let waits = self.target.waits_for_device(extent);
-        self.in_flight.filter(|_| waits)
+        self.in_flight
+            .filter(|_| self.target.waits_for_device(extent))
     }
 
     fn write_here(&mut self, extent: Extent, data: &[u8]) -> Result<()> {
-        // Past the page cache and through it at the same time is more than a filesystem should have to sort out.
+        // What waits goes past the page cache, and this through it: not more for the filesystem to sort out than need be.
         self.drain()?;
         let written = self.target.write_all_at(data, extent.offset());
         written.map_err(|error| self.cannot_write(extent, error))

@@ -17,7 +17,7 @@ use crate::extent::Extent;
 use crate::sys::aligned::AlignedBuffer;
 use crate::volume::WriteAt;
 
-/// Bytes that wait to be written, at most; a single write may be larger.
+/// Bytes of memory that wait to be written, at most; a single write may be larger.
 pub const MAX_BYTES: u64 = 4 << 20;
 /// Writes that do not fill whole blocks read what is beside. Devices with larger blocks are written through the page cache,
 /// which has a lock for each.
@@ -41,6 +41,7 @@ struct State {
     waiting: VecDeque<(Extent, AlignedBuffer)>,
     /// What is waiting or being written, in whole blocks.
     under_way: Vec<Extent>,
+    /// Of their buffers.
     bytes: u64,
     spare: Vec<AlignedBuffer>,
     failure: Option<(Extent, io::ErrorKind, String)>,
@@ -99,19 +100,21 @@ impl InFlight {
         let blocks = whole_blocks(extent);
         let mut state = self.wait_while(|state| {
             let is_full =
-                state.under_way.len() >= self.at_once || state.bytes + extent.length() > MAX_BYTES;
+                state.under_way.len() >= self.at_once || state.bytes + bytes as u64 > MAX_BYTES;
             (is_full && !state.under_way.is_empty()) || overlaps(&state.under_way, blocks)
         })?;
         let spare = state.spare.iter().position(|spare| spare.len() >= bytes);
         let spare = spare.map(|at| state.spare.swap_remove(at));
         state.under_way.push(blocks);
-        state.bytes += extent.length();
         drop(state);
         Ok(spare.unwrap_or_else(|| AlignedBuffer::new(bytes)))
     }
 
     fn hand_over(&self, extent: Extent, buffer: AlignedBuffer) {
-        self.lock().waiting.push_back((extent, buffer));
+        let mut state = self.lock();
+        state.bytes += buffer.len() as u64;
+        state.waiting.push_back((extent, buffer));
+        drop(state);
         self.handed_over.notify_one();
     }
 
@@ -190,7 +193,7 @@ impl State {
         if let Some(at) = self.under_way.iter().position(|other| *other == blocks) {
             self.under_way.swap_remove(at);
         }
-        self.bytes -= extent.length();
+        self.bytes -= buffer.len() as u64;
         let spare: usize = self.spare.iter().map(|spare| spare.len()).sum();
         if (spare + buffer.len()) as u64 <= MAX_BYTES {
             self.spare.push(buffer);

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
 use rustix::io::Errno;
 
+use super::direct::{Direct, For, MIN_BYTES};
 use super::host::VolumeIdentity;
-use super::past_cache::{self, PastCache, WritePastCache};
+use super::past_cache::PastCache;
 use super::{FROM_DEVICE_BYTES, FROM_MEMORY_BYTES, ReadAt, WriteAt};
 use crate::extent::Extent;
 
@@ -25,8 +26,8 @@ pub struct FileVolume {
     identity: VolumeIdentity,
     /// For what the page cache does not have, once it is wanted.
     past_cache: OnceLock<Option<PastCache>>,
-    /// For large writes, once there are some.
-    write_past_cache: OnceLock<Option<WritePastCache>>,
+    /// For large writes, once somebody writes.
+    direct: OnceLock<Option<Direct>>,
 }
 
 /// Zeroes are written in pieces of this size where holes cannot be punched.
@@ -43,7 +44,7 @@ impl FileVolume {
             size_bytes: AtomicU64::new(metadata.len()),
             identity: VolumeIdentity::of(&metadata),
             past_cache: OnceLock::new(),
-            write_past_cache: OnceLock::new(),
+            direct: OnceLock::new(),
             file,
         })
     }
@@ -87,9 +88,10 @@ impl FileVolume {
         self.past_cache.get_or_init(way).as_ref()
     }
 
-    fn write_past_cache(&self) -> Option<&WritePastCache> {
-        let way = || WritePastCache::to(&self.file);
-        self.write_past_cache.get_or_init(way).as_ref()
+    /// The way for large writes.
+    fn direct(&self) -> Option<&Direct> {
+        let way = || Direct::to(&self.file, For::Writing);
+        self.direct.get_or_init(way).as_ref()
     }
 
     fn check(&self, offset: u64, length: u64, past: io::ErrorKind) -> io::Result<()> {
@@ -110,7 +112,7 @@ impl ReadAt for FileVolume {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.check(offset, buffer.len() as u64, io::ErrorKind::UnexpectedEof)?;
         let done = match buffer.len() {
-            0..past_cache::MIN_BYTES => 0,
+            0..MIN_BYTES => 0,
             _ => self.past_cache().map_or(0, |way| way.read(buffer, offset)),
         };
         self.file
@@ -147,10 +149,8 @@ impl WriteAt for FileVolume {
     fn write_all_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
         self.check(offset, buffer.len() as u64, io::ErrorKind::StorageFull)?;
         let done = match buffer.len() {
-            0..past_cache::MIN_BYTES => 0,
-            _ => self
-                .write_past_cache()
-                .map_or(0, |way| way.write(buffer, offset)),
+            0..MIN_BYTES => 0,
+            _ => self.direct().map_or(0, |way| way.write(buffer, offset)),
         };
         let places = (offset + done as u64..).step_by(PIECE_BYTES);
         for (piece, at) in buffer[done..].chunks(PIECE_BYTES).zip(places) {
@@ -162,15 +162,14 @@ impl WriteAt for FileVolume {
     /// What goes past the page cache is waited for, and one write may be made ready while another is under way. More gain
     /// nothing: a filesystem lets one write at a time into what was a hole.
     fn writes_at_once(&self) -> usize {
-        match self.write_past_cache() {
+        match self.direct() {
             Some(_) => 2,
             None => 1,
         }
     }
 
     fn waits_for_device(&self, extent: Extent) -> bool {
-        self.write_past_cache()
-            .is_some_and(|way| way.is_the_way(extent))
+        extent.length() >= MIN_BYTES as u64 && self.direct().is_some_and(|way| way.takes(extent))
     }
 
     fn zero_at(&self, extent: Extent) -> io::Result<()> {

@@ -4,6 +4,7 @@
 //! only when everything written is on stable storage; nothing here decides *what* to write.
 
 pub mod block;
+mod direct;
 pub mod faulty;
 pub mod file;
 pub mod file_version;
