@@ -18,6 +18,7 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use rustix::process::{Pid, Signal, kill_process};
 
 use record_kit::{noise, only};
 use sync_kit::{Ends, WAYS, Way, pair};
@@ -229,8 +230,8 @@ fn what_one_run_has_settled_the_next_does_not_compare_again() {
         }
         // Some of five.
         sleep(Duration::from_secs(2));
-        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+        kill_process(pid, Signal::INT).unwrap();
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(130), "{way:?} {said}");
@@ -245,5 +246,33 @@ fn what_one_run_has_settled_the_next_does_not_compare_again() {
             compared <= BYTES as u64 - settled,
             "{way:?}: {compared}, {settled}"
         );
+    }
+}
+
+/// A first copy that somebody has changed since it was cut is not finished on top of that: it has no time yet by which that
+/// is seen, as a destination that was there before has.
+#[test]
+fn a_first_copy_that_was_written_to_since_it_was_cut_begins_anew() {
+    for (way, writes) in WAYS.iter().flat_map(|way| [(*way, true), (*way, false)]) {
+        let ends = Ends::new(way);
+        fs::write(ends.path("source"), noise(12 << 20, "source")).unwrap();
+        let mut child = ends
+            .command("sync", &["--bwlimit", "6M", "--retries", "0"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        sleep(Duration::from_millis(1200));
+        let pid = Pid::from_child(&child);
+        kill_process(pid, Signal::TERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{way:?}");
+        let partial = ends.path("destination.partial");
+        if writes {
+            let file = fs::File::options().write(true).open(partial).unwrap();
+            // Past the block at the beginning of what was written, which is looked at.
+            file.write_all_at(b"XXXX", 5000).unwrap();
+        }
+        let summary = ends.sync(&[]);
+        let copied = summary["data_bytes"].as_u64().unwrap();
+        assert_eq!(copied == 12 << 20, writes, "{way:?}: {copied}");
     }
 }

@@ -21,6 +21,7 @@ use std::thread;
 use damage_kit::{MemoryUndo, noise};
 use lvmsync::cancel::Cancel;
 use lvmsync::change_list::ChangeList;
+use lvmsync::commands::Caller;
 use lvmsync::delta::codec::Compression;
 use lvmsync::delta::header::{Header, State};
 use lvmsync::delta::samples::Samples;
@@ -36,11 +37,16 @@ use lvmsync::engine::undo::{NoUndo, UndoPlace};
 use lvmsync::error::{Error, ExitCode, Result};
 use lvmsync::extent::Extent;
 use lvmsync::monitor::Silent;
+use lvmsync::record::admission::Policy;
 use lvmsync::record::keeper::Keeper;
+use lvmsync::record::store::StateDir;
+use lvmsync::record::witness::Watch;
 use lvmsync::session::client::Client;
 use lvmsync::session::message::{Done, OPERATION_SYNC, Open, Ready};
 use lvmsync::session::server::Server;
+use lvmsync::undo_file::UndoFiles;
 use lvmsync::volume::faulty::{FaultyVolume, OpKind};
+use lvmsync::volume::file::FileVolume;
 use lvmsync::volume::memory::MemoryVolume;
 use lvmsync::volume::{ReadAt, WriteAt};
 
@@ -536,4 +542,62 @@ impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(self.0).status();
     }
+}
+
+/// All was done, and the connection was lost before that could be said: the same run once more finds its undo.
+#[test]
+fn a_sync_whose_last_word_was_lost_is_done_when_it_is_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("destination");
+    let (source, before) = pair();
+    fs::write(&path, &before).unwrap();
+    let file = || fs::File::options().read(true).write(true).open(&path);
+    let volume = FileVolume::new(file().unwrap()).unwrap();
+    let record = StateDir::choose(Some(directory.path())).file_of("file:destination");
+    let keeper = || {
+        let watch = Some(Watch::File(file().unwrap()));
+        let policy = Policy::default();
+        Keeper::open(
+            record.clone(),
+            "destination",
+            "host",
+            policy,
+            watch,
+            &volume,
+        )
+        .unwrap()
+    };
+    let back = directory.path().join("back");
+    let undo = UndoFiles::new(Some(&back), false, Vec::new(), Caller::HERE).unwrap();
+    let origin = MemoryVolume::new(source.clone());
+    for _ in 0..2 {
+        let (sent, received) = sync(&origin, &volume, &undo, &mut keeper());
+        sent.unwrap();
+        received.unwrap();
+        assert!(fs::read(&path).unwrap() == source);
+        assert!(keeper().record().unwrap().incomplete.is_none());
+    }
+    // What has changed since has no way back by that undo.
+    let mut other = source.clone();
+    other[3 << 20] ^= 1;
+    let (_, received) = sync(
+        &MemoryVolume::new(other.clone()),
+        &volume,
+        &undo,
+        &mut keeper(),
+    );
+    let refused = received.unwrap_err();
+    assert_eq!(
+        refused.exit_code(),
+        ExitCode::Refused,
+        "{}",
+        refused.chain()
+    );
+    assert!(fs::read(&path).unwrap() == source, "nothing was written");
+    // Nor has what somebody has written to.
+    thread::sleep(std::time::Duration::from_millis(20));
+    fs::write(&path, &before).unwrap();
+    let (_, received) = sync(&origin, &volume, &undo, &mut keeper());
+    assert!(received.is_err());
+    assert!(fs::read(&path).unwrap() == before, "nothing was written");
 }

@@ -6,6 +6,7 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::attempts::{Attempts, Failed, is_held, is_lost};
 use super::prestart::connect;
@@ -28,12 +29,15 @@ use crate::session::message::{
     Ack, ApplyOptions, CreateVolume, Done, Message, OPERATION_APPLY, OPERATION_SYNC, Open,
     SourceIdentity,
 };
-use crate::session::remote::{OnLine, RemoteEnd, RemoteOptions};
+use crate::session::remote::{END_GRACE, OnLine, RemoteEnd, RemoteOptions};
 use crate::session::text::sanitise;
 use crate::source::SendSource;
 use crate::units::Bytes;
 use crate::volume::VolumeIdentity;
 use crate::volume::host::boot_id;
+
+/// So long the far end is waited for that was told that this one stops because somebody wants it to.
+const INTERRUPTED_GRACE: Duration = Duration::from_secs(1);
 
 /// Sends `source` to `path` at `host`.
 pub(super) fn send(
@@ -144,7 +148,15 @@ fn attempt(
             Ok(())
         }
         Err(Trouble::Session(error)) => Err(explain(error, &mut end)),
-        Err(Trouble::Here(error)) => Err(Failed::for_good(error)),
+        Err(Trouble::Here(error)) => {
+            // It makes durable what it has, and gives the destination free for who runs the same again.
+            end.close_within(if job.cancel.is_cancelled() {
+                INTERRUPTED_GRACE
+            } else {
+                END_GRACE
+            });
+            Err(Failed::for_good(error))
+        }
     }
 }
 

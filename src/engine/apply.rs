@@ -63,6 +63,8 @@ pub enum Ended {
         touched: bool,
         /// There is an undo of what was overwritten.
         has_undo: bool,
+        /// What was written is durable, and nothing is under way any more.
+        is_durable: bool,
     },
 }
 
@@ -255,9 +257,13 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         };
         let touched = self.touched;
         // The error that ended the run is the one to report, unless it was one of these.
-        let _ = self.drain();
+        if let Some(Err((failed, _))) = self.in_flight.map(InFlight::drain) {
+            // What was handed over before it is written.
+            self.written_to = self.written_to.min(failed.offset());
+        }
         let _ = self.end_behind();
-        if self.target.sync().is_ok() && touched && !self.sync_failed {
+        let is_durable = self.target.sync().is_ok() && !self.sync_failed;
+        if is_durable && touched {
             // The error that ended the run is the one to report.
             let _ = (self.on_durable)(self.written_to, &self.applied, &self.places);
         }
@@ -278,6 +284,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
             error,
             touched,
             has_undo,
+            is_durable,
         }
     }
 
@@ -346,7 +353,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         // What waits goes past the page cache, and this through it: not more for the filesystem to sort out than need be.
         self.drain()?;
         let written = self.target.write_all_at(data, extent.offset());
-        written.map_err(|error| self.cannot_write(extent, error))
+        written.map_err(|error| self.not_written((extent, error)))
     }
 
     fn before_data(&mut self) -> Result<()> {
@@ -449,13 +456,7 @@ impl<'a, W: DurableWrite> Applier<'a, W> {
         drained.map_err(|failure| self.not_written(failure))
     }
 
-    /// What is on its way beyond is written by then, and what lies before may be what was not.
-    fn not_written(&mut self, (extent, error): Failure) -> Error {
-        self.sync_failed = true;
-        self.cannot_write(extent, error)
-    }
-
-    fn cannot_write(&self, extent: Extent, error: io::Error) -> Error {
+    fn not_written(&self, (extent, error): Failure) -> Error {
         Error::io(format!("cannot write {extent} of {}", self.name), error)
     }
 

@@ -10,7 +10,7 @@ use crate::delta::header::{Header, Source, State};
 use crate::delta::stream::StreamId;
 use crate::error::{Error, Result};
 use crate::record::admission::Admission;
-use crate::record::keeper::{Keeper, Kept};
+use crate::record::keeper::{Keeper, Kept, Resume};
 
 /// How a run begins.
 pub enum Begun<'a> {
@@ -72,6 +72,13 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     if matches!(admission, Admission::Already { .. }) {
         undo_of_before(beginning, keeper, &stream)?;
         tell(beginning, &admission);
+        return Ok(Begun::Already);
+    }
+    if was_compared_with_this_undo(beginning, keeper, &stream)? {
+        options.monitor.remark(&format!(
+            "{}: on record as equal since this undo was kept; nothing was written",
+            target.name
+        ));
         return Ok(Begun::Already);
     }
     if is_put_back {
@@ -172,6 +179,27 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
             .clone()
             .filter(|_| !is_other && !keeper.is_forced() && !is_longer_file && !is_nameless),
     })))
+}
+
+/// A comparison is made each time it is asked for. But where this very one was done, its undo included, and the connection
+/// was lost before that could be said, there is nothing left to save, and nothing to replace that undo by.
+fn was_compared_with_this_undo(
+    beginning: &Beginning<'_, '_>,
+    keeper: &Keeper,
+    stream: &StreamId,
+) -> Result<bool> {
+    let kept = keeper
+        .record()
+        .and_then(|record| record.undo_stream.as_ref());
+    let (Some(name), Some(kept)) = (beginning.undo.asked(), kept) else {
+        return Ok(false);
+    };
+    let is_compared = beginning.header.source == Source::Compare;
+    if !is_compared || keeper.resume_offset(stream) != Resume::Done {
+        return Ok(false);
+    }
+    let found = beginning.undo.find(name, &keeper.undoes(stream))?;
+    Ok(matches!(found, FoundUndo::Whole(found) if found == *kept))
 }
 
 /// A delta that is put once more on what holds it already needs no new undo, and one that was made now would not

@@ -51,7 +51,14 @@ impl Conclusion<'_> {
                 error,
                 touched,
                 has_undo,
-            } => (error, touched, has_undo),
+                is_durable,
+            } => {
+                if touched && is_durable {
+                    // Without it less is known of writes by others. The error that ended the run is the one to report.
+                    let _ = keeper.leave();
+                }
+                (error, touched, has_undo)
+            }
         };
         if touched {
             let mut way_out = "run the same again to finish".to_owned();

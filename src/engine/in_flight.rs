@@ -2,7 +2,7 @@
 //!
 //! Guarantees: writes that touch the same blocks are made in the order in which they came; when [`InFlight::drain`]
 //! returns without an error, everything that was handed over before is written; after a write failed nothing more is
-//! written, and every call says so. Memory is bounded by [`MAX_BYTES`] that wait, and as much that is kept for the next ones.
+//! begun, and every call says so: what was handed over before the one that it names is written. Memory is bounded by [`MAX_BYTES`] that wait, and as much that is kept for the next ones.
 //!
 //! Threads, and not io_uring, which was measured (docs/performance.md): what is left of the waiting is not worth unsafe code,
 //! nor a second way for machines where it is switched off.
@@ -23,7 +23,7 @@ pub const MAX_BYTES: u64 = 4 << 20;
 /// which has a lock for each.
 const BLOCK_BYTES: u64 = 4096;
 
-/// A write that failed: where, and why.
+/// A write that failed: where, and why. Of several that were under way it is the first in the volume.
 pub type Failure = (Extent, io::Error);
 
 /// Writes to one volume, which threads of [`with`] carry out.
@@ -175,7 +175,11 @@ impl InFlight {
             state = self.lock();
             if let Err(error) = written {
                 let failure = (extent, error.kind(), error.to_string());
-                state.failure.get_or_insert(failure);
+                // Of several the first one in the volume: what is handed over in order is written before that.
+                match &state.failure {
+                    Some((first, ..)) if first.offset() <= extent.offset() => {}
+                    _ => state.failure = Some(failure),
+                }
             }
             state.done(extent, buffer);
             self.written.notify_one();

@@ -157,6 +157,17 @@ impl<'a> Receiving<'a> {
                 loop {
                     options.cancel.check()?;
                     match reader.next_frame() {
+                        // It was equal when it was compared, and nobody has written to it.
+                        Ok(Some(frame)) if header.source == Source::Compare => {
+                            return Err(Error::refused(
+                                target.name,
+                                format!(
+                                    "{} differs, and the undo that was asked for is there from before",
+                                    frame.extent
+                                ),
+                                "Give another --undo.",
+                            ));
+                        }
                         Ok(Some(frame)) => end = frame.extent.end(),
                         Ok(None) => break,
                         // It was cut with its run, and has done its work.

@@ -47,6 +47,8 @@ pub struct Keeper {
     is_new_file: bool,
     /// Something of what the last run wrote is there no more: perhaps somebody has put back what was there before.
     was_put_back: bool,
+    /// Somebody has written to it since the run ended that has left it incomplete.
+    was_written_since_cut: bool,
     /// As it was when the run began.
     before: Option<Record>,
     now: Option<Record>,
@@ -66,29 +68,37 @@ impl Keeper {
         let before = file.load()?;
         let then = before.as_ref().and_then(|record| record.witness.as_deref());
         let now = watch.as_ref().and_then(Watch::now);
-        let mut touched = touched(then, now.as_deref());
+        let mut is_touched = touched(then, now.as_deref());
         let cannot_read = |error| Error::io(format!("cannot read {name}"), error);
         let mut current = before.clone();
+        let mut was_written_since_cut = false;
         if let Some(cut) = current
             .as_mut()
             .and_then(|record| record.incomplete.as_mut())
-            && !(is_untouched(cut.witness.as_deref(), now.as_deref())
-                && marks::hold(volume, &cut.marks).map_err(cannot_read)?)
         {
-            // What was written, or found equal, is there no more: the run begins anew.
-            cut.durable_offset = 0;
-            cut.marks.clear();
-            cut.witness = None;
+            was_written_since_cut = touched(cut.left.as_deref(), now.as_deref()) == Touched::Yes;
+            if was_written_since_cut
+                || !is_untouched(cut.witness.as_deref(), now.as_deref())
+                || !marks::hold(volume, &cut.marks).map_err(cannot_read)?
+            {
+                // What was written, or found equal, is there no more: the run begins anew.
+                cut.durable_offset = 0;
+                cut.marks.clear();
+                cut.witness = None;
+            }
         }
         // Writes from below are not counted. An incomplete destination has other marks by now.
         let mut was_put_back = false;
         if let Some(record) = before.as_ref().filter(|record| record.incomplete.is_none())
             && !marks::hold(volume, &record.marks).map_err(cannot_read)?
         {
-            touched = Touched::Yes;
+            is_touched = Touched::Yes;
             was_put_back = true;
         }
-        let policy = Policy { touched, ..policy };
+        let policy = Policy {
+            touched: is_touched,
+            ..policy
+        };
         Ok(Self {
             watch,
             opened: now,
@@ -98,6 +108,7 @@ impl Keeper {
             stands_for: None,
             is_new_file: false,
             was_put_back,
+            was_written_since_cut,
             now: current,
             before,
             file: Some(file),
@@ -124,6 +135,7 @@ impl Keeper {
             stands_for: None,
             is_new_file: false,
             was_put_back: false,
+            was_written_since_cut: false,
             before: record.clone(),
             now: record,
         }
@@ -236,8 +248,26 @@ impl Keeper {
         if !header.is_full_copy() {
             self.refuse_beside()?;
         }
+        self.refuse_written_since_cut(header, stream)?;
         admit(self.record(), header, stream, self.called(), self.policy)
             .map_err(|refusal| self.refused(refusal))
+    }
+
+    /// What begins anew and writes, or looks at, everything makes good whatever was written. A list of changes does not.
+    fn refuse_written_since_cut(&self, header: &Header, stream: &StreamId) -> Result<()> {
+        let looks_at_all = header.is_full_copy() || header.source == Source::Compare;
+        let cut = self.record().and_then(|record| record.incomplete.as_ref());
+        let goes_on = cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream));
+        if !self.was_written_since_cut || looks_at_all || !goes_on || self.policy.force {
+            return Ok(());
+        }
+        Err(self.refused(Refusal {
+            reason: "something other than lvmsync wrote to it since the run was cut: what this delta leaves alone may be \
+                     anything. Nothing was written"
+                .to_owned(),
+            way_out: "Make it equal: lvmsync sync NEW DEST. Where what was written does not count, --force goes on."
+                .to_owned(),
+        }))
     }
 
     /// Decides whether a version 3 stream may be applied.
@@ -254,6 +284,9 @@ impl Keeper {
         if cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream)) {
             // One that begins anew, or is forced to go on: cut once more, it must not be taken for the first one.
             let mut record = self.now.clone().unwrap_or_default();
+            if let Some(cut) = &mut record.incomplete {
+                cut.left = None;
+            }
             record.forced |= kept.forced;
             record.lies_on.clone_from(&self.lies_on);
             // One that begins anew replaces what saved nothing.
@@ -297,6 +330,7 @@ impl Keeper {
             was_forced: self.is_forced(),
             durable_offset: kept.offset,
             marks: Vec::new(),
+            left: None,
             // What was compared before is equal only as long as this is so.
             witness: self.opened.clone().filter(|_| kept.offset > 0),
             old_size_bytes: kept.old_size_bytes,
@@ -378,6 +412,22 @@ impl Keeper {
             _ => return Ok(()),
         }
         self.put(record)
+    }
+
+    /// The run ends here, and the destination is incomplete; all that was written is durable. Who writes from now on is
+    /// somebody else.
+    pub fn leave(&mut self) -> Result<()> {
+        let left = self.watch.as_ref().and_then(Watch::now);
+        match self.now.clone() {
+            Some(mut record) if left.is_some() => {
+                let Some(cut) = &mut record.incomplete else {
+                    return Ok(());
+                };
+                cut.left = left;
+                self.put(record)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Everything is durable: the destination holds `state`.

@@ -183,6 +183,10 @@ pub struct Incomplete {
     /// [`witness`]. Blocks that were not written have no marks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub witness: Option<String>,
+    /// What there was to tell writes by when the run had ended, with all that it wrote durable. `None` while it goes on, and
+    /// where it was killed: then its own writes look like those of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
     /// Size of the destination before.
     #[serde(default)]
     pub old_size_bytes: u64,

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 /// The default for [`RemoteOptions::rsh`].
 pub const DEFAULT_RSH: &str = "ssh";
 /// How long a child whose input or output is closed may take to end by itself.
-const END_GRACE: Duration = Duration::from_secs(5);
+pub const END_GRACE: Duration = Duration::from_secs(5);
 const SILENT_GRACE: Duration = Duration::from_millis(300);
 /// How long the end of its stderr is waited for once it has ended: another process may hold it.
 const STDERR_GRACE: Duration = Duration::from_secs(2);
@@ -196,9 +196,14 @@ impl RemoteEnd {
     }
 
     /// After Done: lets the child end by itself. What it says now changes nothing.
-    pub fn close(mut self) {
+    pub fn close(self) {
+        self.close_within(END_GRACE);
+    }
+
+    /// The same, with another limit.
+    pub fn close_within(mut self, limit: Duration) {
         self.child.stdin.take();
-        self.wait_at_most(END_GRACE);
+        self.wait_at_most(limit);
         self.end();
         self.relay.words(Duration::from_millis(200));
     }

@@ -3,7 +3,7 @@
 use super::super::in_flight;
 use super::*;
 use crate::volume::ReadAt;
-use crate::volume::faulty::{FaultyVolume, Op};
+use crate::volume::faulty::{FaultyVolume, Op, OpKind};
 use crate::volume::memory::MemoryVolume;
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -121,6 +121,40 @@ fn zeroes_that_nothing_followed_have_touched_nothing_when_the_run_fails() {
     let ended = applier.end(Err(Error::Interrupted));
     assert!(matches!(ended, Ended::Failed { touched: false, .. }));
     assert_eq!(zeroed(&volume), []);
+}
+
+#[test]
+fn after_a_write_that_failed_all_before_it_is_durable_and_told() {
+    // ENOSPC and EIO.
+    for (errno, bad) in [(28, 20), (5, 0), (5, 39)] {
+        let bad_block = extent(bad * 4096 + 100, bad * 4096 + 101);
+        let volume = FaultyVolume::new(MemoryVolume::new(vec![7; 40 * 4096]))
+            .fail_touching(OpKind::Write, bad_block, errno)
+            .with_writes_at_once(4);
+        let mut told = Vec::new();
+        let mut on_durable = |end: u64, _: &Applied, _: &Places| {
+            told.push(end);
+            Ok(())
+        };
+        let cancel = Cancel::new();
+        let ended = in_flight::with(&volume, |in_flight| {
+            let mut applier =
+                Applier::<Vec<u8>>::new(&volume, "volume", None, &cancel, &mut on_durable)
+                    .write_by(in_flight);
+            let written = (0..40).try_for_each(|block| {
+                applier.write(extent(block * 4096, (block + 1) * 4096), &[1; 4096])
+            });
+            applier.end(written)
+        });
+        let Ended::Failed { is_durable, .. } = ended else {
+            panic!("block {bad}: it did not fail")
+        };
+        assert!(is_durable);
+        assert_eq!(told, [bad * 4096]);
+        let bytes = volume.inner().bytes();
+        let before = usize::try_from(bad).unwrap() * 4096;
+        assert!(bytes[..before].iter().all(|byte| *byte == 1), "block {bad}");
+    }
 }
 
 /// As a file is: large writes wait for a device, small ones go into memory.

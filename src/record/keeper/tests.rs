@@ -313,6 +313,61 @@ fn a_comparison_that_was_killed_goes_on_only_if_nobody_wrote() {
     assert_eq!(open().resume_offset(&stream), Resume::At(0));
 }
 
+/// What a run that was cut has left, as far as `leaves` says that it could see to that.
+fn cut(open: &impl Fn() -> Keeper, header: &Header, stream: &StreamId, leaves: bool) {
+    let mut keeper = open();
+    keeper.begin(header, stream, Kept::default()).unwrap();
+    keeper.durable(4096, &Places::default(), &volume()).unwrap();
+    if leaves {
+        keeper.leave().unwrap();
+    }
+}
+
+#[test]
+fn a_run_that_was_cut_goes_on_only_where_nobody_has_written_since() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, open) = watched(directory.path());
+    let increment = header(8192);
+    let full = Header {
+        source: Source::Full,
+        base: None,
+        ..increment.clone()
+    };
+    for (header, is_full) in [(increment, false), (full, true)] {
+        let stream = StreamId::of(&header, &Samples::default());
+        cut(&open, &header, &stream, true);
+        let offset = 4096;
+        assert_eq!(open().resume_offset(&stream), Resume::At(offset));
+        // One that goes on and is killed has written, and nobody else.
+        cut(&open, &header, &stream, false);
+        write_to(&path);
+        assert_eq!(
+            open().admit(&header, &stream).unwrap(),
+            Admission::Resume { offset }
+        );
+        cut(&open, &header, &stream, true);
+        write_to(&path);
+        assert_eq!(open().resume_offset(&stream), Resume::At(0));
+        let admitted = open().admit(&header, &stream);
+        if is_full {
+            assert_eq!(admitted.unwrap(), Admission::Resume { offset: 0 });
+        } else {
+            let refused = admitted.unwrap_err().to_string();
+            assert!(refused.contains("since the run was cut"), "{refused}");
+            assert!(refused.contains("lvmsync sync NEW DEST"), "{refused}");
+        }
+        let mut forced = open();
+        forced.policy.force = true;
+        assert_eq!(
+            forced.admit(&header, &stream).unwrap(),
+            Admission::Resume { offset: 0 }
+        );
+        forced
+            .complete(None, &Places::default(), &volume())
+            .unwrap();
+    }
+}
+
 #[test]
 fn what_somebody_wrote_to_meanwhile_was_not_found_equal() {
     let directory = tempfile::tempdir().unwrap();
