@@ -109,6 +109,16 @@ fn volumes_in_use_are_seen() {
             drop(first);
             drop(Volume::open_writable(dev("free"), &options).unwrap());
 
+            // The file below a loop device has one writer, too, whichever of the two it is opened by.
+            let below = Volume::open_writable(&image, &forced).unwrap();
+            let above = Volume::open_writable("/dev/loop0", &options).unwrap_err();
+            assert!(above.to_string().contains("image: another"), "{above}");
+            drop(below);
+            let above = Volume::open_writable("/dev/loop0", &options).unwrap();
+            let below = Volume::open_writable(&image, &forced).unwrap_err();
+            assert!(below.to_string().contains("image: another"), "{below}");
+            drop(above);
+
             // A partition and its disk.
             guest.sh("mkfs.ext4 -q /dev/ubdc1; mkdir /mnt/p; mount /dev/ubdc1 /mnt/p");
             assert_eq!(held(Path::new("/dev/ubdc")), "ubdc1 is mounted on /mnt/p");

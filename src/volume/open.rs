@@ -1,7 +1,7 @@
 //! Opening a path as a volume, for reading or for writing.
 //!
-//! Guarantees: a volume opened for writing is ours alone (a claim on the device, a lock on it or on the
-//! file) unless the caller said otherwise; nothing but block devices and regular files is opened.
+//! Guarantees: a volume opened for writing is ours alone (a claim on the device, a lock on it and on the file below a loop
+//! device, or on the file) unless the caller said otherwise; nothing but block devices and regular files is opened.
 
 use std::fs::{self, File};
 use std::io;
@@ -56,6 +56,8 @@ pub struct Provisioning {
 pub struct Volume {
     path: PathBuf,
     inner: Inner,
+    /// The lock on the file below a loop device that is written to.
+    _below: Option<File>,
 }
 
 #[derive(Debug)]
@@ -75,6 +77,7 @@ impl Volume {
         Ok(Self {
             path: path.into(),
             inner,
+            _below: None,
         })
     }
 
@@ -93,9 +96,14 @@ impl Volume {
             Kind::File => Inner::File(open_writable_file(path, options)?),
             Kind::Block(device) => Inner::Block(open_writable_block(path, device, options)?),
         };
+        let below = match &inner {
+            Inner::Block(volume) => lock_below(volume)?,
+            Inner::File(_) => None,
+        };
         Ok(Self {
             path: path.into(),
             inner,
+            _below: below,
         })
     }
 
@@ -346,6 +354,32 @@ fn lock(file: &File, path: &Path, patience: Duration) -> Result<()> {
             Err(error) => return Err(Error::io(cannot("lock", path), error.into())),
         }
     }
+}
+
+/// Who writes to a file has its lock; so has who writes to a loop device that stands on it, as far as the file can be found
+/// by its path.
+fn lock_below(volume: &BlockVolume) -> Result<Option<File>> {
+    let VolumeIdentity::Block(device) = volume.identity() else {
+        return Ok(None);
+    };
+    let sysfs = format!("/sys/dev/block/{device}/loop/backing_file");
+    let Ok(path) = fs::read_to_string(sysfs) else {
+        return Ok(None);
+    };
+    let path = Path::new(path.trim_end_matches('\n'));
+    let (Ok(behind), Ok(file)) = (
+        ioctl::loop_file(volume.file()),
+        sys_open(path, OFlags::RDONLY | OFlags::NONBLOCK),
+    ) else {
+        return Ok(None);
+    };
+    // The path may mean another file by now, or in another mount namespace.
+    let found = file.metadata();
+    if !found.is_ok_and(|found| behind == (found.dev(), found.ino())) {
+        return Ok(None);
+    }
+    lock(&file, path, Duration::ZERO)?;
+    Ok(Some(file))
 }
 
 fn cannot(verb: &str, path: &Path) -> String {
