@@ -308,6 +308,57 @@ fn the_undo_of_a_repetition_that_was_cut_takes_all_of_it_back() {
 }
 
 #[test]
+fn a_repetition_that_was_cut_is_taken_back_by_the_undo_that_it_kept_itself() {
+    let (dir, base, target) = large_chain();
+    let full = large_delta(None, 1, &target, 0..24);
+    fs::write(dir.path("cut.full"), &full[..20 * MIB]).unwrap();
+    fs::write(dir.path("full"), full).unwrap();
+    // A copy that somebody wrote to is copied once more; an increment, where the base was put back from below.
+    for (whole, cut) in [("full", "cut.full"), ("s1.delta", "cut.delta")] {
+        dir.ok("state forget copy.img");
+        fs::write(dir.path("copy.img"), &base).unwrap();
+        dir.ok(&format!("apply {whole} copy.img"));
+        assert_eq!(held(&dir), "lvm:s1", "{whole}");
+        fs::write(dir.path("copy.img"), &base).unwrap();
+        write(&dir, 7);
+        let drifted = dir.read("copy.img");
+        dir.fails(
+            &format!("apply {cut} copy.img --undo u"),
+            6,
+            &["apply", "/u copy.img"],
+        );
+        assert!(dir.read("copy.img") != drifted);
+        // Shorter than what was overwritten, it is no way back.
+        let sound = dir.read("u.partial");
+        for torn in [9 * MIB, MIB] {
+            fs::write(dir.path("u.partial"), &sound[..torn]).unwrap();
+            dir.fails("apply u copy.img", 6, &[]);
+            assert_eq!(dir.state("copy.img")["status"], "incomplete", "{whole}");
+            fs::write(dir.path("u.partial"), &sound).unwrap();
+        }
+        dir.ok("apply u copy.img");
+        assert!(dir.read("copy.img") == drifted, "{whole}");
+        assert_eq!(dir.state("copy.img")["status"], "complete", "{whole}");
+        assert_eq!(held(&dir), "nothing", "{whole}: nobody knows what that is");
+        assert!(!dir.path("u.partial").exists(), "{whole}");
+    }
+}
+
+#[test]
+fn a_repetition_that_goes_on_makes_no_new_undo_of_what_the_first_run_wrote() {
+    let (dir, _, target) = large_chain();
+    dir.ok("apply s1.delta copy.img --undo u");
+    fs::rename(dir.path("copy.img"), dir.path("other.img")).unwrap();
+    fs::rename(dir.path("other.img"), dir.path("copy.img")).unwrap();
+    dir.fails("apply cut.delta copy.img --undo u", 6, &[]);
+    fs::remove_file(dir.path("u")).unwrap();
+    dir.fails("apply s1.delta copy.img --undo u", 5, &["is gone"]);
+    assert!(!dir.path("u").exists() && !dir.path("u.partial").exists());
+    dir.ok("apply s1.delta copy.img");
+    assert!(dir.read("copy.img") == target);
+}
+
+#[test]
 fn an_undo_that_was_made_beside_is_whole_or_none() {
     let (dir, base, _) = large_chain();
     dir.ok("state adopt copy.img lvm:s0");

@@ -137,6 +137,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     let kept = Kept {
         undo: name,
         undo_stream,
+        has_own_undo: undo.is_some(),
         old_size_bytes,
         holds,
         is_proven: header.is_full_copy() || is_proven(keeper, header, &stream, &admission),
@@ -324,6 +325,7 @@ fn open_undo<'u>(
         }
     };
     let undoes = keeper.undoes(stream);
+    let is_own = record.is_some_and(|record| record.run_with_own_undo().is_some());
     let mut created = None;
     if let Some(cut) = cut {
         match place.find(&name, &undoes)? {
@@ -346,8 +348,8 @@ fn open_undo<'u>(
             {
                 return Ok(OpenUndo::named(Some(name)));
             }
-            // Nothing was overwritten yet: a new one leads back as well.
-            FoundUndo::Gone if cut.saved_offset == Some(0) => {}
+            // Nothing was overwritten yet: a new one leads back as well. What a repetition found has been overwritten before.
+            FoundUndo::Gone if is_own && cut.saved_offset == Some(0) => {}
             FoundUndo::Empty(_) if cut.undo_good_from() > 0 => {
                 return Err(damaged_undo(target, &name));
             }

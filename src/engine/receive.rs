@@ -340,6 +340,7 @@ impl<'a> Receiving<'a> {
         let kept = Kept {
             undo: Some(name.to_owned()),
             undo_stream: Some(StreamId::of(&header, &Samples::default())),
+            has_own_undo: true,
             old_size_bytes: size,
             holds,
             ..Kept::default()

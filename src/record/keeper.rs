@@ -298,17 +298,15 @@ impl Keeper {
             }
             return self.put(record);
         }
-        // Only the undo that this very run kept holds less for that it was cut. What repeats a run has overwritten what that
-        // one did, however early it was cut itself.
-        let last = self.record().and_then(|record| record.stream.as_ref());
-        let is_its_own = |cut: &&Incomplete| {
+        // Only the undo that this very run has begun holds less for that it was cut. The one of the run that it repeats has
+        // to be whole: the destination holds all of that one, however early the repetition was cut itself.
+        let is_this_undo = |cut: &&Incomplete| {
             cut.stream.as_ref().is_some_and(|cut| header.undoes(cut))
-                && cut.undo.is_some()
                 && cut.undo_stream.as_ref() == Some(stream)
-                && cut.stream.as_ref() != last
         };
+        let own = self.record().and_then(Record::run_with_own_undo);
         let good_from = match cut {
-            Some(cut) => Some(cut).filter(is_its_own).map(Incomplete::undo_good_from),
+            Some(_) => own.filter(is_this_undo).map(Incomplete::undo_good_from),
             None => kept.is_unfinished.then_some(0),
         };
         let forced = kept.forced || self.stays_forced(header, stream);
@@ -327,6 +325,7 @@ impl Keeper {
             from: self.from.clone(),
             undo: kept.undo,
             undo_stream: kept.undo_stream,
+            has_own_undo: kept.has_own_undo,
             was_forced: self.is_forced(),
             durable_offset: kept.offset,
             marks: Vec::new(),
@@ -348,6 +347,7 @@ impl Keeper {
             saved_offset: kept.undo.is_some().then_some(0),
             undo: kept.undo,
             undo_stream: kept.undo_stream,
+            has_own_undo: kept.has_own_undo,
             was_forced: self.is_forced(),
             old_size_bytes: kept.old_size_bytes,
             since: now(),
@@ -589,6 +589,8 @@ pub struct Kept {
     pub undo: Option<String>,
     /// Which delta that is, if it begins with this run.
     pub undo_stream: Option<StreamId>,
+    /// It does.
+    pub has_own_undo: bool,
     /// Size of the destination before.
     pub old_size_bytes: u64,
     /// The state that it held, as far as that is known.

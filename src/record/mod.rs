@@ -165,6 +165,10 @@ pub struct Incomplete {
     /// Which delta that undo is: there may be an older one of the same delta, from when it was applied before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo_stream: Option<StreamId>,
+    /// This run has begun that undo. What repeats a run may name the one of the run that it repeats, and a record of an lvmsync
+    /// that did not keep this does not tell which.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub has_own_undo: bool,
     /// Every frame that ends at or before this volume offset is durable.
     #[serde(default)]
     pub durable_offset: u64,
@@ -286,6 +290,14 @@ impl Record {
     fn run_with_undo(&self) -> Option<&Incomplete> {
         let cut = self.incomplete.as_ref();
         cut.filter(|cut| cut.undo.is_some() || self.stream != cut.stream)
+    }
+
+    /// The run that is under way, if it has begun the undo that it keeps: that one holds what this run has overwritten, and
+    /// need hold no more. Where a run repeats the one before it is known of some alone.
+    pub fn run_with_own_undo(&self) -> Option<&Incomplete> {
+        let cut = self.incomplete.as_ref()?;
+        let is_own = cut.has_own_undo || self.stream != cut.stream;
+        (cut.undo.is_some() && is_own).then_some(cut)
     }
 
     /// The state that it holds, in words.
