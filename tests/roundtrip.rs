@@ -401,7 +401,7 @@ proptest! {
             cancel: &cancel, monitor: &Silent,
         };
         let header = model.header(&changes);
-        check(&header, &model.samples(&changes), &target(&volume), &options).unwrap();
+        check(&header, &model.samples(&changes), &target(&volume), &options, false).unwrap();
         grow(&header, &target(&volume)).unwrap();
         let mut nothing = |_: u64, _: &Applied, _: &Places| Ok(());
         let mut applier = Applier::<Vec<u8>>::new(&volume, "destination", None, &cancel, &mut nothing);

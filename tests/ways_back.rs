@@ -358,6 +358,81 @@ fn a_repetition_that_goes_on_makes_no_new_undo_of_what_the_first_run_wrote() {
     assert!(dir.read("copy.img") == target);
 }
 
+/// `copy.img`, which was made equal to `source.img` and keeps the undo `u` of that, and what it held before.
+fn synced() -> (Dir, Vec<u8>) {
+    let (dir, contents) = Dir::chain(1);
+    fs::write(dir.path("source.img"), &contents[1]).unwrap();
+    dir.ok("state adopt copy.img lvm:s0");
+    dir.ok("sync source.img copy.img --undo u");
+    (dir, contents[0].clone())
+}
+
+#[test]
+fn an_undo_without_samples_goes_onto_no_other_volume() {
+    let (dir, before) = synced();
+    let source = dir.read("source.img");
+    let victim = noise(source.len(), "victim");
+    fs::write(dir.path("victim.img"), &victim).unwrap();
+    for line in [
+        "apply u victim.img",
+        "apply u victim.img --undo v",
+        "apply --check u victim.img",
+        "apply --atomic u victim.img",
+        "apply --unfinished u victim.img",
+        "apply u source.img",
+    ] {
+        let expected = ["copy.img", "no samples", "Nothing was written", "--force"];
+        dir.fails(line, 5, &expected);
+        assert!(dir.read("victim.img") == victim, "{line}");
+        assert!(dir.read("source.img") == source, "{line}");
+        assert!(dir.state("victim.img").is_null(), "{line}");
+        assert!(!dir.path("v").exists() && !dir.path("v.partial").exists());
+    }
+    // What is known to hold the state that it leads back from.
+    dir.ok("sync source.img other.img");
+    dir.ok("apply u other.img");
+    assert!(dir.read("other.img") == before);
+    // Unless somebody wrote to it since.
+    dir.ok("sync source.img other.img");
+    fs::write(dir.path("other.img"), &victim).unwrap();
+    dir.fails("apply u other.img", 5, &["--force"]);
+    assert!(dir.read("other.img") == victim);
+    // Who knows better gets no state.
+    fs::copy(dir.path("copy.img"), dir.path("known.img")).unwrap();
+    dir.ok("apply u known.img --force --undo v");
+    assert!(dir.read("known.img") == before);
+    assert!(dir.state("known.img")["holds"].is_null());
+    // Where the destination is on record no more its identity is still the one that the undo names.
+    dir.ok("state forget copy.img");
+    let said = dir.ok("apply u copy.img");
+    assert!(said.contains("no samples"), "{said}");
+    assert!(dir.read("copy.img") == before);
+    assert_eq!(held(&dir), "nothing", "nothing says that it is s0");
+}
+
+#[test]
+fn of_the_undo_that_is_on_record_nobody_has_to_be_told_that_it_may_not_fit() {
+    let (dir, before) = synced();
+    let untold = |said: &str| {
+        for words in ["no samples", "sampled blocks"] {
+            assert!(!said.contains(words), "{said}");
+        }
+    };
+    untold(&dir.ok("apply --check u copy.img"));
+    untold(&dir.ok("apply u copy.img"));
+    assert!(dir.read("copy.img") == before);
+    assert_eq!(held(&dir), "lvm:s0");
+    // What somebody wrote since is another matter.
+    dir.ok("sync source.img copy.img --undo u --overwrite");
+    write(&dir, 200);
+    let said = dir.ok("apply u copy.img");
+    untold(&said);
+    assert!(said.contains("other than lvmsync wrote"), "{said}");
+    assert!(said.contains("stays"), "{said}");
+    assert!(dir.read("copy.img") != before);
+    assert_eq!(held(&dir), "nothing", "it is not s0");
+}
+
 #[test]
 fn an_undo_that_was_made_beside_is_whole_or_none() {
     let (dir, base, _) = large_chain();

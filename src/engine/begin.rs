@@ -133,7 +133,11 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     } else {
         open_undo(beginning, keeper, &stream, resumes, old)?
     };
-    let is_nameless = keeper.leads_nowhere(header, &stream);
+    // What else was written stays, and nothing can tell whether there is any.
+    let rests_on_nothing = header.source == Source::Undo
+        && beginning.samples.is_empty()
+        && matches!(admission, Admission::Fresh { remark: Some(_) });
+    let is_nameless = rests_on_nothing || keeper.leads_nowhere(header, &stream);
     let kept = Kept {
         undo: name,
         undo_stream,

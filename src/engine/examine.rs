@@ -11,6 +11,7 @@ use crate::delta::stream::StreamId;
 use crate::error::{Error, Result};
 use crate::record::admission::Admission;
 use crate::record::keeper::Keeper;
+use crate::record::shown;
 
 /// A delta that is to be applied, and onto what.
 pub struct Beginning<'a, 'u> {
@@ -89,7 +90,12 @@ pub fn examine(beginning: &Beginning<'_, '_>, keeper: &Keeper) -> Result<Examine
     if is_too_short && !options.force {
         return Err(too_short(target.name, &admission));
     }
-    let is_base = check(header, samples, target, options)?;
+    let is_of_other = refuse_undo_of_other(beginning, keeper, &stream, &admission)?;
+    let is_on_record = match &admission {
+        Admission::Fresh { .. } | Admission::UndoUnfinished => keeper.names_undo(header, &stream),
+        _ => false,
+    };
+    let is_base = check(header, samples, target, options, is_on_record)? && !is_of_other;
     if matches!(admission, Admission::Resume { .. }) && !is_base {
         keeper.refuse_other_list(header)?;
     }
@@ -134,6 +140,43 @@ fn too_short(name: &str, admission: &Admission) -> Error {
         ),
     };
     Error::refused(name, reason, format!("{way_out} {forced}"))
+}
+
+/// An undo without samples fits everywhere by its looks, also on the source of what it undoes. So it needs a record: that of the
+/// destination that it was made for, or one of what it leads back from. `true`: there is none, and `--force` says go on.
+fn refuse_undo_of_other(
+    beginning: &Beginning<'_, '_>,
+    keeper: &Keeper,
+    stream: &StreamId,
+    admission: &Admission,
+) -> Result<bool> {
+    let Beginning {
+        header,
+        samples,
+        target,
+        options,
+        ..
+    } = *beginning;
+    let is_known = !matches!(admission, Admission::Fresh { remark: Some(_) });
+    if is_known || !samples.is_empty() {
+        return Ok(false);
+    }
+    let Some(other) = keeper.other_destination(header, stream) else {
+        return Ok(false);
+    };
+    if options.force {
+        return Ok(true);
+    }
+    Err(Error::refused(
+        target.name,
+        format!(
+            "this undo holds what was overwritten on another destination, {other}; it has no samples of what it leaves alone, \
+             and nothing on record says that this one holds {}, which it leads back from. Nothing was written",
+            shown(header.base.as_ref())
+        ),
+        "Apply it to the volume that it was made for. If this one is known to be a copy of that: --force applies it, and the \
+         result has no name.",
+    ))
 }
 
 const CUTS_OFF: &str =

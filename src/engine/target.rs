@@ -76,12 +76,14 @@ pub fn size_while_written(header: &Header, target: &Target<'_>) -> u64 {
 }
 
 /// Checks a destination against the delta that is to be applied: its size, and that it is the base. Writes
-/// nothing. `false`: the samples say no, and `--force` says go on.
+/// nothing. Where that it is the base `is_on_record`, nobody has to be told that there are no samples. `false`: the samples
+/// say no, and `--force` says go on.
 pub fn check(
     header: &Header,
     samples: &Samples,
     target: &Target<'_>,
     options: &ReceiveOptions<'_>,
+    is_on_record: bool,
 ) -> Result<bool> {
     refuse_compared_elsewhere(header, target.name, options)?;
     let size = target.volume.size_bytes();
@@ -107,7 +109,11 @@ pub fn check(
     } else {
         u64::MAX
     };
-    check_samples(header, &samples.below(comparable), target, options)
+    let samples = samples.below(comparable);
+    if samples.is_empty() && is_on_record {
+        return Ok(true);
+    }
+    check_samples(header, &samples, target, options)
 }
 
 /// What differed from another destination, or from this one at another time, makes nothing whole.

@@ -137,19 +137,25 @@ pub fn admit(
             ),
         });
     }
-    if policy.touched == Touched::Yes {
-        return unknown(
-            header,
-            policy,
-            "something other than lvmsync wrote to it since its record was made",
-        );
-    }
     // An older undo of the same delta, from when it was applied before, holds what was there then.
     let undoes_last = record
         .stream
         .as_ref()
         .is_some_and(|last| header.undoes(last))
         && record.way_back().1 == Some(stream);
+    if policy.touched == Touched::Yes {
+        let why = "something other than lvmsync wrote to it since its record was made";
+        let admission = unknown(header, policy, why)?;
+        // That it began from what this undo leads back from needs no samples.
+        return Ok(match undoes_last {
+            true => Admission::Fresh {
+                remark: Some(format!(
+                    "{why}: what this undo does not hold stays as it is"
+                )),
+            },
+            false => admission,
+        });
+    }
     // What the last run overwrote is taken back even where that was, by its name, the same state.
     let undone = !undoes_last
         && header.source == Source::Undo

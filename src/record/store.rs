@@ -165,6 +165,15 @@ impl RecordFile {
         &self.identity
     }
 
+    /// The one of another destination, in the same directory.
+    pub fn of_other(&self, identity: &str) -> Self {
+        let name = format!("{}{SUFFIX}", file_name(identity));
+        Self {
+            path: self.path.with_file_name(name),
+            identity: identity.to_owned(),
+        }
+    }
+
     /// What it says.
     pub fn load(&self) -> Result<Option<Record>> {
         read(&self.path)
@@ -239,6 +248,10 @@ mod tests {
         assert_eq!(file.load().unwrap(), Some(record.clone()));
         file.save(&Record { since: 5, ..record }).unwrap();
         assert_eq!(state.all().unwrap(), [file.path()]);
+        assert_eq!(
+            state.file_of("x").of_other("lvm:abc/def").path(),
+            file.path()
+        );
         file.remove().unwrap();
         assert!(state.all().unwrap().is_empty());
     }

@@ -3,7 +3,7 @@
 //! Guarantees: nothing is changed; a state is named only where the record knows it, or knows nothing and the delta names it.
 
 use super::{Keeper, Resume};
-use crate::delta::header::{Header, State};
+use crate::delta::header::{Header, Source, State};
 use crate::delta::stream::StreamId;
 use crate::record::Record;
 use crate::record::witness::{Touched, touched};
@@ -52,6 +52,31 @@ impl Keeper {
         let is_known = cut.is_some() || record.stream.is_some();
         let is_nameless = header.undo_of.is_some() && header.base.is_none();
         is_known && is_nameless && record.way_back().1 != Some(stream)
+    }
+
+    /// This undo is, by the record, the one that takes back the last run, or the one that was cut.
+    pub fn names_undo(&self, header: &Header, stream: &StreamId) -> bool {
+        self.record().is_some_and(|record| {
+            let cut = record.incomplete.as_ref();
+            let last = cut.map_or(record.stream.as_ref(), |cut| cut.stream.as_ref());
+            last.is_some_and(|last| header.undoes(last)) && record.way_back().1 == Some(stream)
+        })
+    }
+
+    /// The other destination whose content an undo with this header holds, by its name where that is on record here; `None`
+    /// where it is this one's, or that is not known.
+    pub fn other_destination(&self, header: &Header, stream: &StreamId) -> Option<String> {
+        let made_for = header.undo_for.as_deref()?;
+        let here = self.undoes(stream).destination?;
+        if header.source != Source::Undo || made_for == here {
+            return None;
+        }
+        let file = self.file.as_ref()?.of_other(made_for);
+        let name = file.load().ok().flatten().map(|record| record.name);
+        Some(match name.filter(|name| !name.is_empty()) {
+            Some(name) => format!("{name} ({made_for})"),
+            None => made_for.to_owned(),
+        })
     }
 
     /// Something of what the last run wrote is there no more, see [`crate::record::marks`].
