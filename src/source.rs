@@ -27,6 +27,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::changes::cow::{ExceptionTable, read_exceptions};
+use crate::commands::Caller;
 use crate::comparand::writers_of;
 use crate::delta::codec::Compression;
 use crate::delta::header::{Header, ORIGIN_RUN, Planned, Source, State};
@@ -44,6 +45,7 @@ use crate::error::{Error, Result};
 use crate::extent::{Change, Extent, Kind};
 use crate::hold::client::Guard;
 use crate::monitor::Monitor;
+use crate::record::admission::Called;
 use crate::record::as_opened::AsOpened;
 use crate::record::half_written;
 use crate::record::store::StateDir;
@@ -75,10 +77,20 @@ pub struct SourceRequest<'a> {
     pub compression: Compression,
     /// Where records say which volumes are incomplete.
     pub state: StateDir,
+    /// Who is told what to do with one that is.
+    pub caller: Caller,
     /// Stops the run.
     pub cancel: &'a Cancel,
     /// Hears of warnings.
     pub monitor: &'a dyn Monitor,
+}
+
+impl SourceRequest<'_> {
+    /// A volume, as the user named it.
+    fn called<'n>(&'n self, name: &'n str) -> Called<'n> {
+        let caller = &self.caller;
+        Called { name, caller }
+    }
 }
 
 /// A copy of metadata that tells what changed.
@@ -311,7 +323,7 @@ fn resolve_source(request: &SourceRequest<'_>, name: &str) -> Result<Resolved> {
 
 /// Refuses what is on record as half-written, and warns of a snapshot whose origin is.
 fn check_source(request: &SourceRequest<'_>, name: &str, resolved: &Resolved) -> Result<()> {
-    half_written::refuse(&request.state, resolved, name)?;
+    half_written::refuse(&request.state, resolved, request.called(name))?;
     refuse_suspended_device(resolved, name)?;
     if let Resolved::LogicalVolume(volume) = resolved
         && let Some(warning) = half_written::origin_of(&request.state, volume)?
@@ -461,7 +473,7 @@ fn from_store(request: &SourceRequest<'_>, store: &str, new: &str) -> Result<Sen
         )));
     }
     // Half a table would be a short list.
-    half_written::refuse_path(&request.state, Path::new(store), store)?;
+    half_written::refuse_path(&request.state, Path::new(store), request.called(store))?;
     let table = read_table(&Volume::open(store)?, store, base_size)?;
     let changes = with_tail(table.changes, base_size, size);
     let samples = Samples::take(&data, &changes)

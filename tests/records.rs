@@ -192,6 +192,68 @@ fn an_incomplete_destination_is_finished_or_taken_back_and_used_for_nothing_else
 }
 
 #[test]
+fn what_mends_an_incomplete_source_is_a_sync_into_it() {
+    let dir = Dir::with(10_000);
+    cut(&dir, "");
+    let ssh = dir.fake_ssh("exec sh -c \"$*\"");
+    let here = dir.path("copy.img").display().to_string();
+    let k = dir.path("k").display().to_string();
+    let mended = "mends it: lvmsync sync NEW copy.img\n";
+    let known = "holds: lvmsync state adopt --force copy.img STATE";
+    for line in [
+        "sync copy.img k",
+        "sync copy.img k -n",
+        "send copy.img k",
+        "send copy.img -o x",
+        "send --from cow:store.img copy.img k",
+        "diff --from cow:store.img copy.img",
+        &format!("sync copy.img far:{k} {ssh}"),
+        &format!("send copy.img far:{k} {ssh}"),
+        "invert s1.delta --base copy.img -o x",
+    ] {
+        dir.fails(line, 5, &[mended, known]);
+    }
+    dir.fails("compare -q copy.img new.img", 3, &[mended, known]);
+    // What belongs to another machine says so.
+    let program = env!("CARGO_BIN_EXE_lvmsync");
+    let there = |command: &str| format!("./fake-ssh far '{program} {command}'");
+    let mended = there(&format!("sync NEW {here}"));
+    let known = there(&format!("state adopt --force {here} STATE"));
+    let line = format!("sync far:{here} k {ssh}");
+    dir.fails(&line, 5, &[&mended, &known]);
+}
+
+#[test]
+fn the_ways_out_of_an_incomplete_source_name_the_state_directory() {
+    let (dir, base, _) = large_chain();
+    let state = "--state-dir elsewhere";
+    for (undo, ways_out) in [
+        (
+            "",
+            vec!["sync NEW copy.img", "state adopt --force copy.img STATE"],
+        ),
+        ("--undo u", vec!["/u copy.img"]),
+    ] {
+        dir.fails(&format!("apply cut.delta copy.img {undo} {state}"), 6, &[]);
+        let ways_out: Vec<String> = ways_out
+            .iter()
+            .map(|way| format!("{way} {state}"))
+            .collect();
+        let ways_out: Vec<&str> = ways_out.iter().map(String::as_str).collect();
+        for line in [
+            "sync copy.img k",
+            "send copy.img -o x",
+            "send --from cow:copy.img s1.delta -o x",
+            "invert s1.delta --base copy.img -o x",
+        ] {
+            dir.fails(&format!("{line} {state}"), 5, &ways_out);
+        }
+        fs::write(dir.path("copy.img"), &base).unwrap();
+        dir.ok(&format!("state forget --force copy.img {state}"));
+    }
+}
+
+#[test]
 fn the_undo_on_record_is_meant_and_not_an_older_one_of_that_name() {
     let dir = Dir::with(10_000);
     let undo = dir.path("back");

@@ -14,6 +14,7 @@ use super::progress::{ProgressMode, Terminal};
 use super::send::{Format, Job, RETRIES, RemoteArgs, ToArgs};
 use super::summary::Summary;
 use crate::cancel::Cancel;
+use crate::commands::Caller;
 use crate::delta::codec::Compression;
 use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
@@ -204,6 +205,7 @@ fn send(
             snapshot: None,
             compression: Compression::None,
             state: StateDir::choose(None),
+            caller: Caller::HERE,
             cancel,
             monitor: terminal,
         },

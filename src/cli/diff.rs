@@ -74,6 +74,7 @@ pub(super) fn run(args: &DiffArgs, cancel: &Cancel) -> Result<ExitCode> {
         snapshot: None,
         compression: Compression::None,
         state: args.state.directory(),
+        caller: args.state.caller(),
         cancel,
         monitor: &terminal,
     };

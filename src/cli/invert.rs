@@ -26,7 +26,7 @@ use crate::error::{Error, ExitCode, Result};
 use crate::history::invert::{Base, Known, Options, invert};
 use crate::monitor::{Monitor, Silent};
 use crate::partial_file::PartialFile;
-use crate::record::admission::{Admission, Policy};
+use crate::record::admission::{Admission, Called, Policy};
 use crate::record::keeper::Keeper;
 use crate::record::witness::Watch;
 use crate::record::{half_written, identity, shown};
@@ -100,7 +100,8 @@ pub(super) fn run(args: &InvertArgs, cancel: &Cancel) -> Result<ExitCode> {
     let name = &args.base;
     let resolved = resolve(name)?;
     let state = args.state.directory();
-    half_written::refuse(&state, &resolved, name)?;
+    let caller = &args.state.caller();
+    half_written::refuse(&state, &resolved, Called { name, caller })?;
     // A run that writes to it would change what is being saved.
     let _alone = Volume::lock_alone(resolved.path())?;
     let comparand = Comparand::open(name, &Silent)?;

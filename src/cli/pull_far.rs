@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::apply::WriteArgs;
 use super::attempts::Attempts;
+use super::compare_far::Place;
 use super::output;
 use super::progress::Terminal;
 use super::remote::{Trouble, converse, open as open_sync};
@@ -23,7 +24,6 @@ use crate::engine::effort::Effort;
 use crate::error::{Error, ExitCode, Result};
 use crate::gate::{Admitted, Gate};
 use crate::monitor::{Monitor, Silent};
-use crate::record::store::StateDir;
 use crate::session::client::SessionEvents;
 use crate::session::message::{Open, Ready};
 use crate::session::server::Server;
@@ -34,7 +34,7 @@ use crate::source::{Admit, SendSource, SnapshotWish, SourceRequest, source_of_sy
 struct Asked<'a> {
     open: &'a Open,
     gate: &'a Gate,
-    state: StateDir,
+    place: Place,
     cancel: &'a Cancel,
 }
 
@@ -43,7 +43,7 @@ pub(super) fn send<R, W>(
     mut server: Server<R, W>,
     open: &Open,
     gate: &Gate,
-    state: StateDir,
+    place: Place,
     cancel: &Cancel,
 ) -> Result<ExitCode>
 where
@@ -55,7 +55,7 @@ where
     let asked = Asked {
         open,
         gate,
-        state,
+        place,
         cancel,
     };
     let mut source = match asked.source(&relay) {
@@ -209,7 +209,8 @@ impl Asked<'_> {
             volume_size: None,
             snapshot,
             compression: compression(self.open)?,
-            state: self.state.clone(),
+            state: self.place.state.clone(),
+            caller: self.place.caller.clone(),
             cancel: self.cancel,
             monitor,
         })

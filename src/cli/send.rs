@@ -214,6 +214,7 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
             }),
             compression: args.to.compress,
             state: args.write.state.directory(),
+            caller: args.write.state.caller(),
             cancel,
             monitor: &terminal,
         },

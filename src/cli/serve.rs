@@ -138,8 +138,8 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     line.has_begun();
     server.keep_alive();
     if open.operation == OPERATION_PULL {
-        let state = args.state.directory();
-        return super::pull_far::send(server, &open, &gate, state, cancel);
+        let place = place(&open, args.state.state_dir.as_deref());
+        return super::pull_far::send(server, &open, &gate, place, cancel);
     }
     let replies = server.replies();
     let state_dir = args.state.state_dir.as_deref();
@@ -193,13 +193,7 @@ pub(super) fn serve<R: Read, W: Write + Send>(
 ) -> Result<Done> {
     let admitted = gate.admit(open)?;
     if open.operation == OPERATION_COMPARE {
-        let place = Place {
-            state: StateDir::choose(state_dir),
-            caller: Caller {
-                via: via(open),
-                state_dir: state_dir.map(|directory| directory.display().to_string()),
-            },
-        };
+        let place = place(open, state_dir);
         return super::compare_far::serve(server, open, gate, &admitted, &place, monitor, cancel);
     }
     let mut options = DestinationOptions {
@@ -321,6 +315,17 @@ fn recover(open: &Open, gate: &Gate, error: &Error) -> String {
     origin
         .filter(|origin| gate.may_name(origin))
         .unwrap_or_default()
+}
+
+/// Where this end keeps its records, and who is told of them.
+fn place(open: &Open, state_dir: Option<&Path>) -> Place {
+    Place {
+        state: StateDir::choose(state_dir),
+        caller: Caller {
+            via: via(open),
+            state_dir: state_dir.map(|directory| directory.display().to_string()),
+        },
+    }
 }
 
 /// How people at the client reach this machine, as the client says: words.

@@ -111,6 +111,7 @@ pub(super) fn run(args: &SyncArgs, cancel: &Cancel) -> Result<ExitCode> {
             snapshot: args.snapshot.wish().filter(|_| !args.dry_run),
             compression: args.to.compress,
             state: args.write.state.directory(),
+            caller: args.write.state.caller(),
             cancel,
             monitor: &terminal,
         },

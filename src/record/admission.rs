@@ -271,10 +271,22 @@ fn refuse_merging(record: &Record, called: Called<'_>) -> Result<(), Refusal> {
 
 /// What stands in the way of using a volume with this record as a source or as a base.
 pub fn refuse_as_source(record: &Record, called: Called<'_>) -> Option<Refusal> {
-    record.incomplete.as_ref().map(|_| Refusal {
-        reason: incomplete_reason(record),
-        way_out: ways_out(record, called),
+    record.incomplete.as_ref().map(|cut| {
+        // Into it: the sync that was asked for, if one was, is the one from it, and refused just now.
+        let source = copied_volume(cut).unwrap_or("NEW");
+        let into = called.caller.command("sync", &[source, called.name]);
+        Refusal {
+            reason: incomplete_reason(record),
+            way_out: ways_out_by(record, called, &format!("{into}\n")),
+        }
     })
+}
+
+/// The logical volume of this machine that was being copied, by a name that means the same wherever the user is.
+fn copied_volume(cut: &Incomplete) -> Option<&str> {
+    let state = cut.target.as_ref()?;
+    let is_here = cut.from.is_empty() && cut.source != Source::Undo.word();
+    (is_here && state.id.starts_with("lvm:") && state.name.contains('/')).then_some(&state.name)
 }
 
 fn to_incomplete(
@@ -502,6 +514,11 @@ fn incomplete_reason(record: &Record) -> String {
 }
 
 fn ways_out(record: &Record, called: Called<'_>) -> String {
+    ways_out_by(record, called, "lvmsync sync NEW DEST. ")
+}
+
+/// `sync` makes it equal to what it may be a copy of.
+fn ways_out_by(record: &Record, called: Called<'_>, sync: &str) -> String {
     let undo = record.way_back().0;
     if (record.incomplete.as_ref()).is_some_and(|cut| cut.source == MERGE) {
         let commit = called.caller.command("apply", &["--commit", called.name]);
@@ -518,8 +535,7 @@ fn ways_out(record: &Record, called: Called<'_>) -> String {
     match undo {
         Some(undo) => format!("{finish} Or take it back: {}", called.take_back(undo)),
         None => format!(
-            "{finish} It kept no undo; comparing also mends it: lvmsync sync NEW DEST. If you know what it holds: \
-             {}",
+            "{finish} It kept no undo; comparing also mends it: {sync}If you know what it holds: {}",
             called.command("state adopt --force", &["STATE"])
         ),
     }

@@ -16,22 +16,22 @@ use crate::dm::resolve::Resolved;
 use crate::dm::snapshot::LogicalVolume;
 use crate::error::{Error, Result};
 
-/// Refuses a volume, called `name`, that cannot be a source or a base.
-pub fn refuse(state: &StateDir, resolved: &Resolved, name: &str) -> Result<()> {
+/// Refuses a volume that cannot be a source or a base.
+pub fn refuse(state: &StateDir, resolved: &Resolved, called: Called<'_>) -> Result<()> {
     let mut identities = vec![identity::of_resolved(resolved)];
     identities.extend(identity::with_below(resolved.path()));
-    refuse_any(state, &identities, Called::here(name))
+    refuse_any(state, &identities, called)
 }
 
 /// The same for the logical volume with this UUID, which need not be active.
-pub fn refuse_logical_volume(state: &StateDir, uuid: &str, name: &str) -> Result<()> {
+pub fn refuse_logical_volume(state: &StateDir, uuid: &str, called: Called<'_>) -> Result<()> {
     let identity = identity::of_logical_volume(uuid);
-    refuse_any(state, &[identity], Called::here(name))
+    refuse_any(state, &[identity], called)
 }
 
 /// The same for what is at `path`.
-pub fn refuse_path(state: &StateDir, path: &Path, name: &str) -> Result<()> {
-    refuse_any(state, &identity::with_below(path), Called::here(name))
+pub fn refuse_path(state: &StateDir, path: &Path, called: Called<'_>) -> Result<()> {
+    refuse_any(state, &identity::with_below(path), called)
 }
 
 fn refuse_any(state: &StateDir, identities: &[String], called: Called<'_>) -> Result<()> {

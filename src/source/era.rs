@@ -69,7 +69,7 @@ pub(super) fn open(request: &SourceRequest<'_>, file: &Path) -> Result<SendSourc
     }
     let name = file.display().to_string();
     // Half a copy would be a short list.
-    half_written::refuse_path(&request.state, file, &name)?;
+    half_written::refuse_path(&request.state, file, request.called(&name))?;
     let metadata = Volume::open(file)?;
     refuse_in_use(&metadata, &name)?;
     let (changes, block_bytes) = at_one_moment(&metadata, &name, |metadata| {

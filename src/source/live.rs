@@ -194,7 +194,11 @@ impl Live {
                 if wish.keep.is_none() && !is_live_thin(thin, openers.as_ref()) {
                     return Ok(None);
                 }
-                half_written::refuse_logical_volume(&request.state, &thin.uuid, name)?;
+                half_written::refuse_logical_volume(
+                    &request.state,
+                    &thin.uuid,
+                    request.called(name),
+                )?;
                 thin::refuse_trouble(thin, name)?;
                 let active = thin.active.as_deref();
                 Self {

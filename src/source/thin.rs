@@ -65,7 +65,7 @@ pub(super) fn increment(
     (new_name, new): (&str, &ThinVolume),
 ) -> Result<SendSource> {
     refuse_unrelated((old_name, old), (new_name, new))?;
-    half_written::refuse_logical_volume(&request.state, &old.uuid, old_name)?;
+    half_written::refuse_logical_volume(&request.state, &old.uuid, request.called(old_name))?;
     refuse_written_base(request, old)?;
     let mut opened = Opened::new(request, new_name, new, None)?;
     let of_new = opened.in_pool(new);
@@ -134,7 +134,7 @@ impl Opened {
         thin: &ThinVolume,
         guard: Option<Guard>,
     ) -> Result<Self> {
-        half_written::refuse_logical_volume(&request.state, &thin.uuid, name)?;
+        half_written::refuse_logical_volume(&request.state, &thin.uuid, request.called(name))?;
         refuse_trouble(thin, name)?;
         // A guard that is there has made this volume, active.
         let was_made = guard.is_some();

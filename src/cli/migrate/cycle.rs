@@ -441,6 +441,7 @@ impl<'a> Cycle<'a> {
                 snapshot: None,
                 compression: self.args.compress,
                 state: self.args.state.directory(),
+                caller: self.args.state.caller(),
                 cancel: self.cancel,
                 monitor: self.terminal,
             },

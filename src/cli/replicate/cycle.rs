@@ -386,6 +386,7 @@ impl<'a> Cycle<'a> {
                 snapshot,
                 compression: self.job.compress,
                 state: self.state_args.directory(),
+                caller: self.state_args.caller(),
                 cancel: self.cancel,
                 monitor: self.terminal,
             },

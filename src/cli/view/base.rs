@@ -22,7 +22,7 @@ use crate::engine::target::{mismatch, shown_mismatch};
 use crate::error::{Error, Result};
 use crate::history::combine::Input;
 use crate::monitor::Monitor;
-use crate::record::admission::{Admission, Policy};
+use crate::record::admission::{Admission, Called, Policy};
 use crate::record::keeper::Keeper;
 use crate::record::store::StateDir;
 use crate::record::witness::Watch;
@@ -65,7 +65,8 @@ impl Base {
             check_record(wish, &resolved)?;
             // Whoever has begun to write by now may have done so before the snapshot was made.
             if wish.through.is_some() {
-                half_written::refuse(&wish.state, &resolved, wish.name)?;
+                let (name, caller) = (wish.name, &wish.caller);
+                half_written::refuse(&wish.state, &resolved, Called { name, caller })?;
             }
         }
         let request = SourceRequest {
@@ -81,6 +82,7 @@ impl Base {
             }),
             compression: Compression::None,
             state: wish.state.clone(),
+            caller: wish.caller.clone(),
             cancel: wish.cancel,
             monitor: wish.monitor,
         };

@@ -22,6 +22,7 @@ use crate::dm::udev;
 use crate::error::{Error, Result};
 use crate::hold::lock::LockFile;
 use crate::monitor::Monitor;
+use crate::record::admission::Called;
 use crate::record::half_written;
 use crate::record::identity;
 use crate::record::keeper::{now, shown_time};
@@ -82,7 +83,8 @@ impl<'a> Making<'a> {
     pub(super) fn begin(wish: &'a Wish<'a>) -> Result<Self> {
         let base = wish.base;
         let resolved = resolve(base)?;
-        half_written::refuse(&wish.state, &resolved, base)?;
+        let caller = &wish.caller;
+        half_written::refuse(&wish.state, &resolved, Called { name: base, caller })?;
         let Resolved::LogicalVolume(volume) = resolved else {
             return Err(Error::refused(
                 base,

@@ -143,6 +143,30 @@ fn what_is_incomplete_is_finished_undone_or_replaced_and_nothing_else() {
 }
 
 #[test]
+fn an_incomplete_source_is_mended_by_a_sync_into_it_from_where_that_is_known() {
+    let mends = |change: &dyn Fn(&mut Incomplete), source: &str| {
+        let mut record = cut("s1", "s2", None);
+        change(record.incomplete.as_mut().unwrap());
+        let refusal = refuse_as_source(&record, Called::here("vg/copy")).unwrap();
+        let line = format!("mends it: lvmsync sync {source} vg/copy\nIf you know");
+        assert!(refusal.way_out.contains(&line), "{refusal:?}");
+    };
+    mends(&|_| {}, "vg/s2");
+    // From another machine, or a file; back; or to what is called after a place that depends on where one is.
+    mends(&|cut| cut.from = "vm:vg/s2".to_owned(), "NEW");
+    mends(&|cut| cut.source = "undo".to_owned(), "NEW");
+    mends(&|cut| cut.target = None, "NEW");
+    let file = |cut: &mut Incomplete| cut.target.as_mut().unwrap().id = "file:1".to_owned();
+    mends(&file, "NEW");
+    // As a destination the sync that is asked for is the one into it.
+    let refusal = decide(Some(&cut("s1", "s2", None)), &delta("s2", "s3")).unwrap_err();
+    assert!(
+        refusal.way_out.contains("lvmsync sync NEW DEST. If you"),
+        "{refusal:?}"
+    );
+}
+
+#[test]
 fn what_is_done_already_is_not_done_again() {
     let mut record = holding("s2");
     record.stream = Some(StreamId::from("s1-s2".to_owned()));
