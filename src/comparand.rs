@@ -137,6 +137,11 @@ impl Comparand {
         Ok(was_written.then(|| self.name.clone()))
     }
 
+    /// What it was when it was opened; see [`AsOpened::version`].
+    pub fn version(&self) -> Option<String> {
+        self.opened.version(&self.volume)
+    }
+
     /// As the engine wants it.
     pub fn side(&self) -> Side<'_> {
         Side {

@@ -276,3 +276,78 @@ fn a_first_copy_that_was_written_to_since_it_was_cut_begins_anew() {
         assert_eq!(copied == 12 << 20, writes, "{way:?}: {copied}");
     }
 }
+
+/// Two volumes of 64 MiB that differ at the ends and in between, the first connection of whose comparison is cut after so many
+/// bytes from the far end. `again` is run before the second one begins.
+fn compared_in_two(way: Way, bytes: usize, again: &str, more: &[&str]) -> (Ends, Output) {
+    let ends = Ends::new(way);
+    let source = noise(64 << 20, "source");
+    let mut other = source.clone();
+    for at in [0, 9 << 20, (20 << 20) + 70_000, (64 << 20) - 1] {
+        other[at] ^= 1;
+    }
+    fs::write(ends.path("source"), source).unwrap();
+    fs::write(ends.path("destination"), other).unwrap();
+    let was_cut = ends.path("was-cut").display().to_string();
+    ends.shell(&format!(
+        "if [ -e {was_cut} ]; then {again}; exec sh -c \"$*\"; fi; touch {was_cut}\n\
+         sh -c \"$*\" | ({}; kill -9 $$)",
+        only(bytes)
+    ));
+    let output = ends.run("compare", &[&["--json", "-v"], more].concat());
+    (ends, output)
+}
+
+#[test]
+fn a_comparison_whose_connection_is_lost_goes_on_where_it_was() {
+    for way in [Way::Push, Way::Pull] {
+        let (ends, output) = compared_in_two(way, 4600, "true", &["--progress", "json"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{way:?} {said}");
+        assert!(said.contains("trying again in 1 s (1 of 6)"), "{said}");
+        let went_on = said.split("goes on at byte ").nth(1).unwrap();
+        let at: u64 = went_on.split(',').next().unwrap().parse().unwrap();
+        assert!(at >= 4 << 20, "{way:?} {said}");
+        let all = 64 << 20;
+        let progress = format!("\"bytes_done\":{all},\"bytes_total\":{all},");
+        assert!(said.contains(&progress), "{way:?} {said}");
+        let whole = ends.run("compare", &["--json"]);
+        assert_eq!(output.stdout, whole.stdout, "{way:?}");
+        assert_eq!(whole.status.code(), Some(3));
+    }
+}
+
+#[test]
+fn a_comparison_is_not_made_again_if_that_is_not_wanted() {
+    for way in [Way::Push, Way::Pull] {
+        let (_, output) = compared_in_two(way, 4600, "true", &["--retries", "0"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(7), "{way:?} {said}");
+    }
+}
+
+#[test]
+fn what_is_written_between_two_connections_of_a_comparison_is_seen() {
+    for (way, far) in [(Way::Push, "destination"), (Way::Pull, "source")] {
+        let write = format!(
+            "printf xyz | dd of=\"${{0%shell}}{far}\" bs=1 seek=5000 conv=notrunc status=none"
+        );
+        let (_, output) = compared_in_two(way, 4600, &write, &[]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{way:?} {said}");
+        let words = "it may have been written to since the comparison began: all is compared anew";
+        assert!(said.contains(words), "{way:?} {said}");
+        let found = String::from_utf8_lossy(&output.stdout).into_owned();
+        let first = "\"extents\":[{\"offset\":0,\"length\":8192},";
+        assert!(found.contains(first), "{way:?} {found}");
+    }
+    // What is here is open all the time.
+    let write = "printf xyz | dd of=\"${0%shell}source\" bs=1 seek=5000 conv=notrunc status=none";
+    let (_, output) = compared_in_two(Way::Push, 4600, write, &[]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("source: what was found holds for no moment of it"),
+        "{said}"
+    );
+}

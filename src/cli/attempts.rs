@@ -1,12 +1,14 @@
 //! Connections that are lost, and made again.
 //!
-//! Pure. Guarantees: what the far end refused or found damaged is never tried again, but for a destination that is
+//! Guarantees: what the far end refused or found damaged is never tried again, but for a destination that is
 //! held right after a connection was lost: the far end of that one may have it still. A far end that was never
 //! reached is not tried again either; pauses double, and every attempt that got further earns new ones.
 
 use std::time::Duration;
 
-use crate::error::{Error, ExitCode};
+use crate::cancel::Cancel;
+use crate::error::{Error, ExitCode, Result};
+use crate::monitor::Monitor;
 use crate::session::SessionError;
 
 /// Why an attempt failed.
@@ -58,8 +60,29 @@ impl Attempts {
         self.connected = true;
     }
 
+    /// Says that it is tried again, and waits for that; or gives what it ends with.
+    pub(super) fn wait_after(
+        &mut self,
+        failed: Failed,
+        cancel: &Cancel,
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
+        cancel.check()?;
+        let Some((pause, number)) = self.next_pause(&failed) else {
+            return Err(failed.error);
+        };
+        monitor.warn(&format!(
+            "{}; trying again in {} s ({number} of {})",
+            failed.error.chain(),
+            pause.as_secs(),
+            self.allowed
+        ));
+        cancel.sleep(pause);
+        cancel.check()
+    }
+
     /// The pause before the next attempt, which doubles up to a minute, and that attempt's number.
-    pub(super) fn next_pause(&mut self, failed: &Failed) -> Option<(Duration, u32)> {
+    fn next_pause(&mut self, failed: &Failed) -> Option<(Duration, u32)> {
         // The far end of the connection that was lost may hold the destination until it knows.
         let still_held = self.used > 0 && failed.held;
         if !self.connected || self.used >= self.allowed || !(failed.lost || still_held) {

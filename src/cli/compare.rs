@@ -9,22 +9,23 @@ use std::time::Instant;
 use clap::Args;
 
 use super::apply::StateArgs;
-use super::compare_far::Far;
-use super::compare_found::{Found, Sizes, sentence, write_json, write_table};
+use super::compare_found::{Found, Plan, Sizes, sentence, write_json, write_table};
 use super::compare_only::Only;
 use super::diff::write_map;
+use super::elsewhere::{Begin, Elsewhere};
 use super::progress::Terminal;
 use super::pull::far_name;
 use super::send::RemoteArgs;
 use super::sync_line::SyncLine;
 use super::{TalkArgs, output};
 use crate::cancel::Cancel;
-use crate::change_list::ChangeList;
 use crate::comparand::{Comparand, Compared, Means, Medium};
 use crate::dm::resolve::resolve;
 use crate::engine::compare::compare_here;
 use crate::error::{Error, ExitCode, Result};
+use crate::monitor::Monitor;
 use crate::session::endpoint::{Endpoint, parse_endpoint};
+use crate::session::message::Ready;
 use crate::source::{origin_of_lost, readable};
 use crate::volume::VolumeIdentity;
 
@@ -179,6 +180,7 @@ fn find_to(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> Result<F
     let source = Comparand::open_or_activate(&args.source, means, terminal)?;
     source.warn_of_half_written(&state, &caller, terminal);
     let only = Only::read(args.only.as_deref(), cancel)?;
+    let only = only.as_ref();
     let only = only.map(|only| only.of(source.size_bytes(), &args.source));
     let only = only.transpose()?;
     match destination {
@@ -197,23 +199,22 @@ fn find_to(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> Result<F
                 destination: other.size_bytes(),
                 is_file: other.is_file(),
             };
-            sizes.compare(only, terminal, |extents| {
-                let differing =
-                    compare_here(extents, source.side(), other.side(), cancel, terminal)
-                        .map_err(|error| source.explain(other.explain(error)))?;
-                Compared::of(differing, &[&source, &other])
-            })
+            let (extents, plan) = sizes.plan(only);
+            terminal.plan(extents.total_bytes());
+            let differing = compare_here(&extents, source.side(), other.side(), cancel, terminal)
+                .map_err(|error| source.explain(other.explain(error)))?;
+            plan.found(Compared::of(differing, &[&source, &other])?, terminal)
         }
         Endpoint::Remote { host, path } => {
-            let far = far_of(args, &host, &path, terminal, cancel)?;
-            let sizes = Sizes {
-                source: source.size_bytes(),
-                destination: far.ready.size_bytes,
-                is_file: far.ready.kind == "file",
+            let begin = &mut |ready: &Ready| {
+                let sizes = Sizes {
+                    source: source.size_bytes(),
+                    destination: ready.size_bytes,
+                    is_file: ready.kind == "file",
+                };
+                Ok(sizes.plan(only))
             };
-            sizes.compare(only, terminal, |extents| {
-                compare_with(far, &source, extents, cancel, terminal)
-            })
+            compare_with((&host, &path), &source, begin, args, terminal, cancel)
         }
     }
 }
@@ -247,48 +248,43 @@ fn find_to_here(
     };
     let destination = Comparand::open_or_activate(&args.destination, means, terminal)?;
     destination.warn_of_half_written(&state, &caller, terminal);
-    let far = far_of(args, host, path, terminal, cancel)?;
-    let sizes = Sizes {
-        source: far.ready.size_bytes,
-        destination: destination.size_bytes(),
-        is_file: destination.is_file(),
+    let begin = &mut |ready: &Ready| {
+        let sizes = Sizes {
+            source: ready.size_bytes,
+            destination: destination.size_bytes(),
+            is_file: destination.is_file(),
+        };
+        let only = only
+            .as_ref()
+            .map(|only| only.of(sizes.source, &args.source));
+        Ok(sizes.plan(only.transpose()?))
     };
-    let only = match only.map(|only| only.of(sizes.source, &args.source)) {
-        Some(Err(error)) => {
-            // It has done nothing wrong, and what it says of its end does not matter.
-            let _ = far.leave();
-            return Err(error);
-        }
-        only => only.transpose()?,
-    };
-    sizes.compare(only, terminal, |extents| {
-        compare_with(far, &destination, extents, cancel, terminal)
-    })
-}
-
-fn far_of(
-    args: &CompareArgs,
-    host: &str,
-    path: &str,
-    terminal: &Terminal,
-    cancel: &Cancel,
-) -> Result<Far> {
-    let party = (&args.remote, &terminal.speaker());
-    Far::open_with(None, party, args.medium, host, path, cancel)
+    compare_with((host, path), &destination, begin, args, terminal, cancel)
 }
 
 fn compare_with(
-    far: Far,
+    (host, path): (&str, &str),
     near: &Comparand,
-    extents: &ChangeList,
-    cancel: &Cancel,
+    begin: Begin<'_, Plan>,
+    args: &CompareArgs,
     terminal: &Terminal,
-) -> Result<Compared> {
-    let mut compared = far
-        .compare(extents, near.side(), cancel, terminal)
+    cancel: &Cancel,
+) -> Result<Found> {
+    let there = Elsewhere {
+        prestarted: None,
+        remote: &args.remote,
+        speaker: &terminal.speaker(),
+        medium: args.medium,
+        host,
+        path,
+        cancel,
+        monitor: terminal,
+    };
+    let (mut compared, plan) = there
+        .compare(near.side(), begin)
         .map_err(|error| near.explain(error))?;
     compared.changed.extend(near.if_changed()?);
-    Ok(compared)
+    plan.found(compared, terminal)
 }
 
 /// Where the source is at another machine.

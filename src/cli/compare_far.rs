@@ -7,20 +7,21 @@ use std::io::{Read, Write};
 use std::process::ChildStdin;
 use std::sync::Arc;
 
-use super::prestart::{Prestarted, connect};
-use super::progress::Speaker;
+use super::attempts::{Failed, is_held, is_lost};
+use super::elsewhere::Elsewhere;
+use super::prestart::connect;
 use super::remote::{Events, via};
-use super::send::RemoteArgs;
 use super::serve::lost;
 use crate::cancel::Cancel;
 use crate::change_list::ChangeList;
 use crate::commands::Caller;
-use crate::comparand::{Comparand, Compared, Means, Medium};
-use crate::engine::compare::{Failed, Side, answer, compare_there};
+use crate::comparand::{Comparand, Means, Medium};
+use crate::engine::compare::{self, Side, SoFar, answer, compare_there};
 use crate::error::Result;
 use crate::gate::{Admitted, Gate};
 use crate::monitor::Monitor;
 use crate::record::store::StateDir;
+use crate::session::SessionError;
 use crate::session::client::Outgoing;
 use crate::session::handshake::FEATURE_COMPARE;
 use crate::session::line::{Line, LineWriter};
@@ -34,56 +35,38 @@ pub(super) struct Far {
     out: Outgoing<LineWriter<ChildStdin>>,
     /// What was found there.
     pub(super) ready: Ready,
-    /// For messages.
-    name: String,
 }
 
 impl Far {
-    /// Opens `path` at `host` to see whether it can be compared.
-    pub(super) fn open(
-        remote: &RemoteArgs,
-        speaker: &Speaker,
-        host: &str,
-        path: &str,
-        cancel: &Cancel,
-    ) -> Result<Self> {
-        Self::open_with(None, (remote, speaker), Medium::Memory, host, path, cancel)
-    }
-
-    /// Opens it for comparing; the far end may be under way already.
-    pub(super) fn open_with(
-        prestarted: Option<&Prestarted>,
-        (remote, speaker): (&RemoteArgs, &Speaker),
-        medium: Medium,
-        host: &str,
-        path: &str,
-        cancel: &Cancel,
-    ) -> Result<Self> {
+    /// Opens the volume for comparing.
+    pub(super) fn open(there: &Elsewhere<'_>) -> std::result::Result<Self, Failed> {
+        let Elsewhere { remote, host, .. } = *there;
         let events = Arc::new(Events {
             host: host.to_owned(),
-            speaker: speaker.clone(),
+            speaker: there.speaker.clone(),
         });
-        let line = Line::new(cancel.clone(), remote.timeout.get());
-        let party = (remote, speaker);
-        let (mut end, client) =
-            connect(prestarted, party, host, &line, &[FEATURE_COMPARE], events)?;
+        let line = Line::new(there.cancel.clone(), remote.timeout.get());
+        let party = (remote, there.speaker);
+        let required = [FEATURE_COMPARE];
+        let connected = connect(there.prestarted, party, host, &line, &required, events);
+        let (mut end, client) = connected.map_err(|error| Failed {
+            lost: error.is_lost(),
+            held: false,
+            error,
+        })?;
         let open = Open {
             operation: OPERATION_COMPARE.to_owned(),
-            destination: path.to_owned(),
+            destination: there.path.to_owned(),
             via: via(remote, host),
             options: ApplyOptions {
-                dry_run: medium == Medium::Memory,
+                dry_run: there.medium == Medium::Memory,
                 ..ApplyOptions::default()
             },
             ..Open::default()
         };
-        let (ready, out) = client.open(open).map_err(|error| end.explain(error))?;
-        Ok(Self {
-            end,
-            out,
-            ready,
-            name: format!("{host}:{path}"),
-        })
+        let opened = client.open(open);
+        let (ready, out) = opened.map_err(|error| explained(error, &mut end))?;
+        Ok(Self { end, out, ready })
     }
 
     /// Ends the session without a question.
@@ -97,29 +80,31 @@ impl Far {
         }
     }
 
-    /// Compares and ends the session.
+    /// Compares what is not settled so far, and ends the session.
     pub(super) fn compare(
         mut self,
         extents: &ChangeList,
+        so_far: &mut SoFar,
         near: Side<'_>,
         cancel: &Cancel,
         monitor: &dyn Monitor,
-    ) -> Result<Compared> {
-        match compare_there(extents, near, self.out, cancel, monitor) {
-            Ok((differing, done)) => {
+    ) -> std::result::Result<Done, Failed> {
+        match compare_there(extents, so_far, near, self.out, cancel, monitor) {
+            Ok(done) => {
                 self.end.close();
-                let changed = done.changed.then_some(self.name);
-                Ok(Compared {
-                    differing,
-                    changed: changed.into_iter().collect(),
-                })
+                Ok(done)
             }
-            Err(Failed::Here(error)) => Err(error),
-            Err(Failed::There(error)) => {
-                cancel.check()?;
-                Err(self.end.explain(error))
-            }
+            Err(compare::Failed::Here(error)) => Err(Failed::for_good(error)),
+            Err(compare::Failed::There(error)) => Err(explained(error, &mut self.end)),
         }
+    }
+}
+
+fn explained(error: SessionError, end: &mut RemoteEnd) -> Failed {
+    Failed {
+        lost: is_lost(&error),
+        held: is_held(&error),
+        error: end.explain(error),
     }
 }
 
@@ -157,6 +142,7 @@ pub(super) fn serve<R: Read, W: Write>(
         destination: open.destination.clone(),
         size_bytes: volume.size_bytes(),
         kind: kind.to_owned(),
+        version: volume.version().unwrap_or_default(),
         ..Ready::default()
     };
     server.ready(ready).map_err(lost)?;
@@ -165,7 +151,7 @@ pub(super) fn serve<R: Read, W: Write>(
             changed: volume.if_changed()?.is_some(),
             ..Done::default()
         }),
-        Err(Failed::Here(error)) => Err(volume.explain(error)),
-        Err(Failed::There(error)) => Err(lost(error)),
+        Err(compare::Failed::Here(error)) => Err(volume.explain(error)),
+        Err(compare::Failed::There(error)) => Err(lost(error)),
     }
 }

@@ -3,6 +3,7 @@
 //! Guarantees: what only one of both volumes has counts as different, but for the end of a longer device.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::summary::{per_second, shown_seconds};
@@ -30,16 +31,19 @@ pub(super) struct Sizes {
     pub(super) is_file: bool,
 }
 
+/// What a comparison is of, and what differs without a look.
+pub(super) struct Plan {
+    sizes: Sizes,
+    tail_bytes: u64,
+    compared_bytes: u64,
+    /// What only one of both has.
+    missing: ChangeList,
+}
+
 impl Sizes {
-    /// Compares what both have of `only`, or of everything, and adds what only one of them has.
-    pub(super) fn compare(
-        self,
-        only: Option<ChangeList>,
-        monitor: &dyn Monitor,
-        compare: impl FnOnce(&ChangeList) -> Result<Compared>,
-    ) -> Result<Found> {
-        let whole = only.is_none();
-        let extents = only.unwrap_or_else(|| ChangeList::whole(self.source));
+    /// What both have of `only`, or of everything, which is to be compared, and the rest.
+    pub(super) fn plan(self, only: Option<&Arc<ChangeList>>) -> (Arc<ChangeList>, Plan) {
+        let extents = only.map_or_else(|| Arc::new(ChangeList::whole(self.source)), Arc::clone);
         let mut missing = ChangeListBuilder::default();
         let beyond = |extent: Extent| {
             Extent::from_range(extent.offset().max(self.destination), extent.end())
@@ -49,23 +53,43 @@ impl Sizes {
         }
         // A device is as long as it was made; a file that is longer is another file.
         let tail = Extent::from_range(self.source, self.destination);
-        let tail = tail.filter(|_| whole && self.is_file);
+        let tail = tail.filter(|_| only.is_none() && self.is_file);
         if let Some(tail) = tail {
             missing.push(tail, Kind::Data);
         }
-        let extents = extents.clip(self.destination);
-        let compared_bytes = extents.total_bytes();
-        monitor.plan(compared_bytes);
-        let mut compared = compare(&extents)?;
-        compared.differing = compared.differing.union(missing.finish());
+        let extents = clipped(&extents, self.destination);
+        let plan = Plan {
+            tail_bytes: tail.map_or(0, Extent::length),
+            compared_bytes: extents.total_bytes(),
+            missing: missing.finish(),
+            sizes: self,
+        };
+        (extents, plan)
+    }
+}
+
+impl Plan {
+    /// With what was found, and vouched for.
+    pub(super) fn found(self, mut compared: Compared, monitor: &dyn Monitor) -> Result<Found> {
+        compared.differing = compared.differing.union(self.missing);
         let differing = compared.vouched(monitor)?;
         Ok(Found {
-            volume_size: self.source,
-            destination_size: self.destination,
-            tail_bytes: tail.map_or(0, Extent::length),
-            compared_bytes,
+            volume_size: self.sizes.source,
+            destination_size: self.sizes.destination,
+            tail_bytes: self.tail_bytes,
+            compared_bytes: self.compared_bytes,
             differing,
         })
+    }
+}
+
+/// What of it is before `size_bytes`. A long list is there twice only if it has to be.
+pub(super) fn clipped(extents: &Arc<ChangeList>, size_bytes: u64) -> Arc<ChangeList> {
+    match extents.iter().last() {
+        Some(last) if last.extent.end() > size_bytes => {
+            Arc::new(ChangeList::clone(extents).clip(size_bytes))
+        }
+        _ => Arc::clone(extents),
     }
 }
 
@@ -147,20 +171,19 @@ mod tests {
             for (offset, length) in extents {
                 list.push(Extent::new(*offset, *length).unwrap(), Kind::Data);
             }
-            list.finish()
+            Arc::new(list.finish())
         });
         let sizes = Sizes {
             source: sizes.0,
             destination: sizes.1,
             is_file,
         };
-        let equal = |_: &ChangeList| {
-            Ok(Compared {
-                differing: ChangeList::default(),
-                changed: Vec::new(),
-            })
+        let equal = Compared {
+            differing: ChangeList::default(),
+            changed: Vec::new(),
         };
-        sizes.compare(only, &Silent, equal).unwrap()
+        let (_, plan) = sizes.plan(only.as_ref());
+        plan.found(equal, &Silent).unwrap()
     }
 
     fn extents(found: &Found) -> Vec<(u64, u64)> {

@@ -2,6 +2,8 @@
 //!
 //! Guarantees: the delta is read to its end and found sound before anything is compared.
 
+use std::sync::Arc;
+
 use super::apply::{open_input, shown_name};
 use crate::cancel::Cancel;
 use crate::change_list::{ChangeList, ChangeListBuilder};
@@ -12,7 +14,7 @@ use crate::units::Bytes;
 
 /// What `--only` names.
 pub(super) struct Only {
-    extents: ChangeList,
+    extents: Arc<ChangeList>,
     /// Of the volume that the delta was made from.
     volume_size: u64,
     name: String,
@@ -36,14 +38,14 @@ impl Only {
             extents.push(frame.extent, Kind::Data);
         }
         Ok(Some(Self {
-            extents: extents.finish(),
+            extents: Arc::new(extents.finish()),
             volume_size: reader.header().volume_size,
             name,
         }))
     }
 
     /// The extents, if they can be those of `source`, which has `size` bytes.
-    pub(super) fn of(self, size: u64, source: &str) -> Result<ChangeList> {
+    pub(super) fn of(&self, size: u64, source: &str) -> Result<&Arc<ChangeList>> {
         let volume_size = self.volume_size;
         if volume_size > size {
             return Err(Error::Usage(format!(
@@ -54,6 +56,6 @@ impl Only {
                 Bytes(size)
             )));
         }
-        Ok(self.extents)
+        Ok(&self.extents)
     }
 }

@@ -15,6 +15,7 @@ mod compare_only;
 mod diff;
 mod diff_json;
 mod doctor;
+mod elsewhere;
 mod history;
 mod hold;
 mod inspect;

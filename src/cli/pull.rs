@@ -11,12 +11,14 @@ use std::time::Instant;
 
 use super::attempts::{Attempts, Failed, is_held, is_lost};
 use super::compare_far::Far;
+use super::elsewhere::Elsewhere;
 use super::progress::Terminal;
 use super::remote::{Events, start, via};
 use super::serve::{lost, serve};
 use super::summary::Summary;
 use super::sync::SyncArgs;
 use crate::cancel::Cancel;
+use crate::comparand::Medium;
 use crate::error::{Error, ExitCode, Result};
 use crate::gate::Gate;
 use crate::gate::policy::Policy;
@@ -61,19 +63,12 @@ pub(super) fn pull(
             Ok(pulled) => break pulled,
             Err(failed) => failed,
         };
-        cancel.check()?;
-        let Some((pause, number)) = attempts.next_pause(&failed) else {
-            let source = recover.unwrap_or_else(|| path.to_owned());
-            let recover = || args.line(&far_name(host, &source));
-            return Err(failed.error.to_recover(recover));
-        };
-        terminal.warn(&format!(
-            "{}; trying again in {} s ({number} of {})",
-            failed.error.chain(),
-            pause.as_secs(),
-            args.remote.retries
-        ));
-        cancel.sleep(pause);
+        attempts
+            .wait_after(failed, cancel, terminal)
+            .map_err(|error| {
+                let source = recover.unwrap_or_else(|| path.to_owned());
+                error.to_recover(|| args.line(&far_name(host, &source)))
+            })?;
     };
     let mut summary = pulled.summary;
     if args.verify {
@@ -107,8 +102,18 @@ fn refuse_what_cannot_be_compared(
     path: &str,
     cancel: &Cancel,
 ) -> Result<()> {
-    let speaker = Terminal::silent().speaker();
-    let far = Far::open(&args.remote, &speaker, host, path, cancel)?;
+    let terminal = Terminal::silent();
+    let there = Elsewhere {
+        prestarted: None,
+        remote: &args.remote,
+        speaker: &terminal.speaker(),
+        medium: Medium::Memory,
+        host,
+        path,
+        cancel,
+        monitor: &terminal,
+    };
+    let far = Far::open(&there).map_err(|failed| failed.error)?;
     far.leave()
 }
 

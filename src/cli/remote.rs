@@ -56,25 +56,14 @@ pub(super) fn send(
             Ok(()) => return Ok(()),
             Err(failed) => failed,
         };
-        let is_cancelled = job.cancel.is_cancelled();
-        let pause = attempts.next_pause(&failed).filter(|_| !is_cancelled);
-        let Some((pause, number)) = pause else {
-            if attempts.connected && (failed.lost || is_cancelled) && !job.dry_run {
+        let is_lost = failed.lost;
+        if let Err(error) = attempts.wait_after(failed, job.cancel, job.monitor) {
+            let is_cut = is_lost || job.cancel.is_cancelled();
+            if attempts.connected && is_cut && !job.dry_run {
                 job.monitor.warn(&ways_out(job, host, path));
             }
-            return Err(if is_cancelled {
-                Error::Interrupted
-            } else {
-                failed.error
-            });
-        };
-        job.monitor.warn(&format!(
-            "{}; trying again in {} s ({number} of {})",
-            failed.error.chain(),
-            pause.as_secs(),
-            job.remote.retries
-        ));
-        job.cancel.sleep(pause);
+            return Err(error);
+        }
     }
 }
 

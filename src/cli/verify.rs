@@ -5,10 +5,12 @@
 
 use std::fs::File;
 use std::io::BufReader;
+use std::sync::Arc;
 
 use super::apply::{open_input, shown_name};
 use super::compare;
-use super::compare_far::Far;
+use super::compare_found::clipped;
+use super::elsewhere::Elsewhere;
 use super::progress::Terminal;
 use super::send::Job;
 use super::sync::SyncArgs;
@@ -22,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::monitor::{Monitor, Silent};
 use crate::session::endpoint::Endpoint;
+use crate::session::message::Ready;
 use crate::source::SendSource;
 use crate::units::{Bytes, count};
 
@@ -32,7 +35,7 @@ const NAMED: usize = 3;
 pub(super) fn sent(job: &Job<'_>, source: &mut SendSource, destination: &Endpoint) -> Result<()> {
     source.data.forget_cached()?;
     let (cancel, monitor) = (job.cancel, job.monitor);
-    let changes = std::mem::take(&mut source.changes).all_data();
+    let changes = Arc::new(std::mem::take(&mut source.changes).all_data());
     let near = Side {
         volume: &source.data,
         name: &source.name,
@@ -42,7 +45,8 @@ pub(super) fn sent(job: &Job<'_>, source: &mut SendSource, destination: &Endpoin
         Endpoint::Local(path) => {
             let name = path.to_string_lossy().into_owned();
             let written = Comparand::open(&name, &Silent)?;
-            let changes = planned(changes, written.size_bytes(), monitor);
+            let changes = clipped(&changes, written.size_bytes());
+            monitor.plan(changes.total_bytes());
             let differing = compare_here(&changes, near, written.side(), cancel, monitor)
                 .map_err(|error| written.explain(error));
             (
@@ -51,16 +55,18 @@ pub(super) fn sent(job: &Job<'_>, source: &mut SendSource, destination: &Endpoin
             )
         }
         Endpoint::Remote { host, path } => {
-            let far = Far::open_with(
-                job.prestarted,
-                (job.remote, &job.speaker),
-                Medium::Disk,
+            let there = Elsewhere {
+                prestarted: job.prestarted,
+                remote: job.remote,
+                speaker: &job.speaker,
+                medium: Medium::Disk,
                 host,
                 path,
                 cancel,
-            )?;
-            let changes = planned(changes, far.ready.size_bytes, monitor);
-            let compared = far.compare(&changes, near, cancel, monitor);
+                monitor,
+            };
+            let begin = &mut |ready: &Ready| Ok((clipped(&changes, ready.size_bytes), ()));
+            let compared = there.compare(near, begin).map(|(compared, ())| compared);
             (format!("{host}:{path}"), compared)
         }
     };
@@ -130,12 +136,6 @@ pub(super) fn applied(
         .map_err(|error| written.explain(error))?;
     let compared = Compared::of(differing, &[&written])?;
     expect_equal(destination, &compared.vouched(monitor)?)
-}
-
-fn planned(changes: ChangeList, size_bytes: u64, monitor: &dyn Monitor) -> ChangeList {
-    let changes = changes.clip(size_bytes);
-    monitor.plan(changes.total_bytes());
-    changes
 }
 
 fn expect_equal(name: &str, differing: &ChangeList) -> Result<()> {

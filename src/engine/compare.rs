@@ -96,20 +96,51 @@ impl From<SessionError> for Failed {
     }
 }
 
-/// Which bytes of `extents` differ between a volume here and the far end's, whose session ends with this, and what it says of
-/// that in the end.
+/// What of a comparison is settled: kept when its session is lost, so that another one goes on behind it.
+#[derive(Default)]
+pub struct SoFar {
+    differing: ChangeListBuilder,
+    end: u64,
+}
+
+impl SoFar {
+    /// Volume offset of its end: everything before is settled.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// What of it differs.
+    pub fn differing(self) -> ChangeList {
+        self.differing.finish()
+    }
+
+    fn add(&mut self, settled: &Settled) {
+        for change in settled.differing.iter() {
+            self.differing.push(change.extent, change.kind);
+        }
+        self.end = settled.end;
+    }
+}
+
+/// Compares what of `extents` is not settled so far, between a volume here and the far end's, whose session ends with this, and
+/// gives what that says in the end. What was settled is in `so_far` whatever comes of the rest.
 pub fn compare_there<W: Write>(
     extents: &ChangeList,
+    so_far: &mut SoFar,
     near: Side<'_>,
     mut far: Outgoing<W>,
     cancel: &Cancel,
     monitor: &dyn Monitor,
-) -> std::result::Result<(ChangeList, Done), Failed> {
-    let mut differing = ChangeListBuilder::default();
+) -> std::result::Result<Done, Failed> {
+    let rest;
+    let extents = if so_far.end == 0 {
+        extents
+    } else {
+        rest = extents.from_offset(so_far.end);
+        &rest
+    };
     let mut gather = |settled: Settled| {
-        for change in settled.differing.iter() {
-            differing.push(change.extent, change.kind);
-        }
+        so_far.add(&settled);
         Ok(())
     };
     let near = Remembering::of(near);
@@ -117,10 +148,7 @@ pub fn compare_there<W: Write>(
         compare_in_order(extents, &near, &mut asker, cancel, monitor, &mut gather)
     });
     match compared {
-        Ok(()) => far
-            .finish()
-            .map(|done| (differing.finish(), done))
-            .map_err(Failed::There),
+        Ok(()) => far.finish().map_err(Failed::There),
         Err(Failed::Here(error)) => {
             far.abort(&error.to_string());
             Err(Failed::Here(error))

@@ -2,12 +2,14 @@
 //!
 //! Guarantees: *written* is said of a file whose size or times are others by now, and of a device of which the kernel has
 //! counted writes or discards since, whoever made them. Of a device that has no counts nobody can tell; of what is written
-//! below it neither, as to the origin of a snapshot.
+//! below it neither, as to the origin of a snapshot. Two that have the same [`AsOpened::version`] are of one volume, to which
+//! nothing was written from the first one on until the second.
 
-use super::witness::{Touched, Watch, touched};
+use super::witness::{Touched, Watch, activation, touched};
 use crate::error::Result;
 use crate::volume::ReadAt;
 use crate::volume::file_version::FileVersion;
+use crate::volume::host::boot_id;
 use crate::volume::open::Volume;
 
 /// One volume, as it was.
@@ -47,6 +49,22 @@ impl AsOpened {
         self.file.as_ref()
     }
 
+    /// What it was, as a digest: for those who open it again, and for nobody to read. `None` if that could be the same after a
+    /// write: of a device that cannot be told from its next activation, and of a file of which a part was in memory alone when
+    /// the machine was started anew.
+    pub fn version(&self, volume: &Volume) -> Option<String> {
+        let told = match (&self.file, &self.device) {
+            (Some(file), _) if !self.has_grown => file.id(),
+            (None, Some((Watch::Device(device), Some(then)))) => {
+                format!("{} {then}", activation(*device)?)
+            }
+            _ => return None,
+        };
+        let (boot, size_bytes) = (boot_id()?, volume.size_bytes());
+        let told = format!("{boot} {:?} {size_bytes} {told}", volume.identity());
+        Some(blake3::hash(told.as_bytes()).to_hex().to_string())
+    }
+
     /// Whether `volume`, the same one, is something else by now.
     pub fn was_written(&self, volume: &Volume) -> Result<bool> {
         if let Some((watch, then)) = &self.device {
@@ -82,6 +100,25 @@ mod tests {
     }
 
     #[test]
+    fn a_version_is_of_one_file_and_what_is_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, other] = ["volume", "other"].map(|name| directory.path().join(name));
+        fs::write(&path, [1; 5000]).unwrap();
+        let version = |path| {
+            let volume = Volume::open(path).unwrap();
+            AsOpened::of(&volume).unwrap().version(&volume)
+        };
+        let before = version(&path).unwrap();
+        assert_eq!(version(&path), Some(before.clone()));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::write(&other, [1; 5000]).unwrap();
+        assert_ne!(version(&other), Some(before.clone()));
+        fs::write(&path, [1; 5000]).unwrap();
+        let after = version(&path);
+        assert!(after.is_some() && after != Some(before));
+    }
+
+    #[test]
     fn a_file_that_grew_between_two_looks_was_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("volume");
@@ -90,5 +127,6 @@ mod tests {
         fs::write(&path, [1; 6000]).unwrap();
         let opened = AsOpened::of(&volume).unwrap();
         assert!(opened.was_written(&volume).unwrap());
+        assert_eq!(opened.version(&volume), None);
     }
 }

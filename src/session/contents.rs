@@ -164,6 +164,9 @@ pub struct Ready {
     pub empty: bool,
     /// In a pull: the snapshot that was made to be read from; empty if there is none.
     pub snapshot: String,
+    /// In a comparison: the same in a later session if nothing was written to the volume since this one opened it; empty if
+    /// that cannot be told.
+    pub version: String,
 }
 
 /// How far the server is. Sent from time to time, only with values that have grown.

@@ -100,9 +100,11 @@ fn through_a_session(
     thread::scope(|scope| {
         let far_end = scope.spawn(move || serve(sr, sw, far));
         let out = connect(cr, cw)?;
-        let (found, _) = compare_there(extents, side(near), out, &Cancel::new(), monitor)?;
+        let mut so_far = SoFar::default();
+        let cancel = Cancel::new();
+        compare_there(extents, &mut so_far, side(near), out, &cancel, monitor)?;
         far_end.join().unwrap()?;
-        Ok(found)
+        Ok(so_far.differing())
     })
 }
 
@@ -413,7 +415,8 @@ fn the_near_end_believes_no_answer() {
         let far = thread::spawn(move || scripted(sr, sw, answers, true));
         let whole = ChangeList::whole(20 << 20);
         let out = opened(cr, cw).unwrap();
-        let found = compare_there(&whole, side(&near), out, &Cancel::new(), &Silent);
+        let (mut so_far, cancel) = (SoFar::default(), Cancel::new());
+        let found = compare_there(&whole, &mut so_far, side(&near), out, &cancel, &Silent);
         far.join().unwrap();
         let Err(Failed::There(error)) = found else {
             panic!("{word}: {found:?}");
