@@ -301,7 +301,7 @@ fn compared_in_two(way: Way, bytes: usize, again: &str, more: &[&str]) -> (Ends,
 #[test]
 fn a_comparison_whose_connection_is_lost_goes_on_where_it_was() {
     for way in [Way::Push, Way::Pull] {
-        let (ends, output) = compared_in_two(way, 4600, "true", &["--progress", "json"]);
+        let (ends, output) = compared_in_two(way, 7000, "true", &["--progress", "json"]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(3), "{way:?} {said}");
         assert!(said.contains("trying again in 1 s (1 of 6)"), "{said}");
@@ -320,7 +320,7 @@ fn a_comparison_whose_connection_is_lost_goes_on_where_it_was() {
 #[test]
 fn a_comparison_is_not_made_again_if_that_is_not_wanted() {
     for way in [Way::Push, Way::Pull] {
-        let (_, output) = compared_in_two(way, 4600, "true", &["--retries", "0"]);
+        let (_, output) = compared_in_two(way, 7000, "true", &["--retries", "0"]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(7), "{way:?} {said}");
     }
@@ -332,7 +332,7 @@ fn what_is_written_between_two_connections_of_a_comparison_is_seen() {
         let write = format!(
             "printf xyz | dd of=\"${{0%shell}}{far}\" bs=1 seek=5000 conv=notrunc status=none"
         );
-        let (_, output) = compared_in_two(way, 4600, &write, &[]);
+        let (_, output) = compared_in_two(way, 7000, &write, &[]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(3), "{way:?} {said}");
         let words = "it may have been written to since the comparison began: all is compared anew";
@@ -343,11 +343,55 @@ fn what_is_written_between_two_connections_of_a_comparison_is_seen() {
     }
     // What is here is open all the time.
     let write = "printf xyz | dd of=\"${0%shell}source\" bs=1 seek=5000 conv=notrunc status=none";
-    let (_, output) = compared_in_two(Way::Push, 4600, write, &[]);
+    let (_, output) = compared_in_two(Way::Push, 7000, write, &[]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(
         said.contains("source: what was found holds for no moment of it"),
         "{said}"
     );
+}
+
+/// A sync whose first connection is cut after so many bytes of data; what it said in JSON, and on stderr.
+fn synced_in_two(ends: &Ends, way: Way, bytes: usize) -> (serde_json::Value, String) {
+    let was_cut = ends.path("was-cut").display().to_string();
+    let cut = match way {
+        Way::Pull => format!("sh -c \"$*\" | ({}; kill -9 $$)", only(bytes)),
+        _ => format!("{} | sh -c \"$*\"", only(bytes)),
+    };
+    let whole = "exec sh -c \"$*\"";
+    ends.shell(&format!(
+        "if [ -e {was_cut} ]; then {whole}; fi; touch {was_cut}\n{cut}"
+    ));
+    let output = ends.run("sync", &["--json"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{way:?} {said}");
+    assert!(said.contains("trying again"), "{way:?} {said}");
+    ends.is_equal();
+    (serde_json::from_slice(&output.stdout).unwrap(), said)
+}
+
+#[test]
+fn what_all_connections_of_a_sync_carried_is_told() {
+    const BYTES: u64 = 30 << 20;
+    for way in [Way::Push, Way::Pull] {
+        for is_new in [true, false] {
+            let ends = Ends::new(way);
+            fs::write(ends.path("source"), noise(BYTES as usize, "source")).unwrap();
+            if !is_new {
+                fs::write(ends.path("destination"), noise(BYTES as usize, "before")).unwrap();
+            }
+            let (json, said) = synced_in_two(&ends, way, 20_000_000);
+            let told = |name: &str| json[name].as_u64().unwrap();
+            let [data, sent, wire] = ["data_bytes", "bytes_sent", "wire_bytes"].map(told);
+            assert!(data >= BYTES, "{way:?} {is_new} {json}");
+            // Of what was cut some may never have left.
+            let left = wire + (2 << 20);
+            assert!(sent >= data && left >= sent, "{way:?} {is_new} {json}");
+            assert!(!said.contains("times as much"), "{way:?} {is_new} {said}");
+            if !is_new {
+                assert_eq!(told("compared_bytes"), BYTES, "{way:?} {json}");
+            }
+        }
+    }
 }

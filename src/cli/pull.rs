@@ -14,11 +14,12 @@ use super::compare_far::Far;
 use super::elsewhere::Elsewhere;
 use super::progress::Terminal;
 use super::remote::{Events, start, via};
-use super::serve::{lost, serve};
+use super::serve::{Heard, lost, serve};
 use super::summary::Summary;
 use super::sync::SyncArgs;
 use crate::cancel::Cancel;
 use crate::comparand::Medium;
+use crate::engine::apply::Applied;
 use crate::error::{Error, ExitCode, Result};
 use crate::gate::Gate;
 use crate::gate::policy::Policy;
@@ -27,7 +28,7 @@ use crate::session::SessionError;
 use crate::session::handshake::{FEATURE_PULL, FEATURE_PULL_DRY_RUN, FEATURE_PULL_SNAPSHOT};
 use crate::session::line::Line;
 use crate::session::message::{
-    ApplyOptions, CreateVolume, OPERATION_PULL, OPERATION_SYNC, Open, PullOptions, Ready,
+    ApplyOptions, CreateVolume, Done, OPERATION_PULL, OPERATION_SYNC, Open, PullOptions, Ready,
 };
 use crate::session::remote::RemoteEnd;
 use crate::session::server::Server;
@@ -48,7 +49,11 @@ pub(super) fn pull(
         refuse_what_cannot_be_compared(args, host, path, cancel)?;
     }
     let mut attempts = Attempts::new(args.remote.retries);
-    let pulled = loop {
+    let mut summary = Summary {
+        destination: args.destination.clone(),
+        ..Summary::default()
+    };
+    let snapshot = loop {
         let mut recover = None;
         let attempted = attempt(
             args,
@@ -57,10 +62,11 @@ pub(super) fn pull(
             terminal,
             cancel,
             &mut attempts,
+            &mut summary,
             &mut recover,
         );
         let failed = match attempted {
-            Ok(pulled) => break pulled,
+            Ok(snapshot) => break snapshot,
             Err(failed) => failed,
         };
         attempts
@@ -70,10 +76,9 @@ pub(super) fn pull(
                 error.to_recover(|| args.line(&far_name(host, &source)))
             })?;
     };
-    let mut summary = pulled.summary;
     if args.verify {
         // A snapshot that was made and is still there has the content; what it was made of has another by now.
-        let read = match pulled.snapshot.as_str() {
+        let read = match snapshot.as_str() {
             "" => path,
             made => made,
         };
@@ -117,13 +122,6 @@ fn refuse_what_cannot_be_compared(
     far.leave()
 }
 
-/// What came of an attempt that ended well.
-struct Pulled {
-    summary: Summary,
-    /// The snapshot that was made there to be read; empty if there is none.
-    snapshot: String,
-}
-
 /// What the far end must know for what is asked.
 fn required_features(args: &SyncArgs) -> Vec<&'static str> {
     let mut features = vec![FEATURE_PULL];
@@ -149,6 +147,11 @@ fn pull_options(args: &SyncArgs) -> PullOptions {
     }
 }
 
+/// Gives the name of the snapshot that was made there to be read; it is empty if there is none.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "what is asked for, who hears of it, and what lasts longer than one attempt"
+)]
 fn attempt(
     args: &SyncArgs,
     host: &str,
@@ -156,8 +159,9 @@ fn attempt(
     terminal: &Terminal,
     cancel: &Cancel,
     attempts: &mut Attempts,
+    summary: &mut Summary,
     recover: &mut Option<String>,
-) -> std::result::Result<Pulled, Failed> {
+) -> std::result::Result<String, Failed> {
     let speaker = terminal.speaker();
     let mut end = start(&args.remote, &speaker, host, &["serve"]).map_err(Failed::for_good)?;
     let events = Arc::new(Events {
@@ -193,11 +197,16 @@ fn attempt(
     if !snapshot.is_empty() {
         terminal.note(&format!("{host}: {path}: read from {snapshot}"));
     }
-    let mut resumed_at = 0;
-    let received = receive(args, &ready, &mut server, &mut resumed_at, terminal, cancel);
-    attempts.reached(resumed_at);
+    let mut heard = Heard::default();
+    summary.volume_size = ready.size_bytes;
+    let received = receive(args, &ready, &mut server, &mut heard, terminal, cancel);
+    attempts.reached(heard.resumed_at);
+    summary.goes_on_at(heard.resumed_at, heard.compares);
+    let before = summary.wire_bytes.unwrap_or(0);
+    summary.wire_bytes = Some(before + server.traffic_bytes());
     match received {
-        Ok(summary) => {
+        Ok(done) => {
+            add(summary, &done);
             if args.keeps_snapshot() && !snapshot.is_empty() {
                 let word = server.last_word();
                 is_kept(word, args, host, &snapshot).map_err(Failed::for_good)?;
@@ -206,14 +215,38 @@ fn attempt(
             // It waits for the end of its input.
             drop(server);
             end.close();
-            Ok(Pulled { summary, snapshot })
+            Ok(snapshot)
         }
-        Err(error) => match server.into_last_words(error.is_lost()) {
-            // What ended the stream is the reason, whatever came of it here.
-            Some(failure) => Err(explain(failure, &mut end)),
-            None => Err(Failed::for_good(error)),
-        },
+        Err(error) => {
+            add(summary, &done_so_far(&heard.applied));
+            match server.into_last_words(error.is_lost()) {
+                // What ended the stream is the reason, whatever came of it here.
+                Some(failure) => Err(explain(failure, &mut end)),
+                None => Err(Failed::for_good(error)),
+            }
+        }
     }
+}
+
+/// What a connection wrote that was lost then.
+fn done_so_far(applied: &Applied) -> Done {
+    Done {
+        bytes_written: applied.data_bytes,
+        bytes_zeroed: applied.zero_bytes,
+        frames: applied.data_frames + applied.zero_frames,
+        ..Done::default()
+    }
+}
+
+/// Adds what one connection wrote.
+fn add(summary: &mut Summary, done: &Done) {
+    summary.extents += done.frames;
+    summary.cut_bytes += done.cut_bytes;
+    summary.bytes_sent += done.bytes_written;
+    summary.data_bytes += done.bytes_written;
+    summary.zero_bytes += done.bytes_zeroed;
+    summary.undo.clone_from(&done.undo);
+    summary.dry_run = done.dry_run;
 }
 
 /// All was written, and is durable. Is the snapshot there, too, that increments are to go on from?
@@ -251,10 +284,10 @@ fn receive<R: Read, W: Write + Send + 'static>(
     args: &SyncArgs,
     ready: &Ready,
     server: &mut Server<R, W>,
-    resumed_at: &mut u64,
+    heard: &mut Heard,
     terminal: &Terminal,
     cancel: &Cancel,
-) -> Result<Summary> {
+) -> Result<Done> {
     let theirs = server.request().map_err(lost)?;
     let replies = server.replies();
     if theirs.operation != OPERATION_SYNC {
@@ -276,37 +309,15 @@ fn receive<R: Read, W: Write + Send + 'static>(
     };
     let gate = Gate::new(Policy::default());
     let state_dir = args.write.state.state_dir.as_deref();
-    let mut on_ready = |offset| *resumed_at = offset;
     let done = serve(
-        server,
-        &open,
-        &replies,
-        &gate,
-        state_dir,
-        &mut on_ready,
-        terminal,
-        cancel,
+        server, &open, &replies, &gate, state_dir, heard, terminal, cancel,
     );
     let done = done.inspect_err(|error| {
         // It may be what ended the session.
         let _ = replies.fail(error);
     })?;
-    let summary = Summary {
-        destination: args.destination.clone(),
-        volume_size: ready.size_bytes,
-        extents: done.frames,
-        compared_bytes: done.compared_bytes,
-        cut_bytes: done.cut_bytes,
-        bytes_sent: done.bytes_written,
-        data_bytes: done.bytes_written,
-        zero_bytes: done.bytes_zeroed,
-        wire_bytes: Some(server.traffic_bytes()),
-        undo: done.undo.clone(),
-        dry_run: done.dry_run,
-        ..Summary::default()
-    };
-    replies.done(done).map_err(lost)?;
-    Ok(summary)
+    replies.done(done.clone()).map_err(lost)?;
+    Ok(done)
 }
 
 fn options(args: &SyncArgs, size_bytes: u64) -> ApplyOptions {

@@ -242,6 +242,22 @@ pub(super) fn run(args: &SendArgs, cancel: &Cancel) -> Result<ExitCode> {
     Ok(ExitCode::Done)
 }
 
+/// Ends a delta, unless `sent` is an error, and counts what it carried in any case.
+pub(super) fn finish<W: Write>(
+    sink: DeltaSink<'_, W>,
+    sent: Result<()>,
+    summary: &mut Summary,
+) -> Result<()> {
+    let so_far = sink.so_far();
+    let finished = sent.and_then(|()| sink.finish());
+    let (result, carried) = match finished {
+        Ok(whole) => (Ok(()), whole),
+        Err(error) => (Err(error), so_far),
+    };
+    summary.carried(carried);
+    result
+}
+
 /// The last line of a send.
 pub(super) fn sentence(summary: &Summary) -> String {
     if !summary.dry_run {
@@ -418,12 +434,8 @@ impl Job<'_> {
         }
         let header = source.header.continued_at(from_offset);
         let mut sink = DeltaSink::new(out, &header, &source.samples, name)?;
-        self.pump(source, from_offset, &mut sink)?;
-        let (counts, bytes) = sink.finish()?;
-        summary.data_bytes = counts.data_bytes;
-        summary.zero_bytes = counts.zero_bytes;
-        summary.bytes_sent = bytes;
-        Ok(())
+        let sent = self.pump(source, from_offset, &mut sink);
+        finish(sink, sent, summary)
     }
 
     /// Writes a stream for the original.

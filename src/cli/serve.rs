@@ -150,7 +150,7 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
         &replies,
         &gate,
         state_dir,
-        &mut |_| {},
+        &mut Heard::default(),
         &monitor,
         cancel,
     ) {
@@ -176,7 +176,18 @@ pub(super) fn run(args: &ServeArgs, cancel: &Cancel) -> Result<ExitCode> {
     }
 }
 
-/// The end that receives, and answers; `on_ready` hears where it goes on.
+/// What is known of a stream that is received, whatever comes of it.
+#[derive(Default)]
+pub(super) struct Heard {
+    /// Volume offset at which it goes on.
+    pub(super) resumed_at: u64,
+    /// What the destination held is compared.
+    pub(super) compares: bool,
+    /// What of it is durable.
+    pub(super) applied: Applied,
+}
+
+/// The end that receives, and answers.
 #[allow(
     clippy::too_many_arguments,
     reason = "the two ways into this have nothing in common but these"
@@ -187,7 +198,7 @@ pub(super) fn serve<R: Read, W: Write + Send>(
     replies: &Replies<W>,
     gate: &Gate,
     state_dir: Option<&Path>,
-    on_ready: &mut dyn FnMut(u64),
+    heard: &mut Heard,
     monitor: &dyn Monitor,
     cancel: &Cancel,
 ) -> Result<Done> {
@@ -264,8 +275,9 @@ pub(super) fn serve<R: Read, W: Write + Send>(
             ..Ready::default()
         })
         .map_err(lost)?;
-    on_ready(resume_at);
+    (heard.resumed_at, heard.compares) = (resume_at, syncs && !empty);
     let on_durable = &mut |offset: u64, applied: &Applied| {
+        heard.applied = *applied;
         let frames = applied.data_frames + applied.zero_frames;
         replies
             .ack(Ack {

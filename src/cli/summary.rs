@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::delta::trailer::Counts;
 use crate::units::{Bytes, count};
 
 /// What a send or an apply did.
@@ -49,6 +50,9 @@ pub(super) struct Summary {
     /// What was written was read back, and is what it should be.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) verified: bool,
+    /// Frames that travelled; `None` as long as the figures are those of a plan.
+    #[serde(skip)]
+    pub(super) frames: Option<u64>,
 }
 
 #[allow(
@@ -60,9 +64,24 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Summary {
-    /// A run begins at this volume offset, by comparing or not.
+    /// A connection begins at this volume offset, by comparing or not. What it compares is the rest of what the one before it
+    /// did not get to.
     pub(super) fn goes_on_at(&mut self, offset: u64, compares: bool) {
-        self.compared_bytes = compares.then(|| self.volume_size.saturating_sub(offset));
+        let compared = compares.then(|| self.volume_size.saturating_sub(offset));
+        self.compared_bytes = self.compared_bytes.max(compared);
+    }
+
+    /// Adds what a connection carried, whatever came of it then: counts, and bytes of the delta. What was planned does not count
+    /// any more.
+    pub(super) fn carried(&mut self, (counts, bytes): (Counts, u64)) {
+        if self.frames.is_none() {
+            (self.data_bytes, self.zero_bytes, self.bytes_sent) = (0, 0, 0);
+        }
+        let frames = counts.data_frames + counts.zero_frames;
+        self.frames = Some(self.frames.unwrap_or(0) + frames);
+        self.data_bytes += counts.data_bytes;
+        self.zero_bytes += counts.zero_bytes;
+        self.bytes_sent += bytes;
     }
 
     /// "sent 12.5 MiB in 1.2 s (10.4 MiB/s); a full copy would be 256.0 MiB, 20 times as much".
@@ -135,6 +154,27 @@ mod tests {
             "sent 12.0 MiB in 2.00 s (6.0 MiB/s): 7 extents, 12.0 MiB data, 0 B zero; \
              a full copy is 256.0 MiB, 21 times as much"
         );
+    }
+
+    #[test]
+    fn what_was_planned_gives_way_to_what_all_connections_carried() {
+        let counts = |data_frames, data_bytes| Counts {
+            data_frames,
+            data_bytes,
+            ..Counts::default()
+        };
+        let mut summary = Summary {
+            volume_size: 100,
+            data_bytes: 100,
+            ..Summary::default()
+        };
+        summary.goes_on_at(10, true);
+        summary.carried((counts(2, 40), 50));
+        summary.goes_on_at(50, true);
+        summary.carried((counts(3, 50), 60));
+        let found = (summary.frames, summary.data_bytes, summary.bytes_sent);
+        assert_eq!(found, (Some(5), 90, 110));
+        assert_eq!(summary.compared_bytes, Some(90));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::send::Job;
+use super::send::{Job, finish};
 use super::serve::lost;
 use super::summary::Summary;
 use crate::cancel::Cancel;
@@ -25,6 +25,7 @@ use crate::engine::throttle::Throttle;
 use crate::error::{Error, Result};
 use crate::monitor::{Monitor, Words};
 use crate::session::SessionError;
+use crate::session::asker::Asker;
 use crate::session::client::Outgoing;
 use crate::session::limits::WithoutProto3;
 use crate::session::server::{Replies, Server};
@@ -55,14 +56,28 @@ pub(super) fn send<W: Write + Send>(
     name: &str,
     summary: &mut Summary,
 ) -> Result<()> {
-    let size = source.header.volume_size;
-    let compared = ChangeList::whole(size.min(places.destination_bytes));
-    let compared = compared.from_offset(places.from_offset);
-    let mut asker = out.asker().map_err(|error| error.into_error(name))?;
+    let asker = out.asker().map_err(|error| error.into_error(name))?;
     let header = source.header.clone().by_comparing();
     let header = header.continued_at(places.from_offset);
     let paced = Paced::new(out, Throttle::new(job.to.bwlimit, job.cancel));
     let mut sink = DeltaSink::new(paced, &header, &source.samples, name)?;
+    let sent = compare_and_send(job, source, places, asker, &mut sink, name);
+    let sent = finish(sink, sent, summary);
+    summary.extents = summary.frames.unwrap_or(0);
+    sent
+}
+
+fn compare_and_send<W: Write + Send>(
+    job: &Job<'_>,
+    source: &SendSource,
+    places: Places,
+    mut asker: Asker<W>,
+    sink: &mut dyn FrameSink,
+    name: &str,
+) -> Result<()> {
+    let size = source.header.volume_size;
+    let compared = ChangeList::whole(size.min(places.destination_bytes));
+    let compared = compared.from_offset(places.from_offset);
     // The far end refuses what it will not take before anything is compared.
     sink.position(places.from_offset)?;
     let (to_sender, settled) = sync_channel(AHEAD);
@@ -76,7 +91,7 @@ pub(super) fn send<W: Write + Send>(
                 |settled: Settled| to_sender.send(settled).map_err(|_| Error::Interrupted);
             compare_in_order(&compared, near, &mut asker, cancel, monitor, &mut tell)
         });
-        let sent = send_settled(job, near.side(), &settled, &mut sink);
+        let sent = send_settled(job, near.side(), &settled, sink);
         let sent = sent.map_err(|error| source.explain(error));
         drop(settled);
         (found.join(), sent)
@@ -95,15 +110,8 @@ pub(super) fn send<W: Write + Send>(
     drop(remembering);
     let beyond = places.destination_bytes.max(places.from_offset);
     let beyond = source.changes.from_offset(beyond);
-    pump_to(job, source.side(), &beyond, &mut sink, monitor)
-        .map_err(|error| source.explain(error))?;
-    source.check_unchanged()?;
-    let (counts, bytes) = sink.finish()?;
-    summary.data_bytes = counts.data_bytes;
-    summary.zero_bytes = counts.zero_bytes;
-    summary.extents = counts.data_frames + counts.zero_frames;
-    summary.bytes_sent = bytes;
-    Ok(())
+    pump_to(job, source.side(), &beyond, sink, monitor).map_err(|error| source.explain(error))?;
+    source.check_unchanged()
 }
 
 /// Sends what differs as it is found, until nothing more comes.

@@ -60,6 +60,11 @@ impl<W: Write> DeltaWriter<W> {
         self.control(RecordType::Samples, &Samples::default().encode())
     }
 
+    /// What was written so far: the frames, and bytes of the delta.
+    pub fn so_far(&self) -> (Counts, u64) {
+        (self.counts, self.position)
+    }
+
     /// Volume offset of the end of the last frame.
     pub fn frames_end(&self) -> u64 {
         self.frames_end

@@ -30,6 +30,11 @@ impl<'a, W: Write> DeltaSink<'a, W> {
         Ok(Self { writer, name })
     }
 
+    /// The counts so far, and the bytes that the delta has by now.
+    pub fn so_far(&self) -> (Counts, u64) {
+        self.writer.so_far()
+    }
+
     /// Writes the end; gives the counts and the delta's length in bytes.
     pub fn finish(self) -> Result<(Counts, u64)> {
         let (counts, _) = self
