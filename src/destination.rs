@@ -41,7 +41,7 @@ use crate::undo_file::UndoFiles;
 use crate::volume::ReadAt;
 use crate::volume::WriteAt;
 use crate::volume::host::VolumeIdentity;
-use crate::volume::open::{Volume, WriteOptions};
+use crate::volume::open::{Volume, WriteOptions, is_for_nodes};
 pub use new_volume::Make;
 use new_volume::NewVolume;
 use pooled::Pooled;
@@ -550,6 +550,6 @@ fn is_free_file_name(name: &str) -> bool {
     // Paths are compared without a slash at the end, which no file has.
     !is_name_of_directory(name)
         && parent.is_dir()
-        && !path.starts_with("/dev")
+        && !is_for_nodes(path)
         && path.symlink_metadata().is_err()
 }

@@ -407,3 +407,30 @@ fn a_stream_for_one_destination_is_refused_for_every_other() {
     }
     assert_eq!(fs::read(ends.path("destination")).unwrap(), [7; 8192]);
 }
+
+#[test]
+fn a_new_file_below_dev_is_made_where_files_are() {
+    let Ok(directory) = tempfile::tempdir_in("/dev/shm") else {
+        return;
+    };
+    let here = tempfile::tempdir().unwrap();
+    let source = here.path().join("source");
+    fs::write(&source, noise(100_000, "source")).unwrap();
+    let beside = format!("{}.img", directory.path().display());
+    let within = format!("{}/x", directory.path().display());
+    for (destination, more) in [(&beside, "-q"), (&within, "-q"), (&beside, "--create")] {
+        let output = Command::new(PROGRAM)
+            .arg("sync")
+            .args([source.to_str().unwrap(), destination, more])
+            .env("LVMSYNC_STATE_DIR", here.path())
+            .output()
+            .unwrap();
+        let is_equal = fs::read(&source).ok() == fs::read(destination).ok();
+        let _ = fs::remove_file(destination);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success() && is_equal,
+            "{destination} {more}: {said}"
+        );
+    }
+}

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::dm::making::{self, Making, Plan};
 use crate::dm::name::LvName;
+use crate::dm::resolve::volume_of_path;
 use crate::error::{Error, Result};
 
 /// A wish that the destination be made where there is none.
@@ -30,7 +31,7 @@ pub(super) struct NewVolume {
 /// The logical volume that `name` would be: `vg/lv`, or a path below `/dev`.
 pub(super) fn name_of_volume(name: &str) -> Option<LvName> {
     if name.starts_with('/') {
-        LvName::from_path(name)
+        volume_of_path(name)
     } else {
         LvName::parse(name)
     }

@@ -17,6 +17,7 @@ use super::uuid::DmUuid;
 use super::wire::Selector;
 use crate::error::{Error, Result};
 use crate::sys::device::DeviceNumber;
+use crate::volume::open::is_for_nodes;
 
 /// What a volume argument turned out to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,17 +136,21 @@ fn resolve_path(path: &str) -> Result<Resolved> {
     Ok(Resolved::LogicalVolume(Box::new(examine(&dm, &info)?)))
 }
 
+/// The logical volume whose node an absolute path is, or would be.
+pub fn volume_of_path(path: &str) -> Option<LvName> {
+    LvName::from_path(path).filter(|_| is_for_nodes(Path::new(path)))
+}
+
 fn explain_absent(path: &str) -> Error {
-    if let Some(name) = LvName::from_path(path) {
+    if let Some(name) = volume_of_path(path) {
         return lvm::explain_no_device(&name, None);
     }
     if is_name_of_directory(path) {
         return no_directory_is_made(path);
     }
-    let absent = io::ErrorKind::NotFound;
     let reason = match missing_directory(path) {
-        Some(reason) => io::Error::new(absent, reason),
-        None => absent.into(),
+        Some(reason) => io::Error::new(io::ErrorKind::NotFound, reason),
+        None => rustix::io::Errno::NOENT.into(),
     };
     Error::io(format!("cannot find {path}"), reason)
 }
@@ -175,6 +180,19 @@ mod tests {
     use crate::error::ExitCode;
 
     #[test]
+    fn what_is_mounted_below_dev_holds_files() {
+        assert!(volume_of_path("/dev/no-such-group/x").is_some());
+        if fs::metadata("/dev/shm").is_ok() {
+            assert_eq!(volume_of_path("/dev/shm/no-such-file"), None);
+            let text = resolve("/dev/shm/no-such-file").unwrap_err().chain();
+            assert!(
+                text.ends_with("No such file or directory (os error 2)"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
     fn a_missing_directory_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path().to_str().unwrap();
@@ -185,6 +203,7 @@ mod tests {
         assert!(error.chain().ends_with(&ending), "{}", error.chain());
         let text = absent("x.img").chain();
         assert!(!text.contains("there is no directory"), "{text}");
+        assert!(text.contains("x.img: No such file or directory"), "{text}");
         // It may be a volume of a group, and its directory may be missing.
         let text = resolve("no-such-group/x").unwrap_err().chain();
         assert!(

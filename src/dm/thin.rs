@@ -4,7 +4,7 @@
 
 use super::lvm::{LvRow, volumes_of};
 use super::name::LvName;
-use super::resolve::{Resolved, active_volume};
+use super::resolve::{Resolved, active_volume, volume_of_path};
 use super::snapshot::{LogicalVolume, Role};
 use crate::error::{Error, Result};
 
@@ -41,7 +41,7 @@ pub fn thin_volume(arg: &str, resolved: &Result<Resolved>) -> Result<Option<Thin
             (volume.name.clone(), Some(volume.clone()))
         }
         Ok(_) => return Ok(None),
-        Err(_) => match LvName::parse(arg).or_else(|| LvName::from_path(arg)) {
+        Err(_) => match LvName::parse(arg).or_else(|| volume_of_path(arg)) {
             Some(name) => (name, None),
             None => return Ok(None),
         },

@@ -218,7 +218,19 @@ fn may_create(path: &Path, options: &WriteOptions) -> bool {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     let parent = fs::canonicalize(parent.unwrap_or(Path::new(".")));
-    options.create && parent.is_ok_and(|parent| !parent.starts_with("/dev"))
+    options.create && parent.is_ok_and(|parent| !is_for_nodes(&parent.join("new")))
+}
+
+/// Below `/dev` there are nodes, which nobody makes as files. Another filesystem that is mounted there holds files, as
+/// `/dev/shm` does.
+pub fn is_for_nodes(path: &Path) -> bool {
+    let filesystem = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
+    let directory = path.parent().unwrap_or(path);
+    let is_for_files = match filesystem(directory) {
+        None => false,
+        found => directory.starts_with("/dev/shm") || found != filesystem(Path::new("/dev")),
+    };
+    path.starts_with("/dev") && !is_for_files
 }
 
 fn open_writable_file(path: &Path, options: &WriteOptions) -> Result<FileVolume> {
@@ -512,6 +524,19 @@ impl WriteAt for Volume {
 mod tests {
     use super::*;
     use crate::error::ExitCode;
+
+    #[test]
+    fn what_is_mounted_below_dev_holds_files() {
+        for (path, expected) in [
+            ("/dev/no-such-group/x", true),
+            ("/dev/mapper/x-y", true),
+            ("/dev/x", true),
+            ("/tmp/x", false),
+            ("/dev/shm/x", fs::metadata("/dev/shm").is_err()),
+        ] {
+            assert_eq!(is_for_nodes(Path::new(path)), expected, "{path}");
+        }
+    }
 
     #[test]
     fn files_open_and_are_locked_for_writing() {
