@@ -211,7 +211,47 @@ impl Monitor for Progress<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::progress::Terminal;
     use crate::monitor::Recording;
+
+    #[test]
+    fn only_what_is_vouched_for_is_gone_on_with() {
+        let (monitor, cancel) = (Recording::default(), Cancel::new());
+        let there = Elsewhere {
+            prestarted: None,
+            remote: &RemoteArgs::default(),
+            speaker: &Terminal::silent().speaker(),
+            medium: Medium::Disk,
+            host: "far",
+            path: "vg/copy",
+            cancel: &cancel,
+            monitor: &monitor,
+        };
+        let goes_on = |before: &str, now: &str| {
+            let under_way = Begun {
+                version: before.to_owned(),
+                extents: Arc::new(ChangeList::whole(100)),
+                kept: (),
+                so_far: SoFar::settled_to(50),
+            };
+            let ready = Ready {
+                version: now.to_owned(),
+                ..Ready::default()
+            };
+            let progress = Progress::of(&monitor);
+            there.going_on(Some(under_way), &ready, &progress).is_some()
+        };
+        assert!(goes_on("a", "a"));
+        assert!(!goes_on("a", "b") && !goes_on("a", ""));
+        // What an older lvmsync says.
+        assert!(!goes_on("", ""));
+        let said = monitor.warnings();
+        assert!(
+            said[0].starts_with("far:vg/copy: it may have been written to"),
+            "{said:?}"
+        );
+        assert!(said[2].contains("it cannot be told"), "{said:?}");
+    }
 
     #[test]
     fn what_is_gone_through_again_does_not_count_twice() {

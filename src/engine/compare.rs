@@ -114,6 +114,13 @@ impl SoFar {
         self.differing.finish()
     }
 
+    /// Nothing before `end` differs.
+    #[cfg(test)]
+    pub(crate) fn settled_to(end: u64) -> Self {
+        let differing = ChangeListBuilder::default();
+        Self { differing, end }
+    }
+
     fn add(&mut self, settled: &Settled) {
         for change in settled.differing.iter() {
             self.differing.push(change.extent, change.kind);
