@@ -16,7 +16,7 @@ use crate::engine::compare::Side;
 use crate::error::{Error, Result};
 use crate::hold::client::Guard;
 use crate::monitor::Monitor;
-use crate::record::admission::Called;
+use crate::record::admission::{Called, Refusal};
 use crate::record::as_opened::AsOpened;
 use crate::record::half_written;
 use crate::record::store::StateDir;
@@ -54,6 +54,8 @@ pub struct Means<'a> {
     pub medium: Medium,
     /// Where it is on record what to deactivate if all else fails.
     pub state: &'a StateDir,
+    /// Who is told what to do about it.
+    pub caller: &'a Caller,
     /// Stops the waiting.
     pub cancel: &'a Cancel,
 }
@@ -75,7 +77,18 @@ impl Comparand {
                 let resolved = Resolved::LogicalVolume(Box::new(activated(&thin)?));
                 Self::of(means.medium, name, resolved, Some(guard), monitor)
             }
-            _ => Self::of(means.medium, name, resolved?, None, monitor),
+            _ => {
+                let resolved = resolved.or_else(|error| {
+                    let caller = means.caller;
+                    match half_written::instead_of(means.state, Called { name, caller })? {
+                        Some(Refusal { reason, way_out }) => {
+                            Err(Error::refused(name, reason, way_out))
+                        }
+                        None => Err(error),
+                    }
+                })?;
+                Self::of(means.medium, name, resolved, None, monitor)
+            }
         }
     }
 

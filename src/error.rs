@@ -233,7 +233,7 @@ pub enum Error {
 }
 
 /// How those refer to a comparison who do not know both ends by their names.
-const SYNC: &str = "lvmsync sync NEW DEST";
+pub const SYNC: &str = "lvmsync sync NEW DEST";
 
 /// With `command` in its place: what is copied from a line of its own has no full stop at its end.
 fn with_command(text: &str, command: &str) -> String {

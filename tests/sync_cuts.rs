@@ -395,3 +395,40 @@ fn what_all_connections_of_a_sync_carried_is_told() {
         }
     }
 }
+
+#[test]
+fn the_beginning_of_a_copy_is_named_where_the_whole_is_compared() {
+    for way in WAYS {
+        let ends = Ends::new(way);
+        fs::write(ends.path("source"), noise(30 << 20, "source")).unwrap();
+        if way == Way::Here {
+            let mut command = ends.command("sync", &["--bwlimit", "8M"]);
+            let child = command.stderr(Stdio::null()).spawn().unwrap();
+            sleep(Duration::from_millis(1500));
+            let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+            child.wait_with_output().unwrap();
+        } else {
+            let cut = match way {
+                Way::Pull => format!("sh -c \"$*\" | ({}; kill -9 $$)", only(20_000_000)),
+                _ => format!("{} | sh -c \"$*\"", only(20_000_000)),
+            };
+            ends.shell(&cut);
+            assert_eq!(ends.run("sync", &["--retries", "0"]).status.code(), Some(7));
+            ends.shell("exec sh -c \"$*\"");
+        }
+        // The far end may have to hear of it yet.
+        sleep(Duration::from_millis(500));
+        let output = ends.run("compare", &[]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(5), "{way:?} {said}");
+        for words in [
+            "destination.partial is there, half-written, and on record as incomplete",
+            "Finish it: lvmsync sync ",
+        ] {
+            assert!(said.contains(words), "{way:?} {words} {said}");
+        }
+        assert!(!said.contains("NEW"), "{way:?} {said}");
+        ends.sync(&[]);
+    }
+}

@@ -95,7 +95,11 @@ pub(super) fn run(args: &CompareArgs, cancel: &Cancel) -> Result<ExitCode> {
     terminal.finish();
     let found = found.map_err(|error| {
         let named = error.recover().map(str::to_owned);
-        error.to_recover(|| sync_instead(args, named.as_deref()))
+        let is_source_cut = is_refused_source(&error, args);
+        error.to_recover(|| match is_source_cut {
+            true => finish_source(args),
+            false => sync_instead(args, named.as_deref()),
+        })
     })?;
     let listing =
         |write: &dyn Fn(&mut dyn Write) -> io::Result<()>| output::listing(|out| write(out));
@@ -122,6 +126,24 @@ fn sync_instead(args: &CompareArgs, named: Option<&str>) -> String {
         _ => readable(&args.source),
     };
     let line = SyncLine::of(&source, &args.destination).way(&args.remote);
+    line.line("sync", &args.state)
+}
+
+/// It is SRC that cannot be compared, and a sync is named that mends it.
+fn is_refused_source(error: &Error, args: &CompareArgs) -> bool {
+    match error {
+        Error::Refused { what, .. } => *what == args.source,
+        Error::RemoteFailed { code, .. } => {
+            *code == ExitCode::Refused
+                && matches!(parse_endpoint(&args.source), Ok(Endpoint::Remote { .. }))
+        }
+        _ => false,
+    }
+}
+
+/// The sync whose destination SRC is, from nobody knows where.
+fn finish_source(args: &CompareArgs) -> String {
+    let line = SyncLine::of("NEW", &args.source).way(&args.remote);
     line.line("sync", &args.state)
 }
 
@@ -175,6 +197,7 @@ fn find_to(args: &CompareArgs, terminal: &Terminal, cancel: &Cancel) -> Result<F
     let means = Means {
         medium: args.medium,
         state: &state,
+        caller: &caller,
         cancel,
     };
     let source = Comparand::open_or_activate(&args.source, means, terminal)?;
@@ -244,6 +267,7 @@ fn find_to_here(
     let means = Means {
         medium: args.medium,
         state: &state,
+        caller: &caller,
         cancel,
     };
     let destination = Comparand::open_or_activate(&args.destination, means, terminal)?;

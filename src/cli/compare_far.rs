@@ -132,6 +132,7 @@ pub(super) fn serve<R: Read, W: Write>(
     let means = Means {
         medium,
         state: &place.state,
+        caller: &place.caller,
         cancel,
     };
     let volume = Comparand::open_or_activate(&admitted.destination, means, monitor)?;

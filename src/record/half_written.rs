@@ -14,7 +14,8 @@ use super::keeper::shown_time;
 use super::store::{StateDir, read};
 use crate::dm::resolve::Resolved;
 use crate::dm::snapshot::LogicalVolume;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SYNC};
+use crate::partial_file::partial_name;
 
 /// Refuses a volume that cannot be a source or a base.
 pub fn refuse(state: &StateDir, resolved: &Resolved, called: Called<'_>) -> Result<()> {
@@ -68,6 +69,27 @@ pub fn remark(state: &StateDir, path: &Path, called: Called<'_>) -> Result<Optio
             "{}: {}. What is compared is neither its old state nor its new one. {}",
             called.name, refusal.reason, refusal.way_out
         )
+    }))
+}
+
+/// What there is in place of the file `called`, which is not there: the beginning of a copy that was cut.
+pub fn instead_of(state: &StateDir, called: Called<'_>) -> Result<Option<Refusal>> {
+    let partial = partial_name(Path::new(called.name));
+    if !partial.is_file() {
+        return Ok(None);
+    }
+    let (partial, name) = (partial.as_path(), partial.display().to_string());
+    let beginning = Called {
+        name: &name,
+        ..called
+    };
+    let found = find_from(state, &[identity::of_path(partial)], 0, beginning)?;
+    Ok(found.map(|refusal| Refusal {
+        reason: format!(
+            "it is not whole yet: {name} is there, half-written, and {}",
+            refusal.reason
+        ),
+        way_out: format!("Finish it: {SYNC}\nTo compare it as it is, name {name}."),
     }))
 }
 
