@@ -405,8 +405,8 @@ fn the_beginning_of_a_copy_is_named_where_the_whole_is_compared() {
             let mut command = ends.command("sync", &["--bwlimit", "8M"]);
             let child = command.stderr(Stdio::null()).spawn().unwrap();
             sleep(Duration::from_millis(1500));
-            let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
-            rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+            let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+            kill_process(pid, Signal::INT).unwrap();
             child.wait_with_output().unwrap();
         } else {
             let cut = match way {
