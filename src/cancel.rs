@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::error::{Error, ExitCode, Result};
@@ -56,6 +56,8 @@ impl Cancel {
     /// One that is set by the signals that ask a program to stop.
     pub fn on_signals() -> io::Result<Self> {
         let cancel = Self::new();
+        // A file that may not grow any further (ulimit -f) is a write that fails, and not the end of the run.
+        signal_hook::flag::register(SIGXFSZ, Arc::default())?;
         let ignored = ignored_signals();
         let wanted = [SIGINT, SIGTERM, SIGHUP]
             .into_iter()

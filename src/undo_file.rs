@@ -50,6 +50,12 @@ impl UndoFiles {
                 ))
             })
         };
+        if asked.is_some_and(|path| path == Path::new("-")) {
+            return Err(Error::Usage(
+                "--undo -: an undo is a file, which is there when it is needed: give it a name (./- is a file)"
+                    .to_owned(),
+            ));
+        }
         let asked = asked.map(absolute).transpose()?;
         if let Some(asked) = &asked {
             refuse_other_than_file(Path::new(asked))?;

@@ -434,3 +434,31 @@ fn a_new_file_below_dev_is_made_where_files_are() {
         );
     }
 }
+
+#[test]
+fn a_file_that_may_not_grow_is_a_write_that_fails() {
+    let ends = Ends::new(Way::Here);
+    fs::write(ends.path("source"), noise(4 << 20, "source")).unwrap();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -f 2048; exec \"$@\"", "sh", PROGRAM, "sync"])
+        .args([ends.path("source"), ends.path("destination")])
+        .env("LVMSYNC_STATE_DIR", ends.path("state"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("File too large"), "{said}");
+    assert!(said.contains("destination"), "{said}");
+}
+
+#[test]
+fn an_undo_is_no_stream() {
+    let ends = Ends::new(Way::Here);
+    for name in ["source", "destination"] {
+        fs::write(ends.path(name), noise(8192, name)).unwrap();
+    }
+    let output = ends.run("sync", &["--undo", "-"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("--undo -: an undo is a file"), "{said}");
+}
