@@ -135,7 +135,7 @@ fn may_be_direct(file: &File) -> bool {
 
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, reason = "small numbers of our own")]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::sys::aligned::AlignedBuffer;
     use crate::sys::resident::Resident;
@@ -144,14 +144,15 @@ mod tests {
     use rustix::fs::{Advice, fadvise, fdatasync};
     use std::io::Write;
 
-    const BYTES: usize = (3 << 20) + 5000;
-    const MIB: u64 = 1 << 20;
+    pub(in super::super) const BYTES: usize = (3 << 20) + 5000;
+    pub(in super::super) const MIB: u64 = 1 << 20;
 
-    /// A file beside the code, for /tmp may be in memory; `None` if that lies on a filesystem that is written as usual, or
-    /// may not be written.
-    fn on_disk() -> Option<(File, Vec<u8>)> {
+    /// A file beside the code, for /tmp may be in memory; `None` if that lies on a filesystem that is read or written as
+    /// usual, or may not be written.
+    pub(in super::super) fn on_disk(purpose: For) -> Option<(File, Vec<u8>)> {
         let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).ok()?;
-        Direct::to(&file, For::Writing)?;
+        Direct::to(&file, purpose)?;
+        // Noise: what can be compressed may be read through the page cache.
         let mut bytes = vec![0; BYTES];
         blake3::Hasher::new().finalize_xof().fill(&mut bytes);
         file.write_all(&bytes).unwrap();
@@ -168,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_what_an_ordinary_read_finds_and_is_not_kept() {
-        let Some((file, mut bytes)) = on_disk() else {
+        let Some((file, mut bytes)) = on_disk(For::Writing) else {
             return;
         };
         let way = Direct::to(&file, For::Writing).unwrap();
@@ -194,7 +195,7 @@ mod tests {
 
     #[test]
     fn holes_and_a_part_of_a_block_at_the_end_are_written_by_a_volume() {
-        let Some((file, bytes)) = on_disk() else {
+        let Some((file, bytes)) = on_disk(For::Writing) else {
             return;
         };
         file.set_len(0).unwrap();
@@ -213,7 +214,7 @@ mod tests {
 
     #[test]
     fn what_is_small_not_aligned_or_cannot_be_written_is_for_the_usual_way() {
-        let Some((file, _)) = on_disk() else {
+        let Some((file, _)) = on_disk(For::Writing) else {
             return;
         };
         let way = Direct::to(&file, For::Writing).unwrap();
@@ -246,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_failure_says_that_nothing_was_done_and_what_is_refused_is_not_tried_again() {
-        let Some((file, _)) = on_disk() else {
+        let Some((file, _)) = on_disk(For::Writing) else {
             return;
         };
         let way = Direct::to(&file, For::Writing).unwrap();

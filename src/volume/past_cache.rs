@@ -67,25 +67,14 @@ mod tests {
     use super::*;
     use crate::sys::aligned::AlignedBuffer;
     use crate::volume::ReadAt;
+    use crate::volume::direct::{self, tests::BYTES, tests::MIB};
     use crate::volume::file::FileVolume;
     use rustix::fs::{Advice, fadvise, fdatasync};
-    use std::io::Write;
     use std::os::unix::fs::FileExt;
 
-    const BYTES: usize = (3 << 20) + 5000;
-    const MIB: u64 = 1 << 20;
-
-    /// A file of which nothing is in memory, beside the code, for /tmp may be in memory; `None` if that lies on a filesystem
-    /// that is read as usual, or may not be written.
+    /// A file of which nothing is in memory.
     fn on_disk() -> Option<(File, Vec<u8>)> {
-        let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).ok()?;
-        Direct::to(&file, For::Reading)?;
-        // Noise: what can be compressed may be read through the page cache.
-        let mut bytes = vec![0; BYTES];
-        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
-        file.write_all(&bytes).unwrap();
-        // No more is read than is asked for.
-        fadvise(&file, 0, None, Advice::Random).unwrap();
+        let (file, bytes) = direct::tests::on_disk(For::Reading)?;
         forget(&file);
         Some((file, bytes))
     }
