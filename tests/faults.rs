@@ -18,8 +18,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use damage_kit::{MemoryUndo, Model, apply};
+use damage_kit::{MemoryUndo, Model, apply, apply_with};
+use lvmsync::delta::reader::DeltaReader;
 use lvmsync::engine::undo::{NoUndo, UndoPlace};
 use lvmsync::error::ExitCode;
 use lvmsync::extent::Extent;
@@ -27,7 +30,9 @@ use lvmsync::record::Record;
 use lvmsync::record::admission::Policy;
 use lvmsync::record::keeper::Keeper;
 use lvmsync::record::store::{RecordFile, StateDir};
+use lvmsync::record::witness::Watch;
 use lvmsync::volume::faulty::{FaultyVolume, OpKind};
+use lvmsync::volume::file::FileVolume;
 use lvmsync::volume::memory::MemoryVolume;
 use lvmsync::volume::{ReadAt, WriteAt};
 
@@ -703,5 +708,136 @@ impl<'p> Mounted<'p> {
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
+/// A file that is half-written by an increment, and its record.
+struct Cut {
+    directory: tempfile::TempDir,
+    model: Model,
+    undo: MemoryUndo,
+}
+
+impl Cut {
+    fn new(with_undo: bool, others_write: bool) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (model, undo) = (Model::new(600, 4096, 0, "target"), MemoryUndo::default());
+        fs::write(directory.path().join("volume"), &model.base).unwrap();
+        let cut = Self {
+            directory,
+            model,
+            undo,
+        };
+        let volume = FaultyVolume::new(cut.volume()).fail_nth(OpKind::Write, 3, ENOSPC);
+        let place: &dyn UndoPlace = if with_undo { &cut.undo } else { &NoUndo };
+        let mut keeper = cut.keeper(false);
+        apply(&cut.model.delta[..], &volume, place, &mut keeper, true).unwrap_err();
+        if others_write {
+            thread::sleep(Duration::from_millis(20));
+            let place = cut.place_without_sample();
+            cut.volume().write_all_at(&[0xee; 4096], place).unwrap();
+        }
+        cut
+    }
+
+    fn volume(&self) -> FileVolume {
+        let path = self.directory.path().join("volume");
+        let file = fs::File::options().read(true).write(true).open(path);
+        FileVolume::new(file.unwrap()).unwrap()
+    }
+
+    fn keeper(&self, force: bool) -> Keeper {
+        let volume = self.volume();
+        let watch = Some(Watch::File(volume.try_clone().unwrap()));
+        let file = StateDir::choose(Some(self.directory.path())).file_of("file:volume");
+        let policy = Policy {
+            force,
+            ..Policy::default()
+        };
+        Keeper::open(file, "volume", "host", policy, watch, &volume).unwrap()
+    }
+
+    /// A block that the delta leaves alone, and of which it has no sample.
+    fn place_without_sample(&self) -> u64 {
+        let delta = DeltaReader::new(&self.model.delta[..]).unwrap();
+        let is_free = |place: &u64| {
+            let image = MemoryVolume::new(self.model.base.clone());
+            image.write_all_at(&[0xee; 4096], *place).unwrap();
+            delta.samples().first_mismatch(&image).unwrap().is_none()
+        };
+        (0..600)
+            .step_by(2)
+            .map(|block| block * 4096)
+            .find(is_free)
+            .unwrap()
+    }
+
+    /// What the record says that it holds.
+    fn holds(&self) -> Option<String> {
+        let keeper = self.keeper(false);
+        let record = keeper.record().unwrap();
+        assert!(record.incomplete.is_none());
+        record.holds.as_ref().map(|state| state.id.clone())
+    }
+}
+
+#[test]
+fn what_others_wrote_since_a_run_was_cut_is_part_of_no_state() {
+    let cut = Cut::new(false, false);
+    let mut keeper = cut.keeper(false);
+    apply(
+        &cut.model.delta[..],
+        &cut.volume(),
+        &NoUndo,
+        &mut keeper,
+        true,
+    )
+    .unwrap();
+    assert_eq!(cut.holds().as_deref(), Some("lvm:target"));
+
+    let cut = Cut::new(false, true);
+    let before = fs::read(cut.directory.path().join("volume")).unwrap();
+    let mut keeper = cut.keeper(false);
+    let refused = apply(
+        &cut.model.delta[..],
+        &cut.volume(),
+        &NoUndo,
+        &mut keeper,
+        true,
+    );
+    let refused = refused.unwrap_err();
+    assert_eq!(
+        refused.exit_code(),
+        ExitCode::Refused,
+        "{}",
+        refused.chain()
+    );
+    assert!(
+        refused.chain().contains("since the run was cut"),
+        "{}",
+        refused.chain()
+    );
+    let after = fs::read(cut.directory.path().join("volume")).unwrap();
+    assert!(before == after, "nothing was written");
+    let mut keeper = cut.keeper(true);
+    apply_with(
+        &cut.model.delta[..],
+        &cut.volume(),
+        &NoUndo,
+        &mut keeper,
+        (true, true),
+    )
+    .unwrap();
+    assert_eq!(cut.holds(), None, "forced");
+
+    for others_write in [false, true] {
+        let cut = Cut::new(true, others_write);
+        let undo = cut.undo.bytes(false).unwrap();
+        let mut keeper = cut.keeper(false);
+        apply(&undo[..], &cut.volume(), &NoUndo, &mut keeper, true).unwrap();
+        let held = (!others_write).then_some("lvm:base");
+        assert_eq!(cut.holds().as_deref(), held, "taken back");
+        let image = fs::read(cut.directory.path().join("volume")).unwrap();
+        assert_eq!(image == cut.model.base, !others_write);
     }
 }

@@ -84,9 +84,19 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     if is_put_back {
         refuse_to_replace(beginning, &keeper.undoes(&stream))?;
     }
+    refuse_undo_over_others(beginning, keeper, &admission)?;
     tell(beginning, &admission);
     let resumes = matches!(admission, Admission::Resume { .. });
-    let forced = matches!(admission, Admission::Forced { .. });
+    let stays_foreign = keeper.keeps_what_others_wrote(header);
+    if stays_foreign {
+        options.monitor.warn(&format!(
+            "{}: something other than lvmsync wrote to it since the run was cut: where this delta writes nothing that stays, \
+             and the result is no state on record",
+            target.name
+        ));
+    }
+    let forced = matches!(admission, Admission::Forced { .. })
+        || (stays_foreign && !matches!(admission, Admission::UndoUnfinished));
     let old_size_bytes = match keeper
         .record()
         .and_then(|record| record.incomplete.as_ref())
@@ -137,7 +147,7 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
     let rests_on_nothing = header.source == Source::Undo
         && beginning.samples.is_empty()
         && matches!(admission, Admission::Fresh { remark: Some(_) });
-    let is_nameless = rests_on_nothing || keeper.leads_nowhere(header, &stream);
+    let is_nameless = rests_on_nothing || stays_foreign || keeper.leads_nowhere(header, &stream);
     let kept = Kept {
         undo: name,
         undo_stream,
@@ -184,6 +194,29 @@ pub fn begin<'u>(beginning: &Beginning<'_, 'u>, keeper: &mut Keeper) -> Result<B
             .clone()
             .filter(|_| !is_other && !keeper.is_forced() && !is_longer_file && !is_nameless),
     })))
+}
+
+/// What begins anew over what others wrote would save that for what was there before.
+fn refuse_undo_over_others(
+    beginning: &Beginning<'_, '_>,
+    keeper: &Keeper,
+    admission: &Admission,
+) -> Result<()> {
+    let goes_on = matches!(admission, Admission::Resume { .. });
+    let Some(way_back) = keeper.way_back().filter(|_| goes_on) else {
+        return Ok(());
+    };
+    if !keeper.was_written_since_cut() || beginning.undo.asked().is_none() {
+        return Ok(());
+    }
+    Err(Error::refused(
+        beginning.target.name,
+        "something other than lvmsync wrote to it since the run was cut: its undo would not lead back to what was there before \
+         that. Nothing was written",
+        format!(
+            "Take back what was cut: {way_back}\nOr run the same without --undo: all is made equal, and nothing leads back."
+        ),
+    ))
 }
 
 /// A comparison is made each time it is asked for. But where this very one was done, its undo included, and the connection

@@ -248,25 +248,43 @@ impl Keeper {
         if !header.is_full_copy() {
             self.refuse_beside()?;
         }
-        self.refuse_written_since_cut(header, stream)?;
-        admit(self.record(), header, stream, self.called(), self.policy)
-            .map_err(|refusal| self.refused(refusal))
+        let admission = admit(self.record(), header, stream, self.called(), self.policy)
+            .map_err(|refusal| self.refused(refusal))?;
+        self.refuse_written_since_cut(header, &admission)?;
+        Ok(admission)
     }
 
-    /// What begins anew and writes, or looks at, everything makes good whatever was written. A list of changes does not.
-    fn refuse_written_since_cut(&self, header: &Header, stream: &StreamId) -> Result<()> {
+    /// Somebody has written to it since the run ended that has left it incomplete.
+    pub fn was_written_since_cut(&self) -> bool {
+        self.was_written_since_cut
+    }
+
+    /// The same, and that stays there after this delta, which looks at its own places alone.
+    pub fn keeps_what_others_wrote(&self, header: &Header) -> bool {
         let looks_at_all = header.is_full_copy() || header.source == Source::Compare;
-        let cut = self.record().and_then(|record| record.incomplete.as_ref());
-        let goes_on = cut.is_some_and(|cut| cut.stream.as_ref() == Some(stream));
-        if !self.was_written_since_cut || looks_at_all || !goes_on || self.policy.force {
+        self.was_written_since_cut && !looks_at_all
+    }
+
+    /// What writes, or looks at, everything makes good whatever was written. A list of changes does not, and its undo says so.
+    fn refuse_written_since_cut(&self, header: &Header, admission: &Admission) -> Result<()> {
+        let goes_on = matches!(
+            admission,
+            Admission::Fresh { .. } | Admission::Resume { .. } | Admission::Again { .. }
+        );
+        if !goes_on || !self.keeps_what_others_wrote(header) || self.policy.force {
             return Ok(());
         }
+        let take_back = self.way_back().map_or_else(String::new, |way_back| {
+            format!(" Or take it back: {way_back}")
+        });
         Err(self.refused(Refusal {
             reason: "something other than lvmsync wrote to it since the run was cut: what this delta leaves alone may be \
                      anything. Nothing was written"
                 .to_owned(),
-            way_out: "Make it equal: lvmsync sync NEW DEST. Where what was written does not count, --force goes on."
-                .to_owned(),
+            way_out: format!(
+                "Make it equal: lvmsync sync NEW DEST; where a job writes to it: lvmsync replicate JOB --compare.{take_back}\n\
+                 Where what was written does not count, --force goes on, and the result has no name."
+            ),
         }))
     }
 
@@ -417,6 +435,12 @@ impl Keeper {
     /// The run ends here, and the destination is incomplete; all that was written is durable. Who writes from now on is
     /// somebody else.
     pub fn leave(&mut self) -> Result<()> {
+        // Its times have to be what the record says after a power cut, too.
+        if let Some(Watch::File(file)) = &self.watch
+            && file.sync_all().is_err()
+        {
+            return Ok(());
+        }
         let left = self.watch.as_ref().and_then(Watch::now);
         match self.now.clone() {
             Some(mut record) if left.is_some() => {

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: *untouched* is said only of a file whose size, time of last write and time of last change are what they
 //! were (a time of last write can be put back, that of the last change cannot; but a new name changes that, too, so that
-//! it alone proves nothing), and of a device that was there all the time and of which this kernel has counted no written sector since. Whatever else
+//! it alone proves nothing, nor does another inode), and of a device that was there all the time and of which this kernel has counted no written sector since. Whatever else
 //! happened, the answer is *touched* or *unknown*, never *untouched*.
 
 use std::fs::{self, File};
@@ -117,6 +117,8 @@ pub fn touched(then: Option<&str>, now: Option<&str>) -> Touched {
     };
     match (boot(then), boot(now)) {
         (Some(then), Some(now)) if then != now => Touched::Unknown,
+        // Before Linux 5.15 a device that was deactivated and activated again is not told from what it was.
+        (Some(_), Some(_)) if has_fewer(then, now) => Touched::Unknown,
         _ if but_for_change(then).is_some() && but_for_change(then) == but_for_change(now) => {
             Touched::Unknown
         }
@@ -124,12 +126,23 @@ pub fn touched(then: Option<&str>, now: Option<&str>) -> Touched {
     }
 }
 
-/// What is told of a file without its time of last change, which older records do not have.
-fn but_for_change(text: &str) -> Option<[&str; 4]> {
+/// A count that fell was begun anew.
+fn has_fewer(then: &str, now: &str) -> bool {
+    let counts = |text: &str| -> Vec<u64> {
+        let words = text.split(' ').skip(2);
+        words.filter_map(|word| word.parse().ok()).collect()
+    };
+    let counts = counts(then).into_iter().zip(counts(now));
+    counts.into_iter().any(|(then, now)| now < then)
+}
+
+/// Size and time of last write of a file: without its time of last change, which older records do not have, and without its
+/// inode, for which some filesystems choose another number when they are mounted again.
+fn but_for_change(text: &str) -> Option<[&str; 2]> {
     let mut words = text.split(' ');
     let mut next = || words.next();
-    let words = [next()?, next()?, next()?, next()?];
-    (words[0] == "file").then_some(words)
+    let [kind, _, size, written] = [next()?, next()?, next()?, next()?];
+    (kind == "file").then_some([size, written])
 }
 
 #[cfg(test)]
@@ -209,5 +222,23 @@ mod tests {
             touched(then.as_deref(), watch.now().as_deref()),
             Touched::Yes
         );
+    }
+
+    #[test]
+    fn what_was_begun_anew_tells_nothing() {
+        let stat = |written| format!("  10 0 80 5 20 0 {written} 7 0 12 12 3 0 24 1 0 0");
+        let device = |sequence, written| of_device("a", sequence, &stat(written));
+        let seen =
+            |then: Option<String>, now: Option<String>| touched(then.as_deref(), now.as_deref());
+        // Before Linux 5.15 there is no sequence.
+        assert_eq!(seen(device(None, 160), device(None, 8)), Touched::Unknown);
+        assert_eq!(seen(device(None, 160), device(None, 168)), Touched::Yes);
+        assert_eq!(
+            seen(device(Some("7"), 160), device(Some("7"), 168)),
+            Touched::Yes
+        );
+        let file = |inode, size| Some(format!("file {inode} {size} 5.000000001 6.000000002"));
+        assert_eq!(seen(file(1, 9), file(2, 9)), Touched::Unknown);
+        assert_eq!(seen(file(1, 9), file(1, 8)), Touched::Yes);
     }
 }

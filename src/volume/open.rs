@@ -368,6 +368,9 @@ fn lock(file: &File, path: &Path, patience: Duration) -> Result<()> {
     }
 }
 
+/// `f_type` of SMB shares (`include/uapi/linux/magic.h`).
+const SMB: [u32; 3] = [0xff53_4d42, 0xfe53_4d42, 0x517b];
+
 /// Who writes to a file has its lock; so has who writes to a loop device that stands on it, as far as the file can be found
 /// by its path.
 fn lock_below(volume: &BlockVolume) -> Result<Option<File>> {
@@ -381,10 +384,16 @@ fn lock_below(volume: &BlockVolume) -> Result<Option<File>> {
     let path = Path::new(path.trim_end_matches('\n'));
     let (Ok(behind), Ok(file)) = (
         ioctl::loop_file(volume.file()),
-        sys_open(path, OFlags::RDONLY | OFlags::NONBLOCK),
+        // Over NFS only what is open for writing can be locked.
+        sys_open(path, OFlags::RDWR | OFlags::NONBLOCK),
     ) else {
         return Ok(None);
     };
+    let system = rustix::fs::fstatfs(&file).map(|system| u32::try_from(system.f_type));
+    // There a lock is one against everybody, the loop device included.
+    if !matches!(system, Ok(Ok(system)) if !SMB.contains(&system)) {
+        return Ok(None);
+    }
     // The path may mean another file by now, or in another mount namespace.
     let found = file.metadata();
     if !found.is_ok_and(|found| behind == (found.dev(), found.ino())) {
