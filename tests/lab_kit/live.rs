@@ -122,7 +122,9 @@ impl<'a> Bench<'a> {
         wait_until("it reads a snapshot", || {
             let ended = child.try_wait().unwrap().is_some();
             assert!(!ended || temporary().is_some(), "it ended");
+            // It opens the destination when it knows what to read: until then it may hold the pool's metadata snapshot.
             temporary().is_some_and(|name| open_count(self.guest, &name) != "0")
+                && open_count(self.guest, "there-copy") != "0"
         });
         child
     }
