@@ -10,6 +10,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ExitCode, Result};
 use crate::monitor::Monitor;
 use crate::session::SessionError;
+use crate::session::remote::RemoteEnd;
 
 /// Why an attempt failed.
 pub(super) struct Failed {
@@ -27,6 +28,24 @@ impl Failed {
             error,
             lost: false,
             held: false,
+        }
+    }
+
+    /// There was no session yet.
+    pub(super) fn connecting(error: Error) -> Self {
+        Self {
+            lost: error.is_lost(),
+            held: false,
+            error,
+        }
+    }
+
+    /// The session with `end` broke, or that end has said why.
+    pub(super) fn in_session(error: SessionError, end: &mut RemoteEnd) -> Self {
+        Self {
+            lost: is_lost(&error),
+            held: is_held(&error),
+            error: end.explain(error),
         }
     }
 }
@@ -95,14 +114,14 @@ impl Attempts {
 }
 
 /// The connection is gone, as opposed to a far end that has said why it stops.
-pub(super) fn is_lost(error: &SessionError) -> bool {
+fn is_lost(error: &SessionError) -> bool {
     // The far end has lost us, and could still say so.
     let reported = |error: &SessionError| matches!(error, SessionError::Reported(failure) if failure.code == ExitCode::Remote as u8);
     error.is_lost() || reported(error)
 }
 
 /// The far end refuses because another process holds the destination at this moment.
-pub(super) fn is_held(error: &SessionError) -> bool {
+fn is_held(error: &SessionError) -> bool {
     matches!(error, SessionError::Reported(failure) if failure.held && failure.code == ExitCode::Refused as u8)
 }
 

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::process::ChildStdin;
 use std::sync::Arc;
 
-use super::attempts::{Failed, is_held, is_lost};
+use super::attempts::Failed;
 use super::elsewhere::Elsewhere;
 use super::prestart::connect;
 use super::remote::{Events, via};
@@ -21,7 +21,6 @@ use crate::error::Result;
 use crate::gate::{Admitted, Gate};
 use crate::monitor::Monitor;
 use crate::record::store::StateDir;
-use crate::session::SessionError;
 use crate::session::client::Outgoing;
 use crate::session::handshake::FEATURE_COMPARE;
 use crate::session::line::{Line, LineWriter};
@@ -49,11 +48,7 @@ impl Far {
         let party = (remote, there.speaker);
         let required = [FEATURE_COMPARE];
         let connected = connect(there.prestarted, party, host, &line, &required, events);
-        let (mut end, client) = connected.map_err(|error| Failed {
-            lost: error.is_lost(),
-            held: false,
-            error,
-        })?;
+        let (mut end, client) = connected.map_err(Failed::connecting)?;
         let open = Open {
             operation: OPERATION_COMPARE.to_owned(),
             destination: there.path.to_owned(),
@@ -65,7 +60,7 @@ impl Far {
             ..Open::default()
         };
         let opened = client.open(open);
-        let (ready, out) = opened.map_err(|error| explained(error, &mut end))?;
+        let (ready, out) = opened.map_err(|error| Failed::in_session(error, &mut end))?;
         Ok(Self { end, out, ready })
     }
 
@@ -95,16 +90,8 @@ impl Far {
                 Ok(done)
             }
             Err(compare::Failed::Here(error)) => Err(Failed::for_good(error)),
-            Err(compare::Failed::There(error)) => Err(explained(error, &mut self.end)),
+            Err(compare::Failed::There(error)) => Err(Failed::in_session(error, &mut self.end)),
         }
-    }
-}
-
-fn explained(error: SessionError, end: &mut RemoteEnd) -> Failed {
-    Failed {
-        lost: is_lost(&error),
-        held: is_held(&error),
-        error: end.explain(error),
     }
 }
 

@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::attempts::{Attempts, Failed, is_held, is_lost};
+use super::attempts::{Attempts, Failed};
 use super::compare_far::Far;
 use super::elsewhere::Elsewhere;
 use super::progress::Terminal;
@@ -171,11 +171,7 @@ fn attempt(
     let line = Line::new(cancel.clone(), args.remote.timeout.get());
     let client = end
         .connect(&line, &required_features(args), events)
-        .map_err(|error| Failed {
-            lost: error.is_lost(),
-            held: false,
-            error,
-        })?;
+        .map_err(Failed::connecting)?;
     let wanted = Open {
         operation: OPERATION_PULL.to_owned(),
         destination: path.to_owned(),
@@ -185,11 +181,7 @@ fn attempt(
     };
     let mut explain = |error: SessionError, end: &mut RemoteEnd| {
         *recover = error.recover().map(str::to_owned);
-        Failed {
-            lost: is_lost(&error),
-            held: is_held(&error),
-            error: end.explain(error),
-        }
+        Failed::in_session(error, end)
     };
     let pulled = client.pull(wanted);
     let (ready, mut server) = pulled.map_err(|error| explain(error, &mut end))?;

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::attempts::{Attempts, Failed, is_held, is_lost};
+use super::attempts::{Attempts, Failed};
 use super::prestart::connect;
 use super::progress::Speaker;
 use super::send::{Job, RemoteArgs};
@@ -110,22 +110,13 @@ fn attempt(
     let required = required_features(job);
     let party = (job.remote, &job.speaker);
     let connected = connect(job.prestarted, party, host, &line, &required, events);
-    let (mut end, client) = connected.map_err(|error| Failed {
-        lost: error.is_lost(),
-        held: false,
-        error,
-    })?;
+    let (mut end, client) = connected.map_err(Failed::connecting)?;
     summary.far_program = Some(client.agreed().peer.speaker());
     let open = Open {
         destination: path.to_owned(),
         options: apply_options(job, source),
         via: via(job.remote, host),
         ..open(job, source)
-    };
-    let explain = |error: SessionError, end: &mut RemoteEnd| Failed {
-        lost: is_lost(&error),
-        held: is_held(&error),
-        error: end.explain(error),
     };
     // Nothing more is said: the far end hears that its input is closed.
     let conversed = converse(job, source, client, open, host, summary, attempts);
@@ -136,7 +127,7 @@ fn attempt(
             end.close();
             Ok(())
         }
-        Err(Trouble::Session(error)) => Err(explain(error, &mut end)),
+        Err(Trouble::Session(error)) => Err(Failed::in_session(error, &mut end)),
         Err(Trouble::Here(error)) => {
             // It makes durable what it has, and gives the destination free for who runs the same again.
             end.close_within(if job.cancel.is_cancelled() {

@@ -2,7 +2,8 @@
 //!
 //! Guarantees: *untouched* is said only of a file whose size, time of last write and time of last change are what they
 //! were (a time of last write can be put back, that of the last change cannot; but a new name changes that, too, so that
-//! it alone proves nothing, nor does another inode), and of a device that was there all the time and of which this kernel has counted no written sector since. Whatever else
+//! it alone proves nothing, nor does another inode), and of a device that was there all the time and of which this kernel has
+//! counted no written sector since. Whatever else
 //! happened, the answer is *touched* or *unknown*, never *untouched*.
 
 use std::fs::{self, File};
